@@ -1,0 +1,110 @@
+"""The reverse walk: gradients of one Value with respect to everything it was computed from.
+
+In: an output Value and the gradient that arrives at it. Out: `.grad` on every Value reached, each a graph of its own.
+Invariants: the walk is a loop, not a recursion; gradients are built from stand-ins (`Value.stand_in`), so no Value
+keeps itself alive through its own gradient, and a graph is freed the moment its last reference goes.
+Next: ops/elementwise.py, for the rules that this walk applies.
+"""
+
+import threading
+from contextlib import ContextDecorator
+from typing import Any
+
+from needle.errors import GraphError, ShapeError
+from needle.value import Value, find_topo_sort
+
+_NO_GRAPH = (
+    "backward: this Tensor of shape {shape} has no graph: it was not computed from a Tensor with requires_grad=True, "
+    "or it was detached or made under no_grad(). Call backward() on a result of operations; "
+    "the derivative of a linear function is a constant, which has no graph either"
+)
+_OUT_GRAD_SHAPE = (
+    "backward: out_grad has shape {found}, but the Tensor has shape {shape}; give a gradient of the same shape"
+)
+_OUT_GRAD_TYPE = "backward: out_grad must be a Tensor of shape {shape}, not {found}; write ndl.Tensor(...)"
+
+
+class _Recording(threading.local):
+    """Whether ops remember their inputs; each thread has its own answer."""
+
+    enabled: bool = True
+
+
+recording = _Recording()
+
+
+class no_grad(ContextDecorator):
+    """`with ndl.no_grad():` or `@ndl.no_grad()`: operations inside record no graph for `backward`."""
+
+    def __enter__(self) -> None:
+        self._outer = [*getattr(self, "_outer", []), recording.enabled]
+        recording.enabled = False
+
+    def __exit__(self, *exception: object) -> None:
+        recording.enabled = self._outer.pop()
+
+    def _recreate_cm(self) -> "no_grad":
+        return no_grad()
+
+
+def is_recording() -> bool:
+    """Whether operations record a graph in this thread (see `no_grad`)."""
+    return recording.enabled
+
+
+def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
+    """Set `.grad` of every Value that `output_tensor` depends on, through Values with `requires_grad`.
+
+    Args:
+        output_tensor: the Value to differentiate; a non-scalar counts as the sum of its elements times `out_grad`.
+        out_grad: its gradient, of the same shape.
+
+    Raises:
+        GraphError: `output_tensor` has no graph, or an op has no gradient.
+        ShapeError: `out_grad` has another shape.
+    """
+    _check(output_tensor, out_grad)
+    order = [node for node in find_topo_sort([output_tensor]) if node.requires_grad]
+    stands = _stand_ins(order)
+    pending: dict[int, Any] = {id(output_tensor): out_grad}
+    settled: set[int] = set()
+    for node in reversed(order):
+        grad = pending.pop(id(node), None)
+        if grad is None:
+            continue
+        _settle(node, grad, settled)
+        if node.op is None:
+            continue
+        for value, share in zip(node.inputs, node.op.gradient_as_tuple(grad, stands[id(node)]), strict=True):
+            if share is not None and value.requires_grad:
+                sofar = pending.get(id(value))
+                pending[id(value)] = share if sofar is None else sofar + share
+
+
+def _check(output: Any, out_grad: Any) -> None:
+    if output.op is None:
+        raise GraphError(_NO_GRAPH.format(shape=output.shape))
+    if not isinstance(out_grad, Value):
+        raise GraphError(_OUT_GRAD_TYPE.format(shape=output.shape, found=type(out_grad).__name__))
+    if out_grad.spec.shape != output.spec.shape:
+        raise ShapeError(_OUT_GRAD_SHAPE.format(found=out_grad.spec.shape, shape=output.spec.shape))
+
+
+def _stand_ins(order: list[Value]) -> dict[int, Value]:
+    """For each node the Value that gradients may refer to; a stand-in never holds a gradient, so it serves itself."""
+    stands: dict[int, Value] = {}
+    for node in order:
+        if node.origin is not None:
+            stands[id(node)] = node
+        else:
+            stands[id(node)] = node.stand_in(tuple([stands.get(id(value), value) for value in node.inputs]))
+    return stands
+
+
+def _settle(node: Value, grad: Any, settled: set[int]) -> None:
+    """Set the gradient, on the original of a stand-in; where both were reached, they share one sum."""
+    owner = node if node.origin is None else node.origin()
+    if owner is None:
+        return
+    owner.grad = owner.grad + grad if id(owner) in settled else grad
+    settled.add(id(owner))

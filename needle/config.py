@@ -1,0 +1,34 @@
+"""The few settings that come from the environment.
+
+In: `NEEDLE_*` environment variables. Out: plain values, read afresh at each call, so that notebooks can change them.
+Invariant: no other file reads the environment.
+Next: dtype.py.
+
+| variable | meaning | default |
+| --- | --- | --- |
+| NEEDLE_DATA | folders with data sets, separated as in PATH | none |
+| NEEDLE_CACHE | where downloads are kept | the user's cache folder / needle |
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Folder for files that can be fetched or made again; it need not exist yet."""
+    chosen = os.environ.get("NEEDLE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    home = Path.home()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "needle"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "needle"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "needle"
+
+
+def data_dirs() -> list[Path]:
+    """Folders in which data sets are looked for, first match first."""
+    named = os.environ.get("NEEDLE_DATA", "").split(os.pathsep)
+    return [Path(folder).expanduser() for folder in named if folder] + [cache_dir() / "data"]

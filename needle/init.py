@@ -1,0 +1,135 @@
+"""Creating Tensors: constants, random numbers, and the initial weights of layers.
+
+In: shapes. Out: Tensors without graph. Invariant: each function draws from its device once, in the order of the
+calls, so that `np.random.seed` repeats a model; draws are made in float64 and converted.
+Next: functional.py, then nn/module.py.
+"""
+
+import math
+from typing import Any
+
+from needle.device import Device, as_device
+from needle.dtype import as_dtype
+from needle.errors import ArgumentError
+from needle.tensor import Tensor
+
+_RANGE = "{name}: {argument} must be {rule}, not {value}"
+
+
+def _tensor(array: Any, device: Device, dtype: Any, requires_grad: bool) -> Tensor:
+    return Tensor.from_numpy(array.astype(as_dtype(dtype), copy=False), device=device, requires_grad=requires_grad)
+
+
+def rand(
+    *shape: int,
+    low: float = 0.0,
+    high: float = 1.0,
+    device: Device | None = None,
+    dtype: Any = "float32",
+    requires_grad: bool = False,
+) -> Tensor:
+    """Uniform on [low, high)."""
+    device = as_device(device)
+    return _tensor(device.rand(*shape) * (high - low) + low, device, dtype, requires_grad)
+
+
+def randn(
+    *shape: int,
+    mean: float = 0.0,
+    std: float = 1.0,
+    device: Device | None = None,
+    dtype: Any = "float32",
+    requires_grad: bool = False,
+) -> Tensor:
+    """Normal with this mean and standard deviation."""
+    device = as_device(device)
+    return _tensor(device.randn(*shape) * std + mean, device, dtype, requires_grad)
+
+
+def constant(
+    *shape: int, c: float = 1.0, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False
+) -> Tensor:
+    """`c` everywhere."""
+    device = as_device(device)
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+    return _tensor(device.full(shape, c, dtype=dtype), device, dtype, requires_grad)
+
+
+def ones(*shape: int, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+    """1 everywhere."""
+    return constant(*shape, c=1.0, device=device, dtype=dtype, requires_grad=requires_grad)
+
+
+def zeros(*shape: int, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+    """0 everywhere."""
+    return constant(*shape, c=0.0, device=device, dtype=dtype, requires_grad=requires_grad)
+
+
+def randb(
+    *shape: int, p: float = 0.5, device: Device | None = None, dtype: Any = "bool", requires_grad: bool = False
+) -> Tensor:
+    """True (or 1) with probability p."""
+    device = as_device(device)
+    return _tensor(device.rand(*shape) <= p, device, dtype, requires_grad)
+
+
+def one_hot(
+    n: int, i: Tensor, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False
+) -> Tensor:
+    """Rows of the n x n identity for the integers in i: shape (*i.shape, n)."""
+    device = as_device(device)
+    return _tensor(device.one_hot(n, i.numpy(), dtype=dtype), device, dtype, requires_grad)
+
+
+def ones_like(array: Tensor, *, device: Device | None = None, requires_grad: bool = False) -> Tensor:
+    """1 in the shape, dtype and device of `array`."""
+    return ones(*array.shape, device=device or array.device, dtype=array.dtype, requires_grad=requires_grad)
+
+
+def zeros_like(array: Tensor, *, device: Device | None = None, requires_grad: bool = False) -> Tensor:
+    """0 in the shape, dtype and device of `array`."""
+    return zeros(*array.shape, device=device or array.device, dtype=array.dtype, requires_grad=requires_grad)
+
+
+# ------------------------------------------------------------------------------------------------- initial weights
+
+
+def xavier_uniform(fan_in: int, fan_out: int, gain: float = 1.0, **kwargs: Any) -> Tensor:
+    """U(-a, a) of shape (fan_in, fan_out) with a = gain * sqrt(6 / (fan_in + fan_out)).
+
+    Keeps the variance of activations and gradients alike through tanh layers (Glorot and Bengio, 2010).
+    """
+    bound = gain * math.sqrt(6 / _positive("xavier_uniform", fan_in, fan_out))
+    return rand(fan_in, fan_out, low=-bound, high=bound, **kwargs)
+
+
+def xavier_normal(fan_in: int, fan_out: int, gain: float = 1.0, **kwargs: Any) -> Tensor:
+    """N(0, std) of shape (fan_in, fan_out) with std = gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
+    return randn(fan_in, fan_out, std=gain * math.sqrt(2 / _positive("xavier_normal", fan_in, fan_out)), **kwargs)
+
+
+def kaiming_uniform(fan_in: int, fan_out: int, nonlinearity: str = "relu", **kwargs: Any) -> Tensor:
+    """U(-a, a) of shape (fan_in, fan_out) with a = sqrt(2) * sqrt(3 / fan_in).
+
+    Keeps the variance of activations through ReLU layers, which halve it (He et al., 2015).
+    """
+    _only_relu("kaiming_uniform", nonlinearity)
+    bound = math.sqrt(2) * math.sqrt(3 / _positive("kaiming_uniform", fan_in))
+    return rand(fan_in, fan_out, low=-bound, high=bound, **kwargs)
+
+
+def kaiming_normal(fan_in: int, fan_out: int, nonlinearity: str = "relu", **kwargs: Any) -> Tensor:
+    """N(0, std) of shape (fan_in, fan_out) with std = sqrt(2) / sqrt(fan_in) (He et al., 2015)."""
+    _only_relu("kaiming_normal", nonlinearity)
+    return randn(fan_in, fan_out, std=math.sqrt(2) / math.sqrt(_positive("kaiming_normal", fan_in)), **kwargs)
+
+
+def _positive(name: str, *fans: int) -> int:
+    if min(fans) < 1:
+        raise ArgumentError(_RANGE.format(name=name, argument="a fan", rule="at least 1", value=min(fans)))
+    return sum(fans)
+
+
+def _only_relu(name: str, nonlinearity: str) -> None:
+    if nonlinearity != "relu":
+        raise ArgumentError(_RANGE.format(name=name, argument="nonlinearity", rule="'relu'", value=repr(nonlinearity)))

@@ -1,0 +1,80 @@
+"""Linear layers and what stands between them: activation and dropout.
+
+In: (batch, features). Out: (batch, features). Invariant: weights are drawn before biases.
+Next: norm.py.
+"""
+
+from typing import Any
+
+from needle import init
+from needle.device import Device
+from needle.errors import ArgumentError
+from needle.nn.module import Module, Parameter
+from needle.ops import relu
+from needle.tensor import Tensor
+
+_SIZE = "Linear: {name} must be a whole number of at least 1, not {value!r}"
+_PROBABILITY = "Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not {p!r}"
+
+
+class Linear(Module):
+    """y = x @ weight + bias: (..., in_features) -> (..., out_features).
+
+    `weight` (in_features, out_features) is Kaiming uniform with fan_in = in_features;
+    `bias` (1, out_features) is Kaiming uniform with fan_in = out_features, or None.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Device | None = None,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if not hasattr(value, "__index__") or value < 1:
+                raise ArgumentError(_SIZE.format(name=name, value=value))
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(init.kaiming_uniform(in_features, out_features, device=device, dtype=dtype))
+        self.bias: Parameter | None = None
+        if bias:
+            drawn = init.kaiming_uniform(out_features, 1, device=device, dtype=dtype)
+            self.bias = Parameter(drawn.reshape((1, out_features)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight  # (..., out_features)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}" + (", bias=False" if self.bias is None else "")
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return relu(x)
+
+
+class Dropout(Module):
+    """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
+
+    In evaluation it returns x and draws nothing (Srivastava et al., 2014).
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ArgumentError(_PROBABILITY.format(p=p))
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = init.randb(*x.shape, p=1 - self.p, device=x.device)
+        return x * kept / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

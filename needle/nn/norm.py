@@ -1,0 +1,95 @@
+"""Normalisation: activations with mean 0 and variance 1, then scaled and shifted.
+
+In: (batch, dim). Out: (batch, dim). Invariant: statistics are ops, so gradients flow through them; running statistics
+are not.
+Next: loss.py.
+"""
+
+from typing import Any
+
+from needle import init
+from needle.backward import no_grad
+from needle.device import Device
+from needle.errors import ArgumentError, ShapeError
+from needle.nn.module import Module, Parameter
+from needle.tensor import Tensor
+
+_INPUT = "{layer}: needs an input of shape (batch, {dim}), not {shape}"
+_EMPTY_BATCH = "{layer}: the batch is empty (shape {shape}), so it has no mean; skip empty batches"
+_ARGUMENT = "{layer}: {name} must be {rule}, not {value!r}"
+
+
+class _Norm(Module):
+    """What both norms share: the sizes, `weight` and `bias`."""
+
+    def __init__(self, dim: int, eps: float, device: Device | None, dtype: Any) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not hasattr(dim, "__index__") or dim < 1:
+            raise ArgumentError(
+                _ARGUMENT.format(layer=name, name="dim", rule="a whole number of at least 1", value=dim)
+            )
+        if not eps >= 0:
+            raise ArgumentError(_ARGUMENT.format(layer=name, name="eps", rule="at least 0", value=eps))
+        self.dim, self.eps = dim, eps
+        self.weight = Parameter(init.ones(dim, device=device, dtype=dtype))
+        self.bias = Parameter(init.zeros(dim, device=device, dtype=dtype))
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ShapeError(_INPUT.format(layer=type(self).__name__, dim=self.dim, shape=x.shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}"
+
+
+class LayerNorm1d(_Norm):
+    """(x - mean) / sqrt(var + eps) * weight + bias over axis 1, with the biased variance (Ba et al., 2016)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5, device: Device | None = None, dtype: Any = "float32") -> None:
+        super().__init__(dim, eps, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        centred = x - x.mean(1, keepdims=True)  # (batch, dim)
+        variance = (centred * centred).mean(1, keepdims=True)  # (batch, 1)
+        return centred * (variance + self.eps) ** -0.5 * self.weight + self.bias
+
+
+class BatchNorm1d(_Norm):
+    """(x - mean) / sqrt(var + eps) * weight + bias over axis 0 (Ioffe and Szegedy, 2015).
+
+    Training uses the batch's mean and biased variance, and moves `running_mean` and `running_var` towards them:
+    new = (1 - momentum) * old + momentum * observed. Evaluation uses the running values.
+    """
+
+    def __init__(
+        self, dim: int, eps: float = 1e-5, momentum: float = 0.1, device: Device | None = None, dtype: Any = "float32"
+    ) -> None:
+        super().__init__(dim, eps, device, dtype)
+        if not 0 <= momentum <= 1:
+            raise ArgumentError(
+                _ARGUMENT.format(layer="BatchNorm1d", name="momentum", rule="from 0 to 1", value=momentum)
+            )
+        self.momentum = momentum
+        self.running_mean = init.zeros(dim, device=device, dtype=dtype)
+        self.running_var = init.ones(dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        if not self.training:
+            scale = (self.running_var + self.eps) ** -0.5 * self.weight
+            return (x - self.running_mean) * scale + self.bias
+        if not x.shape[0]:
+            raise ShapeError(_EMPTY_BATCH.format(layer=type(self).__name__, shape=x.shape))
+        mean = x.mean(0)  # (dim,)
+        centred = x - mean
+        variance = (centred * centred).mean(0)  # (dim,)
+        self._observe(mean, variance)
+        return centred * ((variance + self.eps) ** -0.5 * self.weight) + self.bias
+
+    @no_grad()
+    def _observe(self, mean: Tensor, variance: Tensor) -> None:
+        keep, new = 1 - self.momentum, self.momentum
+        for running, observed in ((self.running_mean, mean), (self.running_var, variance)):
+            running.data = (running * keep + observed * new).astype(running.dtype)

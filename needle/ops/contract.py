@@ -1,0 +1,38 @@
+"""Contractions: sums of products over a shared axis.
+
+In: two Values. Out: their product. Invariant: both inputs have two axes or more inside the op; the function `matmul`
+adds and removes an axis for vectors. Next: index.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from needle.value import Contraction
+
+
+@dataclass(frozen=True)
+class MatMul(Contraction):
+    """(..., m, k) @ (..., k, n) -> (..., m, n); leading axes broadcast."""
+
+    def compute(self, a: Any, b: Any) -> Any:
+        return a @ b
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        a, b = node.inputs
+        return (
+            out_grad @ b.transpose() if a.requires_grad else None,
+            a.transpose() @ out_grad if b.requires_grad else None,
+        )
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """Matrix product over the last two axes: (..., m, k) @ (..., k, n) -> (..., m, n), leading axes broadcast.
+
+    A vector on the left counts as a row, on the right as a column, and that axis is dropped from the result.
+    """
+    row, column = len(a.shape) == 1, len(b.shape) == 1
+    if not (row or column):
+        return MatMul()(a, b)
+    product = MatMul()(a.reshape((1, *a.shape)) if row else a, b.reshape((*b.shape, 1)) if column else b)
+    *leading, m, n = product.shape
+    return product.reshape((*leading, *([] if row else [m]), *([] if column else [n])))

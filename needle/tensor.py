@@ -1,0 +1,442 @@
+"""Tensor: the array that people write programs with.
+
+In: numbers, lists, NumPy arrays, other Tensors, anything with DLPack. Out: Tensors, through operators and methods that
+each apply one op. Invariant: nothing here computes or differentiates; `from_op` is the one door to both.
+Next: autograd.py, the names that the course uses; functional.py, what is made of several ops.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Self, cast
+
+import numpy as np
+
+from needle import ops
+from needle.backward import compute_gradient_of_variables, recording
+from needle.device import Device, as_device, default_device
+from needle.dtype import Array, DType, as_array
+from needle.errors import DeviceError, DTypeError, GraphError, IndexRangeError, ShapeError
+from needle.value import Axes, Op, Shape, Value, explain
+
+_DEVICES = "{op}: inputs are on different devices ({devices}); create them on one device"
+_DATA_TYPE = ".data can only be set to a Tensor, not to {found}; write p.data = ndl.Tensor(...)"
+_DATA_DTYPE = ".data has dtype {have} and cannot be set to {found}; convert with .astype({have!r})"
+_ONE_ELEMENT = (
+    "{what} needs a Tensor with one element, but this one has shape {shape}; index it, or use .sum() or .numpy()"
+)
+_TRUTH = (
+    "the truth of a Tensor of shape {shape} is not one value; "
+    "to ask whether it exists, write `x is not None`; to ask about its elements, use .numpy().any() or .all()"
+)
+_SET_ITEM = (
+    "x[...] = value would change an array that graphs refer to; "
+    "make a new Tensor with ndl.where(mask, value, x), or change a leaf through x.numpy()[...] = value"
+)
+_NO_LENGTH = "a Tensor of shape () has no length and cannot be iterated over; use .item()"
+_UFUNC = (
+    "numpy.{name} is not an operation of needle, so no gradient could flow; use ndl.ops, or numpy.{name}(x.numpy())"
+)
+
+Operand = Any
+"""What may stand beside a Tensor in an expression: a Tensor, a Python number, or anything that NumPy reads."""
+
+
+class Tensor(Value):
+    """An array that remembers how it was computed.
+
+    Args:
+        array: numbers, nested lists, a NumPy array (copied), or a Tensor.
+        device: where it lives; `ndl.cpu()` by default.
+        dtype: a name such as "float32"; None keeps what NumPy infers.
+        requires_grad: whether `backward` reaches it.
+
+    Raises:
+        DTypeError: not numbers, or an unknown dtype. DeviceError: a device that cannot be used.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self, array: Any, *, device: Device | None = None, dtype: Any = None, requires_grad: bool = True
+    ) -> None:
+        if isinstance(array, Tensor):
+            device = array.device if device is None else device
+            array = array.cached_data
+        self.device = default_device() if device is None else as_device(device)
+        self.cached_data = as_array(array, dtype)
+        self.op, self.inputs, self.grad, self.origin = None, (), None, None
+        self.requires_grad = requires_grad
+
+    @staticmethod
+    def from_numpy(array: Array, *, device: Device | None = None, requires_grad: bool = False) -> "Tensor":
+        """A Tensor that shares the memory of `array`: no copy, no check."""
+        return _make(Tensor, None, (), array, device or default_device(), requires_grad)
+
+    @staticmethod
+    def from_op(op: Op, inputs: tuple[Any, ...]) -> Any:
+        """Apply `op` to `inputs` now, and remember both if a gradient may flow."""
+        try:
+            arrays = [value.cached_data for value in inputs]
+        except AttributeError:  # an array or a number stands among them
+            inputs = tuple([_as_value(value) for value in inputs])
+            arrays = [value.cached_data for value in inputs]
+        device = inputs[0].device
+        requires_grad = False
+        for value in inputs:
+            if value.requires_grad:
+                requires_grad = True
+            if value.device is not device:
+                raise DeviceError(_DEVICES.format(op=op, devices=" and ".join(str(v.device) for v in inputs)))
+        try:
+            data = device.run(op, arrays)
+        except Exception as error:
+            reason = explain(op, inputs, error)
+            if reason is error:
+                raise
+            raise reason from None
+        kind = Tensor
+        if type(data) is tuple:
+            kind = TensorTuple
+        elif type(data) is not np.ndarray:
+            data = np.asarray(data)  # NumPy gives scalars for 0-d results
+        if requires_grad and recording.enabled:
+            return _make(kind, op, inputs, data, device, True)
+        return _make(kind, None, (), data, device, False)
+
+    # ---------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def shape(self) -> Shape:
+        """Lengths of the axes."""
+        return self.cached_data.shape
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+        return self.cached_data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.cached_data.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.cached_data.size
+
+    @property
+    def T(self) -> "Tensor":
+        """The last two axes swapped."""
+        return self.transpose()
+
+    @property
+    def data(self) -> "Tensor":
+        """The same array without the graph. Assigning replaces the array; the dtype must be equal."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: "Tensor") -> None:
+        if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DTypeError(_DATA_TYPE.format(found=type(value).__name__))
+        if value.dtype != self.dtype:
+            raise DTypeError(_DATA_DTYPE.format(have=self.dtype.name, found=value.dtype.name))
+        self.cached_data = value.cached_data
+
+    def detach(self) -> "Tensor":
+        """The same array (shared memory), without the graph and without gradient."""
+        return _make(Tensor, None, (), self.cached_data, self.device, False)
+
+    def backward(self, out_grad: "Tensor | None" = None) -> None:
+        """Set `.grad` of every Value that this one was computed from (replacing an earlier gradient).
+
+        `out_grad` is the gradient that arrives here, of the same shape; ones by default, so that a Tensor with
+        several elements counts as their sum. Each `.grad` is a graph itself: `x.grad.backward()` differentiates again.
+        Raises `GraphError` for a Tensor without a graph, `ShapeError` for an `out_grad` of another shape.
+        """
+        if out_grad is None:
+            out_grad = Tensor.from_numpy(np.ones(self.shape, self.dtype), device=self.device)
+        compute_gradient_of_variables(self, out_grad)
+
+    # ------------------------------------------------------------------------------------- to Python and to NumPy
+
+    def numpy(self) -> Array:
+        """The values as a NumPy array, sharing memory on the CPU."""
+        return self.cached_data
+
+    def item(self) -> Any:
+        """The one element, as a Python number."""
+        return self._only("item()").item()
+
+    def _only(self, what: str) -> Array:
+        if self.size != 1:
+            raise ShapeError(_ONE_ELEMENT.format(what=what, shape=self.shape))
+        return self.cached_data
+
+    def __float__(self) -> float:
+        return float(self._only("float()").item())
+
+    def __int__(self) -> int:
+        return int(self._only("int()").item())
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(_TRUTH.format(shape=self.shape))
+        return bool(self.cached_data.item())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError(_NO_LENGTH)
+        return self.shape[0]
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.cached_data, dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.cached_data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.cached_data.__dlpack_device__()
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """`ndarray + Tensor`, `np.exp(Tensor)` ... become needle's ops, so that gradients flow."""
+        function = _UFUNCS.get(ufunc.__name__)
+        if function is None or method != "__call__" or options:
+            raise DTypeError(_UFUNC.format(name=ufunc.__name__))
+        return function(*(_as_value(value) for value in inputs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A leaf of the same class with a copy of the values; the graph is not copied."""
+        return _make(type(self), None, (), self.cached_data.copy(), self.device, self.requires_grad)
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.cached_data, precision=4, separator=", ", threshold=100, prefix="Tensor(")
+        made = f", op={self.op}" if self.op is not None else ""
+        return f"Tensor({values}, shape={self.shape}, dtype={self.dtype}{made})"
+
+    def __str__(self) -> str:
+        return str(self.cached_data)
+
+    # --------------------------------------------------------------------------------------------------- arithmetic
+
+    def __add__(self, other: Operand) -> "Tensor":
+        if isinstance(other, Value):
+            return ops.Add()(self, other)
+        return ops.AddScalar(other)(self) if type(other) in _NUMBERS else self.__add__(_as_operand(other))
+
+    def __mul__(self, other: Operand) -> "Tensor":
+        if isinstance(other, Value):
+            return ops.Multiply()(self, other)
+        return ops.MulScalar(other)(self) if type(other) in _NUMBERS else self.__mul__(_as_operand(other))
+
+    def __truediv__(self, other: Operand) -> "Tensor":
+        if isinstance(other, Value):
+            return ops.Divide()(self, other)
+        return ops.DivScalar(other)(self) if type(other) in _NUMBERS else self.__truediv__(_as_operand(other))
+
+    def __pow__(self, other: Operand) -> "Tensor":
+        if isinstance(other, Value):
+            return ops.Power()(self, other)
+        return ops.PowerScalar(other)(self) if type(other) in _NUMBERS else self.__pow__(_as_operand(other))
+
+    def __gt__(self, other: Operand) -> "Tensor":
+        if isinstance(other, Value):
+            return ops.Greater()(self, other)
+        return ops.GreaterScalar(other)(self) if type(other) in _NUMBERS else self.__gt__(_as_operand(other))
+
+    def __ge__(self, other: Operand) -> "Tensor":
+        if isinstance(other, Value):
+            return ops.GreaterEqual()(self, other)
+        return ops.GreaterEqualScalar(other)(self) if type(other) in _NUMBERS else self.__ge__(_as_operand(other))
+
+    def __lt__(self, other: Operand) -> "Tensor":
+        return self._beside(other) > self
+
+    def __le__(self, other: Operand) -> "Tensor":
+        return self._beside(other) >= self
+
+    def __sub__(self, other: Operand) -> "Tensor":
+        return self + -_as_operand(other)
+
+    def __rsub__(self, other: Operand) -> "Tensor":
+        return -self + other
+
+    def __rtruediv__(self, other: Operand) -> "Tensor":
+        other = _as_operand(other)
+        return other / self if isinstance(other, Value) else self**-1.0 * other
+
+    def __rpow__(self, other: Operand) -> "Tensor":
+        return self._beside(other) ** self
+
+    def _beside(self, other: Operand) -> Any:
+        """`other` as a Value; a Python number takes the dtype that it would have beside this Tensor."""
+        other = _as_operand(other)
+        return (
+            other
+            if isinstance(other, Value)
+            else Tensor(other, dtype=np.result_type(self.dtype, other), requires_grad=False)
+        )
+
+    def __neg__(self) -> "Tensor":
+        return ops.Negate()(self)
+
+    def __abs__(self) -> "Tensor":
+        return ops.Abs()(self)
+
+    def __matmul__(self, other: Operand) -> "Tensor":
+        return ops.matmul(self, _as_value(other))
+
+    def __rmatmul__(self, other: Operand) -> "Tensor":
+        return ops.matmul(_as_value(other), self)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    # ------------------------------------------------------------------------------------------------------ methods
+
+    def matmul(self, other: Operand) -> "Tensor":
+        """Matrix product: see `ndl.matmul`."""
+        return self @ other
+
+    def sum(self, axes: Axes = None, keepdims: bool = False) -> "Tensor":
+        """Sum over `axes` (int, tuple, or None for all)."""
+        return ops.Summation(axes, keepdims)(self)
+
+    def mean(self, axes: Axes = None, keepdims: bool = False) -> "Tensor":
+        """Arithmetic mean over `axes`."""
+        total = self.sum(axes, keepdims)
+        return total / (self.size // max(total.size, 1))
+
+    def max(self, axes: Axes = None, keepdims: bool = False) -> "Tensor":
+        """Largest element along `axes`."""
+        return ops.Max(axes, keepdims)(self)
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        """The same elements in another shape; one length may be -1."""
+        return ops.Reshape(shape[0] if len(shape) == 1 else shape)(self)
+
+    def broadcast_to(self, shape: Any) -> "Tensor":
+        """Axes of length 1 repeated, and axes added in front, to reach `shape`."""
+        return ops.BroadcastTo(shape)(self)
+
+    def transpose(self, axes: tuple[int, int] | None = None) -> "Tensor":
+        """Two axes swapped, the last two by default."""
+        return ops.transpose(self, axes)
+
+    def permute(self, axes: tuple[int, ...]) -> "Tensor":
+        """All axes reordered: axis i of the result is axis `axes[i]`."""
+        return ops.permute(self, axes)
+
+    def astype(self, dtype: Any) -> "Tensor":
+        """The values in another dtype."""
+        return ops.cast(self, dtype)
+
+    def exp(self) -> "Tensor":
+        """e ** x."""
+        return ops.Exp()(self)
+
+    def log(self) -> "Tensor":
+        """Natural logarithm."""
+        return ops.Log()(self)
+
+    def sqrt(self) -> "Tensor":
+        """Square root."""
+        return ops.Sqrt()(self)
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return ops.getitem(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise GraphError(_SET_ITEM)
+
+
+class TensorTuple(Value):
+    """Several Tensors as one Value: `len`, index, iterate, `tuple()`."""
+
+    __slots__ = ()
+    from_op = Tensor.from_op
+
+    def __len__(self) -> int:
+        return len(self.cached_data)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not -len(self) <= index < len(self):
+            raise IndexRangeError(f"index {index} is outside a TensorTuple of {len(self)} members")
+        return ops.TensorTupleGetItem(index % len(self))(self)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def tuple(self) -> tuple[Tensor, ...]:
+        """The members, as a Python tuple."""
+        return (*self,)
+
+    def __add__(self, other: "TensorTuple") -> "TensorTuple":
+        return ops.MakeTensorTuple()(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def detach(self) -> "TensorTuple":
+        """The same arrays without the graph."""
+        return _make(TensorTuple, None, (), self.cached_data, self.device, False)
+
+    def __repr__(self) -> str:
+        return f"TensorTuple{self.tuple()}"
+
+
+_NUMBERS = frozenset((int, float, bool))
+_new = object.__new__
+
+
+def _make(kind: Any, op: Op | None, inputs: tuple[Any, ...], data: Any, device: Device, requires_grad: bool) -> Any:
+    """A Value without the checks of `Tensor.__init__`."""
+    value = _new(kind)
+    value.op = op
+    value.inputs = inputs
+    value.cached_data = data
+    value.requires_grad = requires_grad
+    value.grad = None
+    value.device = device
+    value.origin = None
+    return value
+
+
+def _as_operand(value: Any) -> Any:
+    """A Value, or a Python number: NumPy's scalars would otherwise impose their dtype."""
+    if isinstance(value, Value) or type(value) in _NUMBERS:
+        return value
+    if isinstance(value, np.generic):
+        return cast("Any", value).item()
+    return _as_value(value)
+
+
+def _as_value(value: Any) -> Value:
+    """A Value: itself, or a constant with these values."""
+    return value if isinstance(value, Value) else Tensor(value, requires_grad=False)
+
+
+_UFUNCS: dict[str, Callable[..., Any]] = {
+    "add": Tensor.__add__,
+    "subtract": Tensor.__sub__,
+    "multiply": Tensor.__mul__,
+    "divide": Tensor.__truediv__,
+    "power": Tensor.__pow__,
+    "matmul": Tensor.__matmul__,
+    "negative": Tensor.__neg__,
+    "absolute": Tensor.__abs__,
+    "greater": Tensor.__gt__,
+    "greater_equal": Tensor.__ge__,
+    "less": Tensor.__lt__,
+    "less_equal": Tensor.__le__,
+    "maximum": ops.maximum,
+    "exp": ops.exp,
+    "log": ops.log,
+    "sqrt": ops.sqrt,
+    "tanh": ops.tanh,
+    "sign": ops.sign,
+}
+
+
+def from_dlpack(array: Any) -> Tensor:
+    """A Tensor that shares memory with an array of another library (`__dlpack__`), without gradient."""
+    return Tensor.from_numpy(np.from_dlpack(array))

@@ -1,0 +1,359 @@
+"""Value and Op: the graph that is both the autograd tape and what a compiler reads.
+
+In: operations called on Values. Out: Values that remember `op` and `inputs`.
+Invariants: an Op is immutable and compares by its fields; its `compute` is plain NumPy and has no side effect; its
+`gradient` uses nothing but operators and methods of `out_grad` and `node.inputs`, so gradients are graphs again.
+Ops never import Tensor: `Op.__call__` asks its first input to make the result (`from_op`).
+Next: backward.py, which walks this graph.
+
+The five families say what an op does to indices, so shape rules (and later loops) are written once per family:
+
+    Elementwise   out[i]    = f(a[i], b[i], ...)         broadcasting; `compute` is one NumPy expression
+    Reduction     out[i]    = combine over k of a[i, k]  over `axes`
+    Movement      out[i]    = a[index_map(i)] or 0       no arithmetic: reshape, transpose, slice ...
+    Contraction   out[i, j] = sum over k of a[i, k] * b[k, j]
+    Indexed       out[i]    = a[index[i]]                the index is data: gather, scatter-add
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, cast
+
+import numpy as np
+
+from needle.dtype import DType, is_float
+from needle.errors import DTypeError, GraphError, NeedleError, ShapeError
+
+Shape = tuple[int, ...]
+Axes = int | Sequence[int] | None
+
+
+def as_tuple(thing: Any) -> tuple[Any, ...]:
+    """A tuple or list as a tuple; anything else as a tuple of one."""
+    return tuple(cast("Sequence[Any]", thing)) if isinstance(thing, tuple | list) else (thing,)
+
+
+class Spec(NamedTuple):
+    """What is known of a Value before it is computed."""
+
+    shape: Shape
+    dtype: DType
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- Value
+
+
+class Value:
+    """A node of the graph: an array, the op that made it, and that op's inputs.
+
+    `op` is None and `inputs` is empty for leaves. `grad` is set by `backward`. `origin` is None, except in the
+    stand-ins that gradient graphs refer to (see `stand_in`).
+    """
+
+    __slots__ = ("__weakref__", "cached_data", "device", "grad", "inputs", "op", "origin", "requires_grad")
+
+    op: "Op | None"
+    inputs: "tuple[Any, ...]"
+    cached_data: Any
+    requires_grad: bool
+    grad: Any
+    device: Any
+    origin: "weakref.ref[Value] | None"
+
+    def realize_cached_data(self) -> Any:
+        """The array of this Value, on its device (a NumPy array on the CPU)."""
+        return self.cached_data
+
+    def is_leaf(self) -> bool:
+        """Whether no op made this Value."""
+        return self.op is None
+
+    @property
+    def spec(self) -> Spec:
+        """Shape and dtype of the array."""
+        return Spec(self.cached_data.shape, self.cached_data.dtype)
+
+    @staticmethod
+    def from_op(op: "Op", inputs: "tuple[Any, ...]") -> Any:
+        """Apply `op` to `inputs` now. Tensor defines it."""
+        raise NotImplementedError
+
+    def stand_in(self, inputs: "tuple[Any, ...]") -> Self:
+        """A second Value for the same array and op, which knows this one only weakly.
+
+        `x.grad` holds a graph that reads x. If it held x itself, x and x.grad would keep each other alive, and
+        every training step would wait for the garbage collector. Its graph holds stand-ins instead.
+        """
+        copy = object.__new__(type(self))
+        copy.op = self.op
+        copy.inputs = inputs
+        copy.cached_data = self.cached_data
+        copy.requires_grad = True
+        copy.grad = None
+        copy.device = self.device
+        copy.origin = weakref.ref(self)
+        return copy
+
+
+def find_topo_sort(node_list: Sequence[Value]) -> list[Value]:
+    """All nodes that `node_list` depends on, in post-order: inputs first, in input order, each once.
+
+    A node's gradient is complete only when all of its users have added to it: the reverse of this order visits users
+    first. The stack is explicit, because a Python recursion ends at depth 1,000.
+    """
+    order: list[Value] = []
+    seen: set[int] = set()
+    for root in node_list:
+        if id(root) in seen:
+            continue
+        seen.add(id(root))
+        stack = [(root, iter(root.inputs))]
+        while stack:
+            node, remaining = stack[-1]
+            for child in remaining:
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    stack.append((child, iter(child.inputs)))
+                    break
+            else:
+                stack.pop()
+                order.append(node)
+    return order
+
+
+# ------------------------------------------------------------------------------------------------------------------- Op
+
+_NO_COMPUTE = "{op}: {method}() is not defined; write `def {method}(self, {arguments})` in class {name}"
+_NO_INFER = "{op}: the shape of its result is known only after computing it"
+_GRADIENT_COUNT = "{op}: gradient() gave {given} gradients for {inputs} inputs; return one for each input"
+_GRADIENT_TYPE = "{op}: gradient() gave a {found}; return a Tensor that is made by operations on out_grad"
+_GRADIENT_SHAPE = (
+    "{op}: gradient() gave shape {found} for an input of shape {shape}; "
+    "return the input's shape, or one that the input was broadcast to"
+)
+
+
+class Op:
+    """An operation: `compute` on arrays and `gradient` on Values. Calling it on Values gives a Value."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        for value in inputs:
+            if isinstance(value, Value):
+                return value.from_op(self, inputs)
+        kinds = ", ".join(type(value).__name__ for value in inputs) or "nothing"
+        raise DTypeError(f"{self}: needs a Tensor, but was given {kinds}; wrap it as ndl.Tensor(...)")
+
+    def compute(self, *arrays: Any, **_: Any) -> Any:
+        """The result, as an array, from the inputs' arrays."""
+        name = type(self).__name__
+        raise NotImplementedError(_NO_COMPUTE.format(op=self, method="compute", name=name, arguments="*arrays"))
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        """Gradients of the inputs of `node` (a Value or a tuple of Values) from that of its output.
+
+        Shape `(...)` of each is the output's or the input's: `gradient_as_tuple` sums it to the input's.
+        None stands for "no gradient".
+        """
+        name = type(self).__name__
+        raise NotImplementedError(_NO_COMPUTE.format(op=self, method="gradient", name=name, arguments="out_grad, node"))
+
+    def gradient_as_tuple(self, out_grad: Any, node: Any) -> tuple[Any, ...]:
+        """`gradient`, always as a tuple, each entry in the shape and floating-point dtype of its input."""
+        given = self.gradient(out_grad, node)
+        grads = as_tuple(given)
+        if len(grads) != len(node.inputs):
+            raise GraphError(_GRADIENT_COUNT.format(op=self, given=len(grads), inputs=len(node.inputs)))
+        return tuple([_fit(self, grad, value) for grad, value in zip(grads, node.inputs, strict=True)])
+
+    def infer(self, *inputs: Spec) -> Spec:
+        """Shape and dtype of the result, or the error that explains why there is none."""
+        raise NotImplementedError(_NO_INFER.format(op=self))
+
+    def decompose(self, *inputs: Any) -> Any:
+        """The same result by ops of the five families; None for an op that belongs to one itself."""
+        return None
+
+    def __repr__(self) -> str:
+        return type(self).__name__ + "()"
+
+
+def _fit(op: Op, grad: Any, value: Any) -> Any:
+    """`grad` in the shape and dtype of `value`: broadcasting is undone here, for every op, by summation."""
+    if grad is None or type(value.cached_data) is tuple:
+        return grad
+    if not isinstance(grad, Value):
+        raise GraphError(_GRADIENT_TYPE.format(op=op, found=type(grad).__name__))
+    found, wanted = grad.cached_data, value.cached_data
+    fitted: Any = grad
+    if found.shape != wanted.shape:
+        fitted = _unbroadcast(op, grad, wanted.shape)
+    if found.dtype != wanted.dtype and is_float(wanted.dtype):
+        fitted = fitted.astype(wanted.dtype)
+    return fitted
+
+
+def _unbroadcast(op: Op, grad: Any, shape: Shape) -> Any:
+    extra = len(grad.shape) - len(shape)
+    if extra < 0 or any(n not in (1, g) for n, g in zip(shape, grad.shape[extra:], strict=True)):
+        raise ShapeError(_GRADIENT_SHAPE.format(op=op, found=grad.shape, shape=shape))
+    stretched = [extra + i for i, n in enumerate(shape) if n == 1 and grad.shape[extra + i] != 1]
+    total = grad.sum((*range(extra), *stretched))
+    return total if total.shape == shape else total.reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------- the five families
+
+_BROADCAST = (
+    "{op}: shapes {shapes} do not fit together: axis {axis} has lengths {lengths}. "
+    "Axes are aligned from the right and must be equal or 1; use reshape or broadcast_to on one of them"
+)
+_AXIS_RANGE = "{op}: axis {axis} does not exist in shape {shape}; axes go from {low} to {high}"
+_AXIS_TWICE = "{op}: axes {axes} name an axis of shape {shape} twice; name each axis once"
+_AXIS_TYPE = "{op}: axes must be an int, a tuple of ints or None, not {axes!r}"
+_NO_DTYPE = "{op}: is not defined for {dtypes} ({reason}); convert with .astype('float32')"
+_MATMUL_NDIM = "{op}: shapes {a} @ {b}: each side needs at least 2 axes; use reshape, or * for a product by elements"
+_MATMUL_INNER = (
+    "{op}: shapes {a} @ {b}: the last axis of the first ({k}) must equal "
+    "the second-to-last axis of the second ({n}){hint}"
+)
+
+
+def probe_dtype(op: Op, *inputs: Spec) -> DType:
+    """The dtype that `op.compute` gives: asked of NumPy itself, with arrays of one element."""
+    try:
+        return np.asarray(op.compute(*(np.ones((1,) * len(s.shape), s.dtype) for s in inputs))).dtype
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DTypeError(
+            _NO_DTYPE.format(op=op, dtypes=" and ".join(str(s.dtype) for s in inputs), reason=error)
+        ) from error
+
+
+def broadcast_shapes(op: Op, *shapes: Shape) -> Shape:
+    """The common shape under NumPy's broadcasting rule. Raises `ShapeError`."""
+    ndim = max(map(len, shapes), default=0)
+    result: list[int] = []
+    for axis in range(-ndim, 0):
+        lengths = {shape[axis] for shape in shapes if len(shape) >= -axis}
+        if len(lengths - {1}) > 1:
+            listed = " and ".join(map(str, shapes))
+            sizes = " and ".join(str(shape[axis]) for shape in shapes if len(shape) >= -axis)
+            raise ShapeError(_BROADCAST.format(op=op, shapes=listed, axis=axis, lengths=sizes))
+        result.append(max(lengths - {1}, default=1) if 0 not in lengths else 0)
+    return tuple(result)
+
+
+def as_axes(op: Op, axes: Axes, shape: Shape) -> tuple[int, ...]:
+    """`axes` (int, sequence or None for all) as a tuple of axes >= 0 of `shape`. Raises `ShapeError`."""
+    ndim = len(shape)
+    if axes is None:
+        return tuple(range(ndim))
+    try:
+        listed = tuple([axis.__index__() for axis in as_tuple(axes)])
+    except AttributeError:
+        raise ShapeError(_AXIS_TYPE.format(op=op, axes=axes)) from None
+    for axis in listed:
+        if not -ndim <= axis < ndim:
+            raise ShapeError(_AXIS_RANGE.format(op=op, axis=axis, shape=shape, low=-ndim, high=ndim - 1))
+    positive = tuple(axis % ndim for axis in listed)
+    if len(set(positive)) != len(positive):
+        raise ShapeError(_AXIS_TWICE.format(op=op, axes=axes, shape=shape))
+    return positive
+
+
+class TensorOp(Op):
+    """An op whose result is one Tensor: the base class for a user's own ops."""
+
+
+class TensorTupleOp(Op):
+    """An op whose result is a TensorTuple; `compute` returns a tuple of arrays."""
+
+
+class Elementwise(TensorOp):
+    """out[i] = f(a[i], b[i], ...): `compute` is one NumPy expression that treats every element alike."""
+
+    def infer(self, *inputs: Spec) -> Spec:
+        """The broadcast shape; the dtype that NumPy gives."""
+        shape = broadcast_shapes(self, *(s.shape for s in inputs))
+        return Spec(shape, probe_dtype(self, *inputs))
+
+
+@dataclass(frozen=True)
+class Reduction(TensorOp):
+    """Combines all elements along `axes` (int, tuple, or None for all axes), which are dropped or kept as length 1."""
+
+    axes: Axes = None
+    keepdims: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.axes, list):
+            object.__setattr__(self, "axes", tuple(self.axes))
+
+    def infer(self, *inputs: Spec) -> Spec:
+        """The input's shape without the reduced axes."""
+        (a,) = inputs
+        reduced = as_axes(self, self.axes, a.shape)
+        kept = [1 if i in reduced else n for i, n in enumerate(a.shape) if self.keepdims or i not in reduced]
+        return Spec(tuple(kept), probe_dtype(self, a))
+
+    def spread(self, value: Any, shape: Shape) -> Any:
+        """`value` (the reduced result, or its gradient) broadcast back over the reduced axes of `shape`."""
+        if not self.keepdims:
+            reduced = as_axes(self, self.axes, shape)
+            value = value.reshape(tuple([1 if i in reduced else n for i, n in enumerate(shape)]))
+        return value.broadcast_to(shape)
+
+
+class Movement(TensorOp):
+    """Moves elements without arithmetic; each subclass gives the shape rule `out_shape`."""
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """The shape of the result. Raises `ShapeError` where the op does not fit `shape`."""
+        raise NotImplementedError
+
+    def infer(self, *inputs: Spec) -> Spec:
+        """`out_shape`, and the input's dtype."""
+        (a,) = inputs
+        return Spec(self.out_shape(a.shape), a.dtype)
+
+
+class Contraction(TensorOp):
+    """A sum of products over a shared axis: (..., m, k) with (..., k, n) gives (..., m, n)."""
+
+    def infer(self, *inputs: Spec) -> Spec:
+        """Leading axes broadcast; the two inner axes must be equal."""
+        a, b = inputs
+        if len(a.shape) < 2 or len(b.shape) < 2:
+            raise ShapeError(_MATMUL_NDIM.format(op=self, a=a.shape, b=b.shape))
+        if a.shape[-1] != b.shape[-2]:
+            hint = "; the second would fit transposed" if a.shape[-1] == b.shape[-1] else ""
+            raise ShapeError(
+                _MATMUL_INNER.format(op=self, a=a.shape, b=b.shape, k=a.shape[-1], n=b.shape[-2], hint=hint)
+            )
+        leading = broadcast_shapes(self, a.shape[:-2], b.shape[:-2])
+        return Spec((*leading, a.shape[-2], b.shape[-1]), probe_dtype(self, a, b))
+
+
+class Indexed(TensorOp):
+    """Reads or adds at positions that are data: the index arrays are inputs of the op."""
+
+
+FAMILIES: tuple[type[TensorOp], ...] = (Elementwise, Reduction, Movement, Contraction, Indexed)
+"""What a compiler must know; an op outside them runs as its own `compute`."""
+
+
+def explain(op: Op, inputs: Sequence[Value], error: Exception) -> Exception:
+    """The error for a person after `op.compute` failed with `error`: the family's rule says what did not fit."""
+    if isinstance(error, NeedleError | NotImplementedError):
+        return error
+    try:
+        op.infer(*(value.spec for value in inputs))
+    except NeedleError as reason:
+        return reason
+    except (NotImplementedError, AttributeError):
+        pass
+    error.add_note(f"while computing {op} on " + ", ".join(str(value) for value in inputs))
+    return error
