@@ -41,3 +41,7 @@ class DataError(NeedleError, ValueError):
 
 class CheckpointError(NeedleError, ValueError):
     """A checkpoint that is damaged, incomplete, or made for another model."""
+
+
+class TraceError(NeedleError, RuntimeError):
+    """Code inside `ndl.compile` that a compiled function could not repeat faithfully."""

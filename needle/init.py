@@ -12,6 +12,7 @@ from needle.device import Device, as_device
 from needle.dtype import as_dtype
 from needle.errors import ArgumentError
 from needle.tensor import Tensor
+from needle.tracing import active
 
 _RANGE = "{name}: {argument} must be {rule}, not {value}"
 
@@ -30,6 +31,8 @@ def rand(
 ) -> Tensor:
     """Uniform on [low, high)."""
     device = as_device(device)
+    if active.tracer is not None:
+        return (active.tracer.uniform(shape) * (high - low) + low).astype(dtype)
     return _tensor(device.rand(*shape) * (high - low) + low, device, dtype, requires_grad)
 
 
@@ -52,6 +55,8 @@ def constant(
     """`c` everywhere."""
     device = as_device(device)
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+    if active.tracer is not None:
+        return active.tracer.full(c, shape, as_dtype(dtype))
     return _tensor(device.full(shape, c, dtype=dtype), device, dtype, requires_grad)
 
 
@@ -70,6 +75,8 @@ def randb(
 ) -> Tensor:
     """True (or 1) with probability p."""
     device = as_device(device)
+    if active.tracer is not None:
+        return (active.tracer.uniform(shape) <= p).astype(dtype)
     return _tensor(device.rand(*shape) <= p, device, dtype, requires_grad)
 
 
@@ -78,6 +85,8 @@ def one_hot(
 ) -> Tensor:
     """Rows of the n x n identity for the integers in i: shape (*i.shape, n)."""
     device = as_device(device)
+    if active.tracer is not None:
+        return active.tracer.one_hot(n, i).astype(dtype)
     return _tensor(device.one_hot(n, i.numpy(), dtype=dtype), device, dtype, requires_grad)
 
 

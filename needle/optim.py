@@ -17,6 +17,7 @@ import numpy as np
 from needle.dtype import Array
 from needle.errors import ArgumentError, CheckpointError, GraphError
 from needle.tensor import Tensor
+from needle.tracing import active
 
 _NO_PARAMETERS = "{name}: the list of parameters is empty; give model.parameters(), and check that the model has layers"
 _NOT_PARAMETER = "{name}: parameter {index} is a {found}, not a Tensor; give model.parameters()"
@@ -64,10 +65,15 @@ class Optimizer:
 
     def step(self) -> Any:
         """Move every parameter that has a gradient."""
+        if active.tracer is not None:
+            active.tracer.step(self)
+            return
         self.t += 1
         for i, p in enumerate(self.params):
             if p.grad is not None:
-                p.cached_data = self.update(p.cached_data, self._gradient(i, p), *self._state(i, p))
+                p.cached_data, *states = self.update(p.cached_data, self._gradient(i, p), *self._state(i, p))
+                for name, array in zip(self.state_names, states, strict=True):
+                    self.state[name][i] = array
 
     def _gradient(self, i: int, p: Tensor) -> Array:
         grad = p.grad.cached_data
@@ -163,7 +169,7 @@ class SGD(Optimizer):
             grad = grad + p * self.weight_decay
         u *= self.momentum
         u += grad * (1 - self.momentum)
-        return p - u * self.lr
+        return p - u * self.lr, u
 
 
 class Adam(Optimizer):
@@ -202,7 +208,7 @@ class Adam(Optimizer):
         v += grad * grad * (1 - self.beta2)
         scale = (v / (1 - self.beta2**self.t)) ** 0.5
         scale += self.eps
-        return p - m * (self.lr / (1 - self.beta1**self.t)) / scale
+        return p - m * (self.lr / (1 - self.beta1**self.t)) / scale, m, v
 
 
 class Newton(Optimizer):

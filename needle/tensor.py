@@ -15,6 +15,7 @@ from needle.backward import compute_gradient_of_variables, recording
 from needle.device import Device, as_device, default_device
 from needle.dtype import Array, DType, as_array
 from needle.errors import DeviceError, DTypeError, GraphError, IndexRangeError, ShapeError
+from needle.tracing import HostNumber, active
 from needle.value import Axes, Op, Shape, Value, explain
 
 _DEVICES = "{op}: inputs are on different devices ({devices}); create them on one device"
@@ -73,7 +74,9 @@ class Tensor(Value):
 
     @staticmethod
     def from_op(op: Op, inputs: tuple[Any, ...]) -> Any:
-        """Apply `op` to `inputs` now, and remember both if a gradient may flow."""
+        """Apply `op` to `inputs` now, and remember both if a gradient may flow. In a trace, record it instead."""
+        if active.tracer is not None:
+            return active.tracer.record(op, inputs)
         try:
             arrays = [value.cached_data for value in inputs]
         except AttributeError:  # an array or a number stands among them
@@ -144,6 +147,8 @@ class Tensor(Value):
 
     def detach(self) -> "Tensor":
         """The same array (shared memory), without the graph and without gradient."""
+        if active.tracer is not None:
+            return active.tracer.detach(self)
         return _make(Tensor, None, (), self.cached_data, self.device, False)
 
     def backward(self, out_grad: "Tensor | None" = None) -> None:
@@ -153,7 +158,9 @@ class Tensor(Value):
         several elements counts as their sum. Each `.grad` is a graph itself: `x.grad.backward()` differentiates again.
         Raises `GraphError` for a Tensor without a graph, `ShapeError` for an `out_grad` of another shape.
         """
-        if out_grad is None:
+        if out_grad is None and active.tracer is not None:
+            out_grad = active.tracer.full(1, self.shape, self.dtype)
+        elif out_grad is None:
             out_grad = Tensor.from_numpy(np.ones(self.shape, self.dtype), device=self.device)
         compute_gradient_of_variables(self, out_grad)
 
@@ -384,7 +391,7 @@ class TensorTuple(Value):
         return f"TensorTuple{self.tuple()}"
 
 
-_NUMBERS = frozenset((int, float, bool))
+_NUMBERS = frozenset((int, float, bool, HostNumber))
 _new = object.__new__
 
 

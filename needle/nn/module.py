@@ -14,6 +14,7 @@ import numpy as np
 from needle.dtype import Array
 from needle.errors import CheckpointError, NeedleError
 from needle.tensor import Tensor
+from needle.tracing import active
 
 _MISSING = "load_state_dict: {missing}{unexpected}; the state must come from a model with the same layers"
 _SHAPE = (
@@ -57,6 +58,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward(); write `def forward(self, x)` in it")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if active.tracer is not None:
+            active.tracer.visit(self)
         try:
             return self.forward(*inputs, **options)
         except NeedleError as error:

@@ -1,0 +1,460 @@
+"""`ndl.compile`: a function that trains or evaluates becomes one native function.
+
+In: a Python function on Tensors. Out: a `Step` that is called like it. Invariant: a call gives what the function itself
+would give, or raises `TraceError`; whatever the result depends on is an input, a guard, or an error.
+Next: compiler/__init__.py, the six stages.
+
+The function runs once for each new key, with Symbols in place of arrays: that is the trace. A Tensor from outside is
+read afresh on each call; a Tensor written (`.data =`, an optimizer, running statistics) is written back after it.
+"""
+
+import copy
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from needle.backward import no_grad, recording
+from needle.compiler import Program, build
+from needle.compiler.graph import Graph, Input, Node, infer
+from needle.device import default_device
+from needle.dtype import Array
+from needle.errors import IndexRangeError, TraceError
+from needle.guard import Guard
+from needle.nn.module import Module
+from needle.ops import Equal
+from needle.ops.create import Arange, Full, Uniform
+from needle.optim import Optimizer
+from needle.tensor import Tensor, TensorTuple
+from needle.tracing import HostNumber, Symbol, active, user_site
+from needle.value import Op, Spec, TensorTupleOp, Value
+
+_OPTIMIZER = "{site}: {name}.step() cannot be compiled, because it reads values; call it outside of ndl.compile"
+_RESULT = "a compiled function returns Tensors, numbers, None, and lists, tuples or dicts of them, not {found}"
+_FUSED_GRADIENT = (
+    "this gradient was used up inside a compiled function, where the optimizer's update is part of the product that "
+    "makes it; to keep it, write @ndl.compile(keep_grads=True)"
+)
+_LABEL = "one_hot: {found} is not one of {n} classes; integers go from 0 to {last}"
+
+
+@dataclass
+class Cell:
+    """Where an input that is not an argument lives: `holder.cached_data`, or `holder[key]` for optimizer state."""
+
+    holder: Any
+    key: int | None = None
+
+    def get(self) -> Array:
+        """The array that it holds now."""
+        return self.holder.cached_data if self.key is None else self.holder[self.key]
+
+    def set(self, array: Any) -> None:
+        """Replace the array."""
+        if self.key is None:
+            self.holder.cached_data = array
+        else:
+            self.holder[self.key] = array
+
+
+class Trace:
+    """Records what a function does to Tensors."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Node] = []
+        self.cells: list[Cell | None] = []  # for each input; None for arguments
+        self.known: dict[tuple[int, int | None], int] = {}  # (id of holder, key) -> input
+        self.before: list[Array | None] = []  # the array of each cell when it was first seen
+        self.grads: dict[int, Any] = {}
+        self.numbers: dict[HostNumber, int] = {}
+        self.draws = 0
+        self.steps: dict[int, tuple[Optimizer, int]] = {}
+        self.states: dict[tuple[int, int], tuple[Cell, Tensor]] = {}
+        self.labels: list[tuple[int, int]] = []  # (input, classes): to be checked before each call
+        self.guard = Guard()
+
+    # ---------------------------------------------------------------------------------- the Tracer of tracing.py
+
+    def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
+        """A Tensor for `op(*inputs)`, and a node for it."""
+        values = [v if isinstance(v, Value) else Tensor(v, requires_grad=False) for v in inputs]
+        requires_grad = recording.enabled and any(v.requires_grad for v in values)
+        kept = (op, tuple(values)) if requires_grad else (None, ())
+        if isinstance(op, TensorTupleOp):
+            data = op.compute(*(self._symbol(v) for v in values))
+            return self._wrap(TensorTuple, kept, data, requires_grad)
+        if values and isinstance(values[0], TensorTuple):
+            return self._wrap(Tensor, kept, op.compute(values[0].cached_data), requires_grad)
+        simple = op.decompose(*(self._wrap(Tensor, (None, ()), self._symbol(v), False) for v in values))
+        if simple is not None:
+            return self._wrap(Tensor, kept, simple.cached_data, requires_grad)
+        nodes = tuple([self.node_of(v) for v in values])
+        return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
+
+    def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
+        try:
+            spec = infer(op, [n.spec for n in nodes])
+        except NotImplementedError:
+            raise TraceError(
+                f"{user_site()}: {op} is not of a family that can be compiled; call it outside of ndl.compile"
+            ) from None
+        return Symbol(Node(op, nodes, spec, user_site()), spec, self)
+
+    def _numbered(self, op: Op) -> Op:
+        scalar = getattr(op, "scalar", None)
+        if isinstance(scalar, HostNumber):
+            scalar.index = self.numbers.setdefault(scalar, len(self.numbers))
+        return op
+
+    def _wrap(self, kind: Any, kept: tuple[Any, Any], data: Any, requires_grad: bool) -> Any:
+        value = Tensor.from_numpy(np.empty(0)) if kind is Tensor else object.__new__(kind)
+        value.op, value.inputs = kept
+        value.cached_data, value.requires_grad, value.grad = data, requires_grad, None
+        value.device, value.origin = default_device(), None
+        return value
+
+    def _symbol(self, value: Any) -> Symbol:
+        node = self.node_of(value)
+        return Symbol(node, node.spec, self)
+
+    def node_of(self, value: Any) -> Node:
+        """The node of a traced Tensor, or a new input for one from outside."""
+        data = value.cached_data
+        if isinstance(data, Symbol):
+            if data.tracer is not self:
+                raise data._refuse("the trace")  # pyright: ignore[reportPrivateUsage]
+            return data.node
+        owner = None if value.origin is None else value.origin()
+        return self.read(Cell(value if owner is None else owner))
+
+    def read(self, cell: Cell) -> Node:
+        """The input node for what a cell held when the trace began."""
+        key = (id(cell.holder), cell.key)
+        if key not in self.known:
+            array = cell.get()
+            if isinstance(array, Symbol):
+                raise TraceError(f"{user_site()}: this Tensor was written before it was read in the compiled function")
+            self.known[key] = self.add_input(Spec(array.shape, array.dtype), cell, array)
+        return self.inputs[self.known[key]]
+
+    def add_input(self, spec: Spec, cell: Cell | None, array: Array | None) -> int:
+        """A new input; returns its index."""
+        self.inputs.append(Node(Input(len(self.inputs)), (), spec))
+        self.cells.append(cell)
+        self.before.append(array)
+        return len(self.inputs) - 1
+
+    def detach(self, value: Any) -> Tensor:
+        """The same node without the graph."""
+        return self._wrap(Tensor, (None, ()), self._symbol(value), False)
+
+    def create(self, op: Op) -> Tensor:
+        """A Tensor made from nothing."""
+        return self._wrap(Tensor, (None, ()), self._made(self._numbered(op), ()), False)
+
+    def full(self, value: float, shape: Any, dtype: Any) -> Tensor:
+        """`value` everywhere."""
+        return self.create(Full(value, tuple(shape), np.dtype(dtype).name))
+
+    def uniform(self, shape: Any) -> Tensor:
+        """Random numbers, keyed by one draw from NumPy's generator for each call of the function."""
+        self.draws += 1
+        shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else tuple(shape)
+        seed = HostNumber(("seed",), lambda: float(np.random.randint(0, 2**32, dtype=np.int64)))
+        return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
+
+    def one_hot(self, n: int, i: Tensor) -> Tensor:
+        """Comparison with 0 ... n - 1; labels that come from outside are checked before each call."""
+        node = self.node_of(i)
+        if isinstance(node.op, Input):
+            self.labels.append((node.op.index, n))
+        return Equal()(i.detach().reshape((*i.shape, 1)), self.create(Arange(n)))
+
+    def visit(self, module: Module) -> None:
+        """A module is used: its attributes and its mode are guards."""
+        self.guard.watch(module)
+
+    def step(self, optimizer: Optimizer) -> None:
+        """`optimizer.step()`: its numbers are read on each call, its state is read and written."""
+        if type(optimizer).update is Optimizer.update:
+            raise TraceError(_OPTIMIZER.format(site=user_site(), name=type(optimizer).__name__))
+        _, count = self.steps.get(id(optimizer), (optimizer, 0))
+        self.steps[id(optimizer)] = (optimizer, count + 1)
+        shadow = self._with_numbers(optimizer, count + 1)
+        with no_grad():
+            for i, p in enumerate(optimizer.params):
+                if p.grad is not None:
+                    self._update(optimizer, shadow, i, p)
+
+    def _with_numbers(self, optimizer: Optimizer, count: int) -> Any:
+        shadow = copy.copy(optimizer)
+        me = id(optimizer)
+        shadow.t = HostNumber((me, "t", count), lambda: optimizer.t + count)  # pyright: ignore[reportAttributeAccessIssue]
+        for name in optimizer.hyper_names:
+            if getattr(optimizer, name):
+                setattr(shadow, name, HostNumber((me, name), lambda name=name: float(getattr(optimizer, name)), True))
+            self.guard.watch_number(optimizer, name)
+        return shadow
+
+    def _update(self, optimizer: Optimizer, shadow: Any, i: int, p: Tensor) -> None:
+        states: list[Tensor] = []
+        for name in optimizer.state_names:
+            listed = optimizer.state[name]
+            if listed[i] is None:
+                listed[i] = np.zeros(p.shape, p.dtype)
+            if (id(listed), i) not in self.states:
+                cell = Cell(listed, i)
+                node = self.read(cell)
+                state = self._wrap(Tensor, (None, ()), Symbol(node, node.spec, self), False)
+                self.states[id(listed), i] = (cell, state)
+            states.append(self.states[id(listed), i][1])
+        self.node_of(p)
+        grad = p.grad.detach().astype(p.dtype)
+        new, *after = shadow.update(p.detach(), grad, *states)
+        p.cached_data = new.astype(p.dtype).cached_data
+        for name, state in zip(optimizer.state_names, after, strict=True):
+            listed = optimizer.state[name]
+            self.states[id(listed), i] = (self.states[id(listed), i][0], state.astype(p.dtype))
+
+    # ------------------------------------------------------------------------------------------------ at the end
+
+    def updates(self) -> dict[int, Node]:
+        """Inputs that the function has written, with their new values."""
+        changed: dict[int, Node] = {}
+        for i, cell in enumerate(self.cells):
+            if cell is not None and cell.key is None and isinstance(cell.get(), Symbol):
+                changed[i] = cell.get().node  # pyright: ignore[reportAttributeAccessIssue]
+        for (holder, key), (_, tensor) in self.states.items():
+            changed[self.known[holder, key]] = self.node_of(tensor)
+        return {i: node for i, node in changed.items() if node is not self.inputs[i]}
+
+    def restore(self) -> None:
+        """Put back every array that the trace replaced."""
+        for cell, array in zip(self.cells, self.before, strict=True):
+            if cell is not None:
+                cell.set(array)
+
+
+# ------------------------------------------------------------------------------------------------ arguments and results
+
+
+def flatten(thing: Any, leaves: list[Any]) -> Any:
+    """The leaves (Tensors and arrays) of lists, tuples and dicts, and a key that describes everything else."""
+    if isinstance(thing, Tensor):
+        leaves.append(thing)
+        data = thing.cached_data
+        return ("T", data.shape, data.dtype, thing.requires_grad)
+    if isinstance(thing, np.ndarray):
+        leaves.append(thing)
+        return ("A", thing.shape, thing.dtype)  # pyright: ignore[reportUnknownMemberType]
+    if isinstance(thing, list | tuple):
+        return (type(thing), *[flatten(t, leaves) for t in thing])  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(thing, dict):
+        return (dict, *[(k, flatten(t, leaves)) for k, t in thing.items()])  # pyright: ignore[reportUnknownVariableType]
+    return (type(thing), thing) if isinstance(thing, int | float | str | bool | type(None)) else ("object", id(thing))
+
+
+def rebuild(thing: Any, fresh: list[Any]) -> Any:
+    """`thing` with its leaves replaced by those of `fresh`, in order."""
+    if isinstance(thing, Tensor | np.ndarray):
+        return fresh.pop(0)
+    if isinstance(thing, list | tuple):
+        return type(thing)([rebuild(t, fresh) for t in thing])  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(thing, dict):
+        return {k: rebuild(t, fresh) for k, t in thing.items()}  # pyright: ignore[reportUnknownVariableType]
+    return thing
+
+
+@dataclass
+class Compiled:
+    """One trace, compiled: what to read before a call, and what to write after it."""
+
+    program: Program
+    graph: Graph
+    trace: Trace
+    result: Any
+    arguments: int
+    outputs: int
+    cells: list[Cell]
+    updates: list[tuple[int, Cell]]
+    grads: list[tuple[Tensor, int | None]]
+    numbers: list[HostNumber]
+    reason: str
+    seconds: float
+
+    def fits(self) -> bool:
+        """Whether what the trace took for granted still holds."""
+        return self.trace.guard.holds() and all(
+            array.shape == node.shape and array.dtype == node.dtype
+            for array, node in zip(
+                [cell.get() for cell in self.cells], self.trace.inputs[self.arguments :], strict=True
+            )
+        )
+
+    def run(self, leaves: list[Any]) -> Any:
+        """One call: read, compute, write back."""
+        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        arrays += [cell.get() for cell in self.cells]
+        for index, n in self.trace.labels:
+            _check_labels(arrays[index], n)
+        numbers = [number.compute() for number in self.numbers]
+        outputs, updates = self.program.run(arrays, numbers)
+        for index, cell in self.updates:
+            cell.set(updates[index])
+        for optimizer, count in self.trace.steps.values():
+            optimizer.t += count
+        fresh = [Tensor.from_numpy(array) for array in outputs]
+        for tensor, index in self.grads:
+            tensor.grad = _FUSED if index is None else fresh[index]
+        return rebuild(self.result, fresh[: self.outputs])
+
+
+def _check_labels(labels: Array, n: int) -> None:
+    if labels.size and not (labels.min() >= 0 and labels.max() < n):
+        found = labels[(labels < 0) | (labels >= n)].flat[0]
+        raise IndexRangeError(_LABEL.format(found=found, n=n, last=n - 1))
+
+
+_FUSED = Tensor.from_numpy(np.empty(0))
+_FUSED.cached_data = Symbol(None, Spec((), np.dtype("float32")), None, _FUSED_GRADIENT)
+
+
+class Step:
+    """A compiled function; see `compile`."""
+
+    def __init__(self, function: Callable[..., Any], check: bool, keep_grads: bool) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.check, self.keep_grads = function, check, keep_grads
+        self.compiled: dict[Any, list[Compiled]] = {}
+        self.lock = threading.RLock()
+        self.last: Compiled | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if active.tracer is not None:  # inside another compiled function
+            return self.function(*args, **kwargs)
+        leaves: list[Any] = []
+        key = flatten((args, kwargs), leaves)
+        with self.lock:
+            for entry in self.compiled.get(key, ()):
+                if entry.fits():
+                    self.last = entry
+                    return entry.run(leaves)
+            entry = self._compile(args, kwargs, leaves, key)
+            return entry.run(leaves)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def _compile(self, args: Any, kwargs: Any, leaves: list[Any], key: Any) -> Compiled:
+        start = time.perf_counter()
+        reason = "first call" if not self.compiled else "new shapes" if key not in self.compiled else "guards"
+        trace, result, grads = self._trace(args, kwargs, leaves)
+        entry = self._build(trace, result, grads, len(leaves), reason)
+        entry.seconds = time.perf_counter() - start
+        self.compiled.setdefault(key, []).append(entry)
+        self.last = entry
+        return entry
+
+    def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any, list[tuple[Tensor, Any]]]:
+        trace = Trace()
+        trace.guard.watch_function(self.function)
+        stands: list[Any] = []
+        for leaf in leaves:
+            data = leaf.cached_data if isinstance(leaf, Tensor) else leaf
+            node = trace.inputs[trace.add_input(Spec(data.shape, data.dtype), None, None)]
+            requires = isinstance(leaf, Tensor) and leaf.requires_grad
+            stands.append(trace._wrap(Tensor, (None, ()), Symbol(node, node.spec, trace), requires))  # pyright: ignore[reportPrivateUsage]
+        call_args, call_kwargs = rebuild((args, kwargs), list(stands))
+        random = np.random.get_state()
+        active.tracer = trace
+        try:
+            result = self.function(*call_args, **call_kwargs)
+            trace.guard.check_unchanged()
+            return trace, result, _take_grads(trace, zip(leaves, stands, strict=True))
+        except BaseException:
+            trace.restore()
+            _take_grads(trace, ())
+            raise
+        finally:
+            active.tracer = None
+            np.random.set_state(random)
+
+    def _build(self, trace: Trace, result: Any, grads: list[tuple[Tensor, Any]], arguments: int, reason: str) -> Compiled:
+        found: list[Any] = []
+        flatten_result(result, found)
+        nodes = [trace.node_of(t) for t in found]
+        outputs = len(nodes)
+        consumed = {id(p) for optimizer, _ in trace.steps.values() for p in optimizer.params}
+        kept: list[tuple[Tensor, int | None]] = []
+        for tensor, grad in grads:
+            if id(tensor) in consumed and not self.keep_grads:
+                kept.append((tensor, None))
+            else:
+                kept.append((tensor, len(nodes)))
+                nodes.append(trace.node_of(grad))
+        updates = trace.updates()
+        cells = [cell for cell in trace.cells if cell is not None]
+        graph = Graph(trace.inputs, nodes, updates)
+        written = [(i, trace.cells[i]) for i in updates]
+        trace.restore()
+        return Compiled(
+            build(graph, [repr(n) for n in trace.numbers]),
+            graph,
+            trace,
+            result,
+            arguments,
+            outputs,
+            cells,
+            written,  # pyright: ignore[reportArgumentType]
+            kept,
+            list(trace.numbers),
+            reason,
+            0.0,
+        )
+
+
+def flatten_result(thing: Any, found: list[Any]) -> None:
+    """The Tensors in a result, in order."""
+    if isinstance(thing, Tensor):
+        found.append(thing)
+    elif isinstance(thing, list | tuple):
+        for t in thing:  # pyright: ignore[reportUnknownVariableType]
+            flatten_result(t, found)
+    elif isinstance(thing, dict):
+        for t in thing.values():  # pyright: ignore[reportUnknownVariableType]
+            flatten_result(t, found)
+    elif not isinstance(thing, int | float | str | type(None)):
+        raise TraceError(_RESULT.format(found=type(thing).__name__))
+
+
+def _take_grads(trace: Trace, arguments: Any) -> list[tuple[Tensor, Any]]:
+    """The gradients that the function left on Tensors from outside, which are put back to None."""
+    taken: list[tuple[Tensor, Any]] = []
+    owners = [(cell.holder, cell.holder) for cell in trace.cells if cell is not None and cell.key is None]
+    for owner, traced in [*owners, *arguments]:
+        grad = getattr(traced, "grad", None)
+        if grad is not None and isinstance(grad.cached_data, Symbol) and grad.cached_data.tracer is trace:
+            taken.append((owner, grad))
+            traced.grad = None
+    return taken
+
+
+def compile(function: Any = None, *, check: bool = False, keep_grads: bool = False) -> Any:
+    """Turn a function on Tensors into one native function.
+
+    Args:
+        function: an ordinary training step or evaluation; also usable as `@ndl.compile(check=True)`.
+        check: run each new trace against the function itself, and compare.
+        keep_grads: keep gradients that an optimizer's update inside the function uses up.
+
+    The function is traced anew when shapes, dtypes, Python arguments, or attributes of the modules that it uses change.
+    Learning rates and other numbers of optimizers are read on each call. Raises `TraceError` for what a compiled
+    function could not repeat: reading a value, branching on one, Python side effects.
+    """
+    if function is None:
+        return functools.partial(compile, check=check, keep_grads=keep_grads)
+    return Step(function, check, keep_grads)

@@ -1,0 +1,294 @@
+"""Fuse: which nodes share a kernel.
+
+In: a simplified Graph. Out: Groups in an order that can be run, each with the reason why it was opened.
+Invariants: every value that crosses groups belongs to a root; a group depends on no later group.
+Next: lower.py.
+
+Most nodes are not computed where they stand: an elementwise node is written into the loops of whoever needs it, and a
+movement only changes the index. What must exist in memory, or must be combined from many elements, is a *root*:
+
+    products and reductions; what a product, a gather or a general reshape reads; outputs and updates;
+    an expensive or long expression that several roots need.
+
+A root joins the latest group whose loops fit (same domain, same reduced axes), unless it needs a result of that group
+at another index, or of a later group. Otherwise it opens a group.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from needle.compiler.graph import Graph, Input, Node
+from needle.errors import TraceError
+from needle.ops import (
+    BroadcastTo,
+    Exp,
+    Log,
+    MatMul,
+    Permute,
+    Power,
+    PowerScalar,
+    Reshape,
+    Sigmoid,
+    Slice,
+    Tanh,
+)
+from needle.ops.create import Creation, Uniform
+from needle.value import Elementwise, Movement, Op, Reduction, Shape, as_axes
+
+EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Uniform)
+LONG = 8
+"""How many virtual nodes an expression may have before several users share it through memory."""
+
+Where = tuple[int, int, int]
+"""(kernel axis or -1, step, start): the index along one axis of a node is start + step * index of that kernel axis."""
+
+_UNSUPPORTED = (
+    "{site}: {op} cannot be compiled yet. Leave the function that uses it without ndl.compile, "
+    "or compute this part outside and pass it as an argument"
+)
+
+
+@dataclass(eq=False)
+class Group:
+    """Roots that are computed in the same loops."""
+
+    number: int
+    shape: Shape
+    reduced: tuple[int, ...]
+    reason: str
+    roots: list[Node] = field(default_factory=list[Node])
+    product: Node | None = None
+    before: int = 0  # bit set of the groups that this one depends on, directly or not
+
+    def position(self, shape: Shape) -> tuple[Where, ...] | None:
+        """Where an array of `shape` stands in these loops: at every point, or once for each outer point."""
+        if shape == self.shape:
+            return tuple((i, 1, 0) for i in range(len(shape)))
+        if not self.reduced:
+            return None
+        kept = [i for i in range(len(self.shape)) if i not in self.reduced]
+        if shape == tuple(self.shape[i] for i in kept):
+            return tuple((i, 1, 0) for i in kept)
+        if shape == tuple(1 if i in self.reduced else n for i, n in enumerate(self.shape)):
+            return tuple((-1, 1, 0) if i in self.reduced else (i, 1, 0) for i in range(len(shape)))
+        return None
+
+    def __str__(self) -> str:
+        over = f" over axes {self.reduced}" if self.reduced else ""
+        names = ", ".join(type(r.op).__name__ for r in self.roots)
+        return f"group {self.number}: {list(self.shape)}{over}: {names}  ({self.reason})"
+
+
+@dataclass
+class Grouping:
+    """The groups in order, and which group computes each root."""
+
+    graph: Graph
+    groups: list[Group]
+    owner: dict[int, Group]
+    roots: set[int]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.groups))
+
+
+def is_unit_reshape(node: Node) -> bool:
+    """Whether a reshape only adds or drops axes of length 1."""
+    kept = [n for n in node.inputs[0].shape if n != 1]
+    return kept == [n for n in node.shape if n != 1]
+
+
+def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Where, ...]]]:
+    """The inputs of an elementwise or movement node, and at which index each is needed for the node's index `where`."""
+    op = node.op
+    if isinstance(op, Permute):
+        source = [(-1, 1, 0)] * len(where)
+        for i, axis in enumerate(op.axes):
+            source[axis] = where[i]
+        return [(node.inputs[0], tuple(source))]
+    if isinstance(op, Slice):
+        moved = [
+            (axis, step * s, start + s * at) for (axis, step, at), (start, _, s) in zip(where, op.ranges, strict=True)
+        ]
+        return [(node.inputs[0], tuple(moved))]
+    if isinstance(op, Reshape):
+        named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
+        return [(node.inputs[0], tuple((-1, 1, 0) if n == 1 else next(named) for n in node.inputs[0].shape))]
+    return [(a, _aligned(a.shape, where)) for a in node.inputs]
+
+
+def _aligned(shape: Shape, where: tuple[Where, ...]) -> tuple[Where, ...]:
+    """Broadcasting: axes are matched from the right; one of length 1 does not move."""
+    offset = len(where) - len(shape)
+    return tuple((-1, 1, 0) if n == 1 else where[offset + i] for i, n in enumerate(shape))
+
+
+def is_virtual(node: Node, roots: set[int]) -> bool:
+    """Whether a node is written into the loops of its users."""
+    if id(node) in roots or isinstance(node.op, Input):
+        return False
+    if isinstance(node.op, Reshape):
+        return is_unit_reshape(node)
+    return isinstance(node.op, Elementwise | BroadcastTo | Permute | Slice | Creation)
+
+
+def storage(node: Node) -> Node:
+    """The node whose memory a chain of movements reads."""
+    while isinstance(node.op, Movement):
+        node = node.inputs[0]
+    return node
+
+
+def find_roots(graph: Graph) -> set[int]:
+    """The nodes that must be computed where they stand."""
+    nodes = graph.nodes()
+    users: dict[int, int] = {}
+    for node in nodes:
+        for a in node.inputs:
+            users[id(a)] = users.get(id(a), 0) + 1
+    roots = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
+    for node in nodes:
+        if isinstance(node.op, MatMul):
+            roots |= {id(storage(a)) for a in node.inputs} | {id(node)}
+        elif isinstance(node.op, Reduction):
+            roots.add(id(node))
+        elif isinstance(node.op, Reshape) and not is_unit_reshape(node):
+            roots.add(id(storage(node.inputs[0])))
+        elif not isinstance(node.op, Elementwise | Movement | Creation):
+            raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
+    weight: dict[int, int] = {}
+    for node in nodes:
+        weight[id(node)] = 1 + sum(weight.get(id(a), 0) for a in node.inputs)
+        costly = isinstance(node.op, EXPENSIVE) or _is_pow(node.op) or weight[id(node)] > LONG
+        if users.get(id(node), 0) > 1 and costly and isinstance(node.op, Elementwise | Uniform):
+            roots.add(id(node))
+        if id(node) in roots:
+            weight[id(node)] = 1
+    return roots
+
+
+def _is_pow(op: Op) -> bool:
+    return isinstance(op, PowerScalar) and (not isinstance(op.scalar, int | float) or op.scalar not in (2, 0.5, -1, -0.5))
+
+
+def fuse(graph: Graph) -> Grouping:
+    """Put every root into a group."""
+    roots = find_roots(graph)
+    result = Grouping(graph, [], {}, roots)
+    for node in graph.nodes():
+        if id(node) in roots:
+            _place(result, node)
+    result.groups = _ordered(result.groups)
+    return result
+
+
+def _place(result: Grouping, node: Node) -> None:
+    domain, reduced = node.shape, ()
+    if isinstance(node.op, Reduction):
+        domain = node.inputs[0].shape
+        reduced = as_axes(node.op, node.op.axes, domain)
+    reason = "a product starts its own loops" if isinstance(node.op, MatMul) else "no earlier loops over this domain"
+    if not isinstance(node.op, MatMul):
+        for group in reversed(result.groups[-24:]):
+            problem = _misfit(result, group, node, domain, reduced)
+            if problem is None:
+                _join(result, group, node, reduced)
+                return
+            reason = problem or reason
+    group = Group(len(result.groups), domain, reduced, reason)
+    group.product = node if isinstance(node.op, MatMul) else None
+    result.groups.append(group)
+    _join(result, group, node, reduced)
+
+
+def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) -> None:
+    group.roots.append(node)
+    group.reduced = group.reduced or reduced
+    result.owner[id(node)] = group
+    needed = 0
+    for leaf, _ in leaves(result, node, None):
+        owner = result.owner.get(id(leaf))
+        if owner is not None and owner is not group:
+            needed |= owner.before | 1 << owner.number
+    fresh = needed & ~group.before
+    if fresh:
+        group.before |= needed
+        for other in result.groups:  # whoever depends on this group now depends on these too
+            if other.before >> group.number & 1:
+                other.before |= needed
+
+
+def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tuple[int, ...]) -> str | None:
+    """None if `node` can join `group`; else why not ("" where nothing relates the two)."""
+    if reduced:
+        if group.shape != domain or group.product is not None or (group.reduced and group.reduced != reduced):
+            return ""
+        where = tuple((i, 1, 0) for i in range(len(domain)))
+    else:
+        found = group.position(node.shape)
+        if found is None:
+            return ""
+        where = found
+    related = False
+    for leaf, at in leaves(result, node, where):
+        owner = result.owner.get(id(leaf))
+        if owner is group:
+            related = True
+            if at != _position_of(group, leaf, reduced):
+                return f"{type(node.op).__name__} needs {type(leaf.op).__name__} at another index"
+        elif owner is not None and owner.before >> group.number & 1:
+            return f"{type(node.op).__name__} needs {type(leaf.op).__name__}, which comes after"
+    if not related and not (reduced and group.reduced == reduced) and (group.product is not None or reduced):
+        return ""
+    if not related and not reduced and group.reduced:
+        return ""
+    return None
+
+
+def _position_of(group: Group, root: Node, reduced: tuple[int, ...]) -> tuple[Where, ...] | None:
+    if group.reduced or not reduced:
+        return group.position(root.shape)
+    return tuple((i, 1, 0) for i in range(len(root.shape)))
+
+
+def leaves(
+    result: Grouping, node: Node, where: tuple[Where, ...] | None
+) -> Iterator[tuple[Node, tuple[Where, ...] | None]]:
+    """The roots and inputs that `node` reads through virtual nodes, and at which index."""
+    if isinstance(node.op, MatMul):
+        yield from ((storage(a), None) for a in node.inputs)
+        return
+    if isinstance(node.op, Reduction):
+        pending = [(node.inputs[0], where)]
+    elif isinstance(node.op, Movement) and not is_virtual(node, set()):
+        pending = [(storage(node.inputs[0]), None)]
+    else:
+        pending = _inputs(node, where)
+    seen: set[tuple[int, tuple[Where, ...] | None]] = set()
+    while pending:
+        current, at = pending.pop()
+        if (id(current), at) in seen:
+            continue
+        seen.add((id(current), at))
+        if is_virtual(current, result.roots):
+            pending += _inputs(current, at)
+        elif isinstance(current.op, Reshape) and id(current) not in result.roots:
+            yield storage(current), ((-2, 0, 0),)  # read from memory: never at a register's index
+        else:
+            yield current, at
+
+
+def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[tuple[Node, tuple[Where, ...] | None]]:
+    return [(a, None) for a in node.inputs] if where is None else [*through(node, where)]
+
+
+def _ordered(groups: list[Group]) -> list[Group]:
+    """Groups so that each comes after those it depends on, otherwise as they were opened."""
+    done, order = 0, list[Group]()
+    waiting = list(groups)
+    while waiting:
+        ready = next(g for g in waiting if g.before & ~done == 0)
+        waiting.remove(ready)
+        order.append(ready)
+        done |= 1 << ready.number
+    return order

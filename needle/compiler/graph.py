@@ -1,0 +1,119 @@
+"""Graph: what a traced function computes, as arrays.
+
+In: nodes recorded by a trace. Out: a list of nodes that can be printed, checked and evaluated.
+Invariant: nodes are in topological order; a node's inputs come before it; `evaluate` is the meaning of a Graph.
+Next: simplify.py.
+
+    graph  := input* node* "return" name* update*
+    input  := name ":" dtype shape                    an argument, or state that is read afresh on each call
+    node   := name ":" dtype shape "=" op name*       # the user's line
+    update := name "<-" name                          state that is written back after the call
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from needle.dtype import Array
+from needle.errors import NeedleError
+from needle.tracing import HostNumber
+from needle.value import Op, Spec
+
+
+@dataclass(frozen=True)
+class Input(Op):
+    """The `index`-th array that the function gets."""
+
+    index: int
+
+
+class Node:
+    """One array: the op that makes it, the nodes it is made from, its shape and dtype, the user's line."""
+
+    __slots__ = ("inputs", "op", "site", "spec")
+
+    def __init__(self, op: Op, inputs: "tuple[Node, ...]", spec: Spec, site: str = "") -> None:
+        self.op, self.inputs, self.spec, self.site = op, inputs, spec, site
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Element type."""
+        return self.spec.dtype
+
+
+@dataclass
+class Graph:
+    """Inputs, outputs, and updates (input index -> its new value)."""
+
+    inputs: list[Node]
+    outputs: list[Node]
+    updates: dict[int, Node] = field(default_factory=dict[int, Node])
+
+    def nodes(self) -> list[Node]:
+        """Every node that a result depends on, inputs of each first."""
+        order: list[Node] = []
+        seen = {id(node) for node in self.inputs}
+        for root in [*self.outputs, *self.updates.values()]:
+            stack = [(root, iter(root.inputs))] if id(root) not in seen else []
+            seen.add(id(root))
+            while stack:
+                node, rest = stack[-1]
+                child = next((c for c in rest if id(c) not in seen), None)
+                if child is None:
+                    order.append(stack.pop()[0])
+                else:
+                    seen.add(id(child))
+                    stack.append((child, iter(child.inputs)))
+        return order
+
+    def __str__(self) -> str:
+        names = {id(node): f"x{i}" for i, node in enumerate(self.inputs)}
+        lines = [f"{names[id(n)]}: {n.spec}" for n in self.inputs]
+        for i, node in enumerate(self.nodes()):
+            names[id(node)] = f"v{i}"
+            used = " ".join(names[id(n)] for n in node.inputs)
+            site = f"  # {node.site.rsplit('/', 1)[-1]}" if node.site else ""
+            lines.append(f"v{i}: {node.spec} = {node.op} {used}{site}")
+        lines.append("return " + " ".join(names[id(n)] for n in self.outputs))
+        lines += [f"x{i} <- {names[id(n)]}" for i, n in self.updates.items()]
+        return "\n".join(lines)
+
+    def verify(self) -> None:
+        """Raise if a node's shape or dtype is not what its op infers from its inputs."""
+        for node in self.nodes():
+            found = infer(node.op, [n.spec for n in node.inputs])
+            if found != node.spec:
+                raise NeedleError(f"graph: {node.op} has {node.spec}, but its rule gives {found}")
+        for i, node in self.updates.items():
+            if node.spec != self.inputs[i].spec:
+                raise NeedleError(f"graph: update of x{i} ({self.inputs[i].spec}) has {node.spec}")
+
+    def evaluate(self, arrays: Sequence[Array], numbers: Sequence[float] = ()) -> tuple[list[Array], dict[int, Array]]:
+        """Outputs and updates for these inputs, by NumPy, node after node."""
+        values = {id(node): array for node, array in zip(self.inputs, arrays, strict=True)}
+        for node in self.nodes():
+            inputs = [values[id(n)] for n in node.inputs]
+            values[id(node)] = np.asarray(with_numbers(node.op, numbers).compute(*inputs))
+        return [values[id(n)] for n in self.outputs], {i: values[id(n)] for i, n in self.updates.items()}
+
+
+def with_numbers(op: Op, numbers: Sequence[float]) -> Op:
+    """The op with its HostNumber, if it has one, replaced by this call's number."""
+    scalar = getattr(op, "scalar", None)
+    if not isinstance(scalar, HostNumber):
+        return op
+    return replace(op, scalar=numbers[scalar.index])  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def infer(op: Op, inputs: Sequence[Spec]) -> Spec:
+    """Shape and dtype of the result; a number of the call counts as any Python float."""
+    if isinstance(getattr(op, "scalar", None), HostNumber):
+        op = replace(op, scalar=1.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return op.infer(*inputs)

@@ -1,0 +1,116 @@
+"""Interpret: run a Kernel with NumPy, with bounds checks: the definition of what a Kernel means.
+
+In: a Kernel, flat arrays for its slots, and the numbers of the call. Out: the written slots are filled.
+Invariant: slow and obvious; each statement is evaluated on the whole grid of indices at once.
+Next: emit.py, which must agree with it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from needle.compiler.kernel import Access, Kernel, Reduce, Scalar, Store
+from needle.dtype import Array
+from needle.errors import NeedleError
+from needle.ops.create import philox
+
+_FUNCTIONS: dict[str, Any] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "pow": np.power,
+    "max": np.maximum,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "le": np.less_equal,
+    "eq": np.equal,
+    "neg": np.negative,
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "tanh": np.tanh,
+    "abs": np.abs,
+    "sign": np.sign,
+    "where": np.where,
+}
+
+
+def interpret(kernel: Kernel, arrays: Sequence[Array], numbers: Sequence[float] = ()) -> None:
+    """Run `kernel` on flat `arrays`, one for each slot."""
+    _Run(kernel, arrays, numbers).run()
+
+
+class _Run:
+    def __init__(self, kernel: Kernel, arrays: Sequence[Array], numbers: Sequence[float]) -> None:
+        self.kernel, self.arrays, self.numbers = kernel, arrays, numbers
+        self.grid = np.indices(kernel.shape, sparse=True) if kernel.shape else ()
+        self.reduced: dict[int, Array] = {}
+        self.known: dict[int, Any] = {}
+
+    def run(self) -> None:
+        if self.kernel.product:
+            self.acc = self._product()
+        for step in self.kernel.passes:
+            for statement in step.full:
+                if isinstance(statement, Reduce):
+                    self._reduce(statement)
+                else:
+                    self._store(statement, self.kernel.shape)
+            outer = tuple(1 if i in self.kernel.reduced else n for i, n in enumerate(self.kernel.shape))
+            for statement in step.outer:
+                self._store(statement, outer)
+
+    def _product(self) -> Array:
+        p = self.kernel.product
+        assert p is not None  # noqa: S101
+        grid = np.indices((*self.kernel.shape, p.length), sparse=True)
+        a, b = self.arrays[p.a.slot], self.arrays[p.b.slot]
+        return (a[_index(p.a, grid, a)] * b[_index(p.b, grid, b)]).sum(axis=-1, dtype=p.dtype)
+
+    def _reduce(self, statement: Reduce) -> None:
+        value = np.broadcast_to(self.value(statement.value), self.kernel.shape)
+        combine = np.max if statement.combine == "max" else np.sum
+        self.reduced[statement.number] = combine(value, axis=self.kernel.reduced, keepdims=True)
+
+    def _store(self, statement: Store, shape: tuple[int, ...]) -> None:
+        array = self.arrays[statement.access.slot]
+        origin = np.zeros((1,) * len(shape), dtype=np.int64)
+        grid = [g if n != 1 else origin for g, n in zip(self.grid, shape, strict=True)]
+        index = np.broadcast_to(_index(statement.access, grid, array), shape)
+        array[index] = np.broadcast_to(self.value(statement.value), shape)
+
+    def value(self, s: Scalar) -> Any:
+        found = self.known.get(s.number)
+        if found is None:
+            found = self.known[s.number] = np.asarray(self._value(s)).astype(s.dtype)
+        return found
+
+    def _value(self, s: Scalar) -> Any:
+        if s.kind == "load":
+            array = self.arrays[s.param.slot]
+            return array[_index(s.param, self.grid, array)]
+        leaves: dict[str, Any] = {
+            "const": lambda: s.param,
+            "number": lambda: self.numbers[s.param],
+            "reduced": lambda: self.reduced[s.param],
+            "acc": lambda: self.acc,
+            "index": lambda: _index(Access(0, *s.param), self.grid),
+            "cast": lambda: self.value(s.args[0]),
+        }
+        if s.kind in leaves:
+            return leaves[s.kind]()
+        args = [self.value(a) for a in s.args]
+        if s.kind == "uniform":
+            bits = philox(args[0], s.param, int(args[1])) >> np.uint32(8)
+            return bits.astype(np.float32) * np.float32(2.0**-24)
+        return _FUNCTIONS[s.kind](*args)
+
+
+def _index(access: Access, grid: Sequence[Array], array: Array | None = None) -> Array:
+    moves = zip(grid, access.strides, strict=False)
+    index = sum((g * s for g, s in moves if s), np.asarray(access.offset))
+    if array is not None and index.size and not (index.min() >= 0 and index.max() < array.size):
+        raise NeedleError(f"kernel: {access} goes outside a buffer of {array.size} elements")
+    return index

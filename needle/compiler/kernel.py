@@ -1,0 +1,277 @@
+"""Kernel: loops over a domain, and the scalar expressions inside them.
+
+In: built by lower.py. Out: text for people, and a form that emit.py and interpret.py walk.
+Invariants: a Scalar is immutable and made once (equal expressions are one object); it depends on nothing but loads,
+indices, numbers of the call, and reductions of earlier passes.
+Next: lower.py.
+
+    kernel  := "for" axes pass*                         axes that are not reduced; each thread takes a part of them
+    pass    := "over" axes statement* outer*            the reduced axes; absent without a reduction
+    outer   := statement                                once for each element of the outer axes, after the pass
+    statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar
+    scalar  := load | number | index | reduced | acc | f "(" scalar* ")"
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from needle.dtype import DType
+
+Strides = tuple[int, ...]
+PYTHON_TYPES = {bool: bool, int: int, float: float}
+
+
+class Scalar:
+    """One value inside the loops: `kind` with `args`, a dtype, and `param` for leaves.
+
+    It stands for an array element when an op's own `compute` is called on it, so the NumPy expression that computes
+    arrays also writes the loop body.
+    """
+
+    __slots__ = ("args", "dtype", "kind", "number", "param", "pool")
+
+    ufuncs: ClassVar[dict[str, str]] = {
+        "add": "add",
+        "subtract": "sub",
+        "multiply": "mul",
+        "divide": "div",
+        "power": "pow",
+        "maximum": "max",
+        "greater": "gt",
+        "greater_equal": "ge",
+        "equal": "eq",
+        "less_equal": "le",
+        "negative": "neg",
+        "exp": "exp",
+        "log": "log",
+        "sqrt": "sqrt",
+        "tanh": "tanh",
+        "absolute": "abs",
+        "sign": "sign",
+    }
+
+    def __init__(self, pool: "Pool", kind: str, args: "tuple[Scalar, ...]", dtype: DType, param: Any, number: int):
+        self.pool, self.kind, self.args, self.dtype, self.param, self.number = pool, kind, args, dtype, param, number
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **_: Any) -> Any:
+        kind = self.ufuncs.get(ufunc.__name__)
+        return NotImplemented if kind is None or method != "__call__" else self.pool.apply(ufunc, kind, inputs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return self.pool.where(*args) if function is np.where else NotImplemented
+
+    def __add__(self, other: Any) -> Any:
+        return np.add(self, other)
+
+    def __sub__(self, other: Any) -> Any:
+        return np.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return np.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return np.multiply(self, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        return np.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return np.divide(other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return np.power(self, other)
+
+    def __neg__(self) -> Any:
+        return np.negative(self)
+
+    def __gt__(self, other: Any) -> Any:
+        return np.greater(self, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return np.greater_equal(self, other)
+
+    def __le__(self, other: Any) -> Any:
+        return np.less_equal(self, other)
+
+    def equals(self, other: Any) -> Any:
+        """self == other, by elements (the operator is identity, as pools need)."""
+        return np.equal(self, other)
+
+    def astype(self, dtype: Any) -> "Scalar":
+        """Converted."""
+        return self.pool.cast(self, np.dtype(dtype))
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+class Pool:
+    """Makes Scalars, each distinct one once, in the order of their first use."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Scalar] = {}
+
+    def make(self, kind: str, args: tuple[Scalar, ...], dtype: DType, param: Any = None) -> Scalar:
+        """The Scalar for these fields."""
+        key = (kind, tuple([a.number for a in args]), dtype, param if kind != "const" else (type(param), repr(param)))
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = Scalar(self, kind, args, dtype, param, len(self.known))
+        return found
+
+    def const(self, value: Any, dtype: DType) -> Scalar:
+        """A constant."""
+        return self.make("const", (), dtype, dtype.type(value).item())
+
+    def cast(self, a: Scalar, dtype: DType) -> Scalar:
+        """a, converted as NumPy's astype does."""
+        if a.dtype == dtype:
+            return a
+        return self.const(a.param, dtype) if a.kind == "const" else self.make("cast", (a,), dtype)
+
+    def apply(self, ufunc: Any, kind: str, inputs: tuple[Any, ...]) -> Scalar:
+        """A ufunc under NumPy's own promotion rule; Python numbers are weak."""
+        types = tuple([x.dtype if isinstance(x, Scalar) else type(x) for x in inputs])
+        *wanted, out = ufunc.resolve_dtypes((*types, None))
+        args = [
+            self.cast(x, dtype) if isinstance(x, Scalar) else self.const(x, dtype)
+            for x, dtype in zip(inputs, wanted, strict=True)
+        ]
+        if kind == "pow" and args[1].kind == "const":
+            return self.power(args[0], args[1].param)
+        return self.make(kind, tuple(args), out)
+
+    def power(self, a: Scalar, exponent: float) -> Scalar:
+        """a ** exponent by products and a square root where that is exact in the exponent."""
+        one = self.const(1, a.dtype)
+        if exponent < 0:
+            return self.make("div", (one, self.power(a, -exponent)), a.dtype)
+        whole, half = divmod(exponent, 1)
+        if half not in (0, 0.5) or whole > 8:
+            return self.make("pow", (a, self.const(exponent, a.dtype)), a.dtype)
+        result = self.make("sqrt", (a,), a.dtype) if half else one
+        for _ in range(int(whole)):
+            result = a if result is one else self.make("mul", (result, a), a.dtype)
+        return result
+
+    def where(self, condition: Scalar, a: Any, b: Any) -> Scalar:
+        """a where the condition holds, b elsewhere."""
+        dtype = np.result_type(*[x.dtype if isinstance(x, Scalar) else x for x in (a, b)])
+        a, b = (self.cast(x, dtype) if isinstance(x, Scalar) else self.const(x, dtype) for x in (a, b))
+        return self.make("where", (self.cast(condition, np.dtype(bool)), a, b), dtype)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where a buffer is read or written: element offset + sum of stride * index over the kernel's axes."""
+
+    slot: int
+    strides: Strides
+    offset: int = 0
+
+
+@dataclass
+class Store:
+    """buffer[access] = scalar."""
+
+    access: Access
+    value: Scalar
+
+
+@dataclass
+class Reduce:
+    """reduced[number] = combine of scalar over the reduced axes."""
+
+    number: int
+    combine: str  # "add" or "max"
+    value: Scalar
+
+
+@dataclass
+class Pass:
+    """One sweep over the reduced axes, then what follows once for each outer element."""
+
+    full: list[Store | Reduce] = field(default_factory=list[Store | Reduce])
+    outer: list[Store] = field(default_factory=list[Store])
+
+
+@dataclass
+class Product:
+    """acc[..., i, j] = sum over k of a[..., i, k] * b[..., k, j]; the axis k comes after the kernel's own."""
+
+    a: Access
+    b: Access
+    length: int
+    dtype: DType
+
+
+@dataclass
+class Kernel:
+    """Loops over `shape`; `slots` are the dtypes of the buffers that it is called with."""
+
+    shape: tuple[int, ...]
+    reduced: tuple[int, ...]
+    passes: list[Pass]
+    slots: list[DType]
+    written: list[bool]
+    product: Product | None = None
+
+    def __str__(self) -> str:
+        return _text(self)
+
+
+def _text(kernel: Kernel) -> str:
+    names = "ijklmnopq"
+    outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
+    axes = ", ".join(f"{names[i]} < {kernel.shape[i]}" for i in outer)
+    lines = [f"for {axes or 'once'}:"]
+    if kernel.product:
+        p = kernel.product
+        letters = names[: len(kernel.shape)] + "k"
+        lines.append(f"  acc = sum over k < {p.length} of {_access(p.a, letters)} * {_access(p.b, letters)}")
+    for step in kernel.passes:
+        indent = "  "
+        if kernel.reduced:
+            lines.append("  over " + ", ".join(f"{names[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")
+            indent = "    "
+        lines += [indent + _statement(s, names) for s in step.full]
+        lines += ["  " + _statement(s, names) for s in step.outer]
+    return "\n".join(lines)
+
+
+def _access(access: Access, names: str) -> str:
+    parts = [f"{names[i]}*{s}" if s != 1 else names[i] for i, s in enumerate(access.strides) if s]
+    if access.offset or not parts:
+        parts.append(str(access.offset))
+    return f"b{access.slot}[{' + '.join(parts)}]"
+
+
+def _statement(statement: Store | Reduce, names: str) -> str:
+    if isinstance(statement, Store):
+        return f"{_access(statement.access, names)} = {show(statement.value, names)}"
+    return f"r{statement.number} = {statement.combine} {show(statement.value, names)}"
+
+
+def show(s: Scalar, names: str = "ijklmnopq") -> str:
+    """A Scalar as a formula."""
+    if s.kind == "load":
+        return _access(s.param, names)
+    if s.kind == "index":
+        return "(" + _access(Access(0, *s.param), names)[3:-1] + ")"
+    leaf: dict[str, Callable[[], str]] = {
+        "const": lambda: f"{s.param:g}",
+        "number": lambda: f"${s.param}",
+        "reduced": lambda: f"r{s.param}",
+        "acc": lambda: "acc",
+        "cast": lambda: f"{s.dtype}({show(s.args[0], names)})",
+    }
+    if s.kind in leaf:
+        return leaf[s.kind]()
+    signs = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "eq": "==", "le": "<="}
+    parts = [show(a, names) for a in s.args]
+    if s.kind in signs:
+        return f"({parts[0]} {signs[s.kind]} {parts[1]})"
+    return f"{s.kind}({', '.join(parts)})"

@@ -1,0 +1,230 @@
+"""Lower: a group of nodes becomes one Kernel.
+
+In: Groups. Out: for each a Kernel, and the nodes whose memory it is called with, in the order of its slots.
+Invariant: an elementwise op is lowered by its own `compute`, called on Scalars; nothing here knows a single one of them.
+Next: kernel.py for the result, interpret.py for its meaning, plan.py for the order and memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from needle.compiler.fuse import Group, Grouping, Where, is_virtual, leaves, storage, through
+from needle.compiler.graph import Input, Node
+from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Store
+from needle.ops import BroadcastTo, Equal, MatMul, Max, Permute, Reshape, Slice
+from needle.ops.create import Arange, Full, Uniform
+from needle.tracing import HostNumber
+from needle.value import Movement, Reduction, Shape
+
+
+@dataclass
+class Lowered:
+    """A kernel, and the nodes in whose memory it works: `memory[slot]`."""
+
+    kernel: Kernel
+    memory: list[Node]
+    group: Group
+
+
+def lower(grouping: Grouping) -> list[Lowered]:
+    """One kernel for each group, in order."""
+    stored = find_stored(grouping)
+    return [_Lowering(grouping, group, stored).run() for group in grouping.groups]
+
+
+def find_stored(grouping: Grouping) -> set[int]:
+    """The roots that must be in memory: results, and what another group (or a product) reads."""
+    graph = grouping.graph
+    stored = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
+    for group in grouping.groups:
+        for root in group.roots:
+            for leaf, where in leaves(grouping, root, None):
+                other = grouping.owner.get(id(leaf))
+                if other is not None and (other is not group or isinstance(root.op, MatMul) or where is not None):
+                    stored.add(id(leaf))
+    return stored
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous array."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+class _Lowering:
+    def __init__(self, grouping: Grouping, group: Group, stored: set[int]) -> None:
+        self.grouping, self.group, self.stored = grouping, group, stored
+        self.pool = Pool()
+        self.memory: list[Node] = []
+        self.written: list[bool] = []
+        self.values: dict[tuple[int, tuple[Where, ...]], Scalar] = {}
+        self.when: dict[int, int] = {}  # Scalar number -> first pass in which it is known
+        self.flat: dict[int, bool] = {}  # Scalar number -> it does not vary along the reduced axes
+        self.passes: list[Pass] = [Pass()]
+        self.reductions: list[int] = []  # reduction number -> its pass
+
+    def run(self) -> Lowered:
+        product = self._product() if self.group.product is not None else None
+        for root in self.group.roots:
+            self._root(root)
+        kernel = Kernel(
+            self.group.shape,
+            self.group.reduced,
+            self.passes,
+            [node.dtype for node in self.memory],
+            self.written,
+            product,
+        )
+        return Lowered(kernel, self.memory, self.group)
+
+    # --------------------------------------------------------------------------------------------------- roots
+
+    def _root(self, root: Node) -> None:
+        where = self.group.position(root.shape)
+        assert where is not None, "a root stands in its group's loops"  # noqa: S101
+        if isinstance(root.op, MatMul):
+            value = self.pool.make("acc", (), root.dtype)
+        elif isinstance(root.op, Reduction):
+            value = self._reduce(root)
+        else:
+            value = self._compute(root, where)
+        self.values[id(root), where] = value
+        if id(root) in self.stored:
+            access = self._access(root, where, written=True)
+            self._add(Store(access, value), value, where)
+
+    def _reduce(self, root: Node) -> Scalar:
+        full = tuple((i, 1, 0) for i in range(len(self.group.shape)))
+        dtype = root.dtype
+        value = self.pool.cast(self.value(root.inputs[0], full), dtype)
+        number = len(self.reductions)
+        at = self._first(value)
+        self.reductions.append(at)
+        self._pass(at).full.append(Reduce(number, "max" if isinstance(root.op, Max) else "add", value))
+        return self.pool.make("reduced", (), dtype, number)
+
+    def _add(self, statement: Store, value: Scalar, where: tuple[Where, ...]) -> None:
+        outer = bool(self.group.reduced) and not any(axis in self.group.reduced for axis, _, _ in where)
+        at = self._first(value)
+        if outer:  # known before pass `at`, so it is written after the one before
+            self._pass(max(at - 1, 0)).outer.append(statement)
+        else:
+            self._pass(at).full.append(statement)
+
+    def _pass(self, number: int) -> Pass:
+        while len(self.passes) <= number:
+            self.passes.append(Pass())
+        return self.passes[number]
+
+    def _first(self, s: Scalar) -> int:
+        """The first pass in which a Scalar can be computed."""
+        found = self.when.get(s.number)
+        if found is None:
+            found = self.reductions[s.param] + 1 if s.kind == "reduced" else max(map(self._first, s.args), default=0)
+            self.when[s.number] = found
+        return found
+
+    # -------------------------------------------------------------------------------------------------- values
+
+    def value(self, node: Node, where: tuple[Where, ...]) -> Scalar:
+        """The Scalar for `node` at index `where`: a register of this kernel, a load, or its expression written out."""
+        key = (id(node), where)
+        found = self.values.get(key)
+        if found is None:
+            if is_virtual(node, self.grouping.roots):
+                found = self._compute(node, where)
+            else:
+                found = self.pool.make("load", (), node.dtype, self._access(node, where))
+            self.values[key] = found
+        return found
+
+    def _compute(self, node: Node, where: tuple[Where, ...]) -> Scalar:
+        op = node.op
+        if isinstance(op, Full):
+            return self._number(op.scalar, node)
+        if isinstance(op, Arange | Uniform):
+            return self._created(node, where)
+        if isinstance(op, BroadcastTo | Permute | Slice) or (isinstance(op, Reshape) and is_virtual(node, set())):
+            ((source, at),) = through(node, where)
+            return self.value(source, at)
+        if isinstance(op, Movement):  # a root that copies: a general reshape or an embedding
+            return self.pool.make("load", (), node.dtype, self._access(node.inputs[0], where, like=node.shape))
+        args = [self.value(a, at) for a, at in through(node, where)]
+        if isinstance(op, Equal):
+            return args[0].equals(args[1])
+        scalar = getattr(op, "scalar", None)
+        if isinstance(scalar, HostNumber):
+            # Numbers of the call are weak: they take the dtype that a Python float would get.
+            number = self._number(scalar, node, np.result_type(args[0].dtype, 1.0))
+            return _with_scalar(op, number, args)
+        return op.compute(*args)
+
+    def _number(self, scalar: Any, node: Node, dtype: Any = None) -> Scalar:
+        dtype = dtype or node.dtype
+        if isinstance(scalar, HostNumber):
+            return self.pool.make("number", (), dtype, scalar.index)
+        return self.pool.const(scalar, dtype)
+
+    def _created(self, node: Node, where: tuple[Where, ...]) -> Scalar:
+        strides, offset = self._strides(row_major(node.shape), where)
+        index = self.pool.make("index", (), np.dtype("int64"), (strides, offset))
+        if isinstance(node.op, Arange):
+            return index
+        assert isinstance(node.op, Uniform)  # noqa: S101
+        key = self.pool.make("number", (), np.dtype("int64"), node.op.scalar.index)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.pool.make("uniform", (index, key), node.dtype, node.op.draw)
+
+    # -------------------------------------------------------------------------------------------------- memory
+
+    def _strides(self, own: tuple[int, ...], where: tuple[Where, ...]) -> tuple[tuple[int, ...], int]:
+        strides, offset = [0] * (len(self.group.shape) + (self.group.product is not None)), 0
+        for stride, (axis, step, start) in zip(own, where, strict=True):
+            offset += stride * start
+            if axis >= 0:
+                strides[axis] += stride * step
+        return tuple(strides), offset
+
+    def _access(
+        self, node: Node, where: tuple[Where, ...], written: bool = False, like: Shape | None = None
+    ) -> Access:
+        """How the memory under `node` is addressed; movements that are not virtual are views of it."""
+        own = row_major(like or node.shape)
+        base = node
+        if not written and id(node) not in self.grouping.roots and not isinstance(node.op, Input):
+            base = storage(node)  # a general reshape of contiguous memory has contiguous strides of its own
+        strides, offset = self._strides(own, where)
+        return Access(self._slot(base, written), strides, offset)
+
+    def _slot(self, node: Node, written: bool) -> int:
+        for slot, known in enumerate(self.memory):
+            if known is node and self.written[slot] == written:
+                return slot
+        self.memory.append(node)
+        self.written.append(written)
+        return len(self.memory) - 1
+
+    def _product(self) -> Product:
+        node = self.group.product
+        assert node is not None  # noqa: S101
+        a, b = node.inputs
+        rank = len(self.group.shape)
+        leading = [(i, 1, 0) for i in range(rank - 2)]
+
+        def access(operand: Node, i: int, j: int) -> Access:
+            batch = leading[rank - len(operand.shape) :] if len(operand.shape) <= rank else leading
+            batch = [(-1, 1, 0) if n == 1 else w for n, w in zip(operand.shape[:-2], batch, strict=True)]
+            where = (*batch, (i, 1, 0), (j, 1, 0))
+            while is_virtual(operand, self.grouping.roots):
+                ((operand, where),) = through(operand, where)
+            return self._access(operand, where)
+
+        return Product(access(a, rank - 2, rank), access(b, rank, rank - 1), a.shape[-1], node.dtype)
+
+
+def _with_scalar(op: Any, number: Scalar, args: list[Scalar]) -> Scalar:
+    """op.compute with its number as a Scalar of its own."""
+    return type(op)(number).compute(*args)
+

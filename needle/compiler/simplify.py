@@ -1,0 +1,145 @@
+"""Simplify: the same results from fewer nodes.
+
+In: a Graph. Out: a new Graph. Invariant: each rule keeps values, shapes and dtypes exactly; a rule is a line of the
+table `RULES`. Common subexpressions are merged because ops compare by their fields.
+Next: fuse.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from needle.compiler.graph import Graph, Node, infer
+from needle.ops import (
+    BroadcastTo,
+    Cast,
+    DivScalar,
+    MulScalar,
+    Negate,
+    Permute,
+    PowerScalar,
+    Reshape,
+    Slice,
+    Sqrt,
+    Summation,
+    Transpose,
+)
+from needle.tracing import HostNumber
+from needle.value import Op, Shape
+
+Rule = Callable[["Builder", Op, tuple[Node, ...], Node], Node | None]
+
+
+class Builder:
+    """Makes nodes, each distinct one once."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Node] = {}
+
+    def make(self, op: Op, inputs: tuple[Node, ...], like: Node) -> Node:
+        """The simplest node for `op` on `inputs`."""
+        for kind, rule in RULES:
+            if isinstance(op, kind):
+                found = rule(self, op, inputs, like)
+                if found is not None:
+                    return found
+        scalar = getattr(op, "scalar", None)
+        # 2 == 2.0, but they promote differently; nan != nan.
+        key = (op, type(scalar), repr(scalar), tuple(map(id, inputs)))
+        node = self.known.get(key)
+        if node is None:
+            spec = infer(op, [n.spec for n in inputs])
+            node = self.known[key] = Node(op, inputs, spec, like.site)
+        return node
+
+
+def simplify(graph: Graph) -> Graph:
+    """Apply the rules from inputs to outputs, once; each sees simplified inputs."""
+    builder = Builder()
+    new = {id(node): node for node in graph.inputs}
+    for node in graph.nodes():
+        new[id(node)] = builder.make(node.op, tuple([new[id(n)] for n in node.inputs]), node)
+    return Graph(
+        graph.inputs, [new[id(n)] for n in graph.outputs], {i: new[id(n)] for i, n in graph.updates.items()}
+    )
+
+
+def _same_shape(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    return inputs[0] if inputs[0].shape == like.shape else None
+
+
+def _reshape(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    (a,) = inputs
+    if a.shape == like.shape:
+        return a
+    if isinstance(a.op, Reshape):
+        return build.make(Reshape(like.shape), a.inputs, like)
+    return build.make(Reshape(like.shape), inputs, like) if op.shape != like.shape else None
+
+
+def _slice_all(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    whole = all(r == (0, n, 1) for r, n in zip(op.ranges, inputs[0].shape, strict=True))
+    return inputs[0] if whole else None
+
+
+def _cast(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    return inputs[0] if inputs[0].dtype == like.dtype else None
+
+
+def _transpose(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """Every transpose as a Permute, and two of them as one."""
+    (a,) = inputs
+    order = _order(op, a.shape)
+    if isinstance(a.op, Permute):
+        order = tuple(a.op.axes[i] for i in order)
+        (a,) = a.inputs
+    if order == tuple(range(len(order))):
+        return a
+    return build.make(Permute(order), (a,), like) if (Permute(order), (a,)) != (op, inputs) else None
+
+
+def _order(op: Any, shape: Shape) -> tuple[int, ...]:
+    axes = list(range(len(shape)))
+    if isinstance(op, Transpose):
+        i, j = op.pair(shape)
+        axes[i], axes[j] = j, i
+        return tuple(axes)
+    return tuple(axis % len(shape) for axis in op.axes)
+
+
+def _scalar_identity(neutral: float) -> Rule:
+    def rule(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+        same = not isinstance(op.scalar, HostNumber) and op.scalar == neutral
+        return inputs[0] if same and inputs[0].dtype == like.dtype else None
+
+    return rule
+
+
+def _double_negate(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    return inputs[0].inputs[0] if isinstance(inputs[0].op, Negate) else None
+
+
+def _square_root(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    half = not isinstance(op.scalar, HostNumber) and op.scalar == 0.5 and inputs[0].dtype == like.dtype
+    return build.make(Sqrt(), inputs, like) if half else None
+
+
+def _empty_sum(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A sum over nothing, such as over axes ()."""
+    return inputs[0] if op.axes == () and inputs[0].spec == like.spec else None
+
+
+RULES: list[tuple[type[Op], Rule]] = [
+    (Reshape, _reshape),
+    (BroadcastTo, _same_shape),
+    (Slice, _slice_all),
+    (Transpose, _transpose),
+    (Permute, _transpose),
+    (Cast, _cast),
+    (MulScalar, _scalar_identity(1)),
+    (DivScalar, _scalar_identity(1)),
+    (PowerScalar, _scalar_identity(1)),
+    (PowerScalar, _square_root),
+    (Negate, _double_negate),
+    (Summation, _empty_sum),
+]
+

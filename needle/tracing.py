@@ -1,0 +1,168 @@
+"""What stands in place of arrays while a function is being traced.
+
+In: an op and its inputs, while a trace is active in this thread. Out: Symbols, which know shape, dtype and the line of
+the user's program, and refuse to be read. Invariant: without an active trace nothing here runs.
+Next: compiler/graph.py, for the nodes that a trace records.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from needle.dtype import DType
+from needle.errors import TraceError
+from needle.value import Op, Shape, Spec
+
+_PACKAGE = str(Path(__file__).parent)
+_READ = (
+    "{site}: the value of this Tensor (shape {shape}, {dtype}) is not known while the function is being compiled, "
+    "but {what} reads it. {remedy}"
+)
+_REMEDY = "Return the Tensor and read it outside, or use ndl.where(...) to choose by elements"
+_LEAKED = (
+    "{site}: this Tensor was made inside a compiled function and kept outside of it (shape {shape}); "
+    "it has no value. Return it from the function instead"
+)
+
+
+class Tracer(Protocol):
+    """What records: see compile.py."""
+
+    def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
+        """A Tensor for the result of `op`, without computing it."""
+        ...
+
+
+class _Active(threading.local):
+    tracer: Any = None
+
+
+active = _Active()
+
+
+def user_site() -> str:
+    """File and line of the innermost frame that is not needle's own."""
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class Symbol:
+    """Shape and dtype of an array that does not exist yet; reading it raises `TraceError`."""
+
+    __slots__ = ("dtype", "node", "remedy", "shape", "site", "tracer")
+
+    def __init__(self, node: Any, spec: Spec, tracer: Any, remedy: str = "") -> None:
+        self.node, self.tracer, self.remedy = node, tracer, remedy
+        self.shape: Shape = spec.shape
+        self.dtype: DType = spec.dtype
+        self.site: str = node.site if node is not None else ""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        n = 1
+        for length in self.shape:
+            n *= length
+        return n
+
+    def _refuse(self, what: str) -> TraceError:
+        if self.remedy:
+            return TraceError(self.remedy)
+        if active.tracer is not self.tracer:
+            return TraceError(_LEAKED.format(site=self.site, shape=self.shape))
+        return TraceError(
+            _READ.format(site=user_site(), shape=self.shape, dtype=self.dtype, what=what, remedy=_REMEDY)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__array_interface__":
+            raise AttributeError(name)
+        raise self._refuse(f".{name}")
+
+
+def _refusing(what: str) -> Callable[..., Any]:
+    def refuse(self: Symbol, *_: Any, **__: Any) -> Any:
+        raise self._refuse(what)  # pyright: ignore[reportPrivateUsage]
+
+    return refuse
+
+
+for _name in ("array", "bool", "float", "int", "index", "len", "iter", "getitem", "setitem", "str", "repr"):
+    setattr(Symbol, f"__{_name}__", _refusing(f"{_name}()" if _name not in ("getitem", "setitem") else "indexing"))
+for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "gt", "ge", "lt", "le", "neg", "radd", "rsub", "rmul"):
+    setattr(Symbol, f"__{_name}__", _refusing("NumPy arithmetic"))
+
+
+class HostNumber:
+    """A number that Python computes before each call: a learning rate, a bias correction.
+
+    Arithmetic with it is recorded and repeated in float64 before each call, so `lr / (1 - beta ** t)` reaches the
+    kernels as one exact number. Equal expressions are equal HostNumbers.
+    """
+
+    __slots__ = ("compute", "index", "key", "nonzero")
+
+    def __init__(self, key: tuple[Any, ...], compute: Callable[[], float], nonzero: bool = False) -> None:
+        self.key, self.compute, self.nonzero = key, compute, nonzero
+        self.index = -1  # its place in the call's list, given when a node uses it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HostNumber) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"${self.index}"
+
+    def __bool__(self) -> bool:
+        if self.nonzero:
+            return True
+        raise TraceError(f"{user_site()}: this number changes from call to call, but `if` would decide once for all")
+
+    def _with(self, name: str, other: Any, function: Callable[[Any, Any], Any], swap: bool = False) -> Any:
+        if not isinstance(other, HostNumber | int | float):
+            return NotImplemented
+        a, b = (other, self) if swap else (self, other)
+        key = (name, *(x.key if isinstance(x, HostNumber) else x for x in (a, b)))
+        return HostNumber(key, lambda: function(_now(a), _now(b)))
+
+    def __add__(self, other: Any) -> Any:
+        return self._with("+", other, lambda a, b: a + b)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._with("-", other, lambda a, b: a - b)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._with("-", other, lambda a, b: a - b, swap=True)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._with("*", other, lambda a, b: a * b)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._with("/", other, lambda a, b: a / b)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._with("/", other, lambda a, b: a / b, swap=True)
+
+    def __pow__(self, other: Any) -> Any:
+        return self._with("**", other, lambda a, b: a**b)
+
+    def __neg__(self) -> Any:
+        return self._with("*", -1.0, lambda a, b: a * b)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+def _now(number: Any) -> Any:
+    return number.compute() if isinstance(number, HostNumber) else number
