@@ -402,7 +402,7 @@ class Step:
         written = [(i, trace.cells[i]) for i in updates]
         trace.restore()
         return Compiled(
-            build(graph, [repr(n) for n in trace.numbers]),
+            build(graph),
             graph,
             trace,
             result,

@@ -7,6 +7,7 @@ Next: dtype.py.
 | variable | meaning | default |
 | --- | --- | --- |
 | NEEDLE_DATA | folders with data sets, separated as in PATH | none |
+| NEEDLE_THREADS | threads of a compiled function | the processors available |
 | NEEDLE_CACHE | where downloads are kept | the user's cache folder / needle |
 """
 
@@ -32,3 +33,16 @@ def data_dirs() -> list[Path]:
     """Folders in which data sets are looked for, first match first."""
     named = os.environ.get("NEEDLE_DATA", "").split(os.pathsep)
     return [Path(folder).expanduser() for folder in named if folder] + [cache_dir() / "data"]
+
+
+def thread_count() -> int:
+    """Threads of a compiled function: NEEDLE_THREADS, or the processors that this process may use."""
+    chosen = os.environ.get("NEEDLE_THREADS")
+    if chosen:
+        return max(1, int(chosen))
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(available, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        return available

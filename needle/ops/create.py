@@ -13,7 +13,7 @@ import numpy as np
 from needle.dtype import Array, Number
 from needle.value import Shape, Spec, TensorOp
 
-_ROUNDS = 10
+ROUNDS = 7
 
 
 def philox(counter: Any, draw: int, key: Any) -> Any:
@@ -21,7 +21,7 @@ def philox(counter: Any, draw: int, key: Any) -> Any:
     c0 = np.asarray(counter).astype(np.uint32)
     c1 = np.full_like(c0, draw)
     k = np.uint32(key)
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         product = c0.astype(np.uint64) * np.uint64(0xD256D193)
         c0, c1 = (product >> np.uint64(32)).astype(np.uint32) ^ k ^ c1, product.astype(np.uint32)
         k = np.uint32((int(k) + 0x9E3779B9) & 0xFFFFFFFF)

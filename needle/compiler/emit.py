@@ -1,0 +1,475 @@
+"""Emit: a Kernel becomes one LLVM function.
+
+In: a Kernel, a name, the machine's vectors, the number of threads. Out: LLVM IR text and the declarations it needs.
+Invariants: the function does what interpret.py says; each thread does its part of the outer axes and touches no other;
+what does not change in a loop is computed before it (no optimiser runs later, so it is done here).
+Next: tile.py for products, then plan.py.
+
+Loops stand in this order: outer axes, then reduced axes. One axis runs in vectors: the last one, so that most accesses
+are consecutive. If it is reduced, each lane collects a part, and the lanes are combined at the end; if it is an outer
+axis, each lane is an outer element of its own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+import numpy as np
+
+from needle.compiler import vector_math
+from needle.compiler.code import INT, Code, Reg, integer, literal
+from needle.compiler.kernel import Kernel, Pass, Reduce, Scalar, Store
+from needle.ops.create import ROUNDS
+
+SERIAL = 2048
+"""Kernels with fewer elements run on one thread: waking the others costs more."""
+
+PHILOX_MULTIPLIER, PHILOX_WEYL = 0xD256D193, 0x9E3779B9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the code is made for: bytes in a vector register, and how many there are."""
+
+    name: str = "avx512"
+    vector_bytes: int = 64
+    registers: int = 32
+
+    def lanes(self, itemsize: int) -> int:
+        """Elements of this size in a vector."""
+        return self.vector_bytes // itemsize
+
+
+AVX512, AVX2, NEON = Machine(), Machine("avx2", 32, 16), Machine("neon", 16, 32)
+
+
+@dataclass
+class Axis:
+    """One loop: its extent, and the kernel axis whose stride it moves by (merged axes move by the last one's)."""
+
+    extent: int
+    source: int
+    reduced: bool
+
+
+def emit(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
+    """The LLVM function `name`, and the declarations it needs."""
+    loops = Loops(kernel, name, machine, threads)
+    loops.run()
+    return loops.code.text(), loops.code.declared
+
+
+def scalars(kernel: Kernel) -> Iterator[Scalar]:
+    """Every Scalar of a kernel, each once."""
+    seen: set[int] = set()
+    pending = [s.value for p in kernel.passes for s in [*p.full, *p.outer]]
+    while pending:
+        s = pending.pop()
+        if s.number not in seen:
+            seen.add(s.number)
+            yield s
+            pending += s.args
+
+
+def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
+    """The strides of every load, store and index."""
+    found = [s.param.strides for s in scalars(kernel) if s.kind == "load"]
+    found += [s.param[0] for s in scalars(kernel) if s.kind == "index"]
+    return found + [s.access.strides for p in kernel.passes for s in [*p.full, *p.outer] if isinstance(s, Store)]
+
+
+def loop_axes(kernel: Kernel) -> list[Axis]:
+    """The loops of a kernel: unit axes dropped, neighbours merged where every access allows it; outer ones first."""
+    strides = accesses(kernel)
+    axes: list[Axis] = []
+    for i, n in enumerate(kernel.shape):
+        reduced = i in kernel.reduced
+        last = axes[-1] if axes else None
+        if n == 1:
+            continue
+        if last and last.reduced == reduced and all(s[last.source] == s[i] * n for s in strides):
+            axes[-1] = Axis(last.extent * n, i, reduced)
+        else:
+            axes.append(Axis(n, i, reduced))
+    return [a for a in axes if not a.reduced] + [a for a in axes if a.reduced]
+
+
+def is_serial(kernel: Kernel) -> bool:
+    """Whether one thread does it all."""
+    outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
+    work = prod(kernel.shape) * (kernel.product.length if kernel.product else 1)
+    return work < SERIAL or outer == 1
+
+
+class Loops:
+    """The loops of one kernel being written. `values` holds what is known at the current place, by Scalar number."""
+
+    def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
+        arguments = [f"ptr %s{i}" for i in range(len(kernel.slots))]
+        self.code = Code(name, [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid"])
+        self.kernel, self.machine = kernel, machine
+        self.threads = 1 if is_serial(kernel) else threads
+        self.axes = loop_axes(kernel)
+        self.outer = [a for a in self.axes if not a.reduced]
+        self.inner = [a for a in self.axes if a.reduced]
+        self.vector = max(self.axes, key=lambda a: a.source, default=None)
+        self.lanes = machine.lanes(4)
+        self.values: dict[int, Reg] = {}
+        self.reduced: dict[int, Reg] = {}
+        self.index: dict[int, Reg] = {}
+        self.mask: Reg | None = None
+        self.depths: dict[int, int] = {}
+        self.varying: dict[int, bool] = {}
+
+    def run(self) -> None:
+        """Write the whole function."""
+        self._outer(0)
+
+    # ------------------------------------------------------------------------------------------------- the loops
+
+    def _outer(self, level: int) -> None:
+        self._hoist(self.kernel.passes[0].full, level - 1)
+        if level == len(self.outer):
+            self._passes()
+            return
+        axis = self.outer[level]
+        split = axis is self._split_axis()
+        if axis is self.vector:
+            self._vector_loop(axis, split, [], lambda _: self._outer(level + 1) or [])
+        else:
+            low, high = self._part(axis.extent) if split else (integer(0), integer(axis.extent))
+            self.code.loop(low, high, 1, [], self._inside(axis, lambda _: self._outer(level + 1) or []), split)
+
+    def _split_axis(self) -> Axis | None:
+        """The axis that threads divide: the first with enough pieces for all, else the one with most."""
+        if self.threads == 1 or not self.outer:
+            return None
+        pieces = [-(-a.extent // self.lanes) if a is self.vector else a.extent for a in self.outer]
+        enough = [a for a, n in zip(self.outer, pieces, strict=True) if n >= 4 * self.threads]
+        return enough[0] if enough else self.outer[pieces.index(max(pieces))]
+
+    def _part(self, pieces: int) -> tuple[Reg, Reg]:
+        """This thread's range of `pieces`."""
+        c, tid = self.code, Reg("%tid", INT)
+        low = c.make(f"udiv i64 {c.mul(tid, pieces).text}, {self.threads}", INT)
+        after = c.mul(c.add(tid, integer(1)), pieces)
+        return low, c.make(f"udiv i64 {after.text}, {self.threads}", INT)
+
+    def _inside(
+        self, axis: Axis, body: Callable[[list[Reg]], Sequence[Reg]], scale: int = 1
+    ) -> Callable[[Reg, list[Reg]], Sequence[Reg]]:
+        """A loop body in which `axis` has an index, and after which values made inside are forgotten."""
+
+        def run(i: Reg, carried: list[Reg]) -> Sequence[Reg]:
+            known = dict(self.values)
+            self.index[axis.source] = self.code.mul(i, scale)
+            result = body(carried)
+            self.values = known
+            return result
+
+        return run
+
+    def _vector_loop(
+        self, axis: Axis, split: bool, carried: list[Reg], body: Callable[[list[Reg]], Sequence[Reg]]
+    ) -> list[Reg]:
+        """Whole vectors in a loop, and the rest under a mask."""
+        c, lanes = self.code, self.lanes
+        whole, rest = divmod(axis.extent, lanes)
+        if split:
+            low, high = self._part(whole + (rest > 0))
+            return self._split_vectors(axis, low, high, body)
+        if whole:
+            carried = c.loop(integer(0), integer(whole), 1, carried, self._inside(axis, body, lanes))
+        if rest:
+            carried = self._masked(axis, carried, body)
+        return carried
+
+    def _masked(self, axis: Axis, carried: list[Reg], body: Callable[[list[Reg]], Sequence[Reg]]) -> list[Reg]:
+        whole, rest = divmod(axis.extent, self.lanes)
+        self.mask = self.code.mask(rest, self.lanes)
+        result = list(self._inside(axis, body, self.lanes)(integer(whole), carried))
+        self.mask = None
+        return result
+
+    def _split_vectors(
+        self, axis: Axis, low: Reg, high: Reg, body: Callable[[list[Reg]], Sequence[Reg]]
+    ) -> list[Reg]:
+        c = self.code
+        whole, rest = divmod(axis.extent, self.lanes)
+        if not rest:
+            return c.loop(low, high, 1, [], self._inside(axis, body, self.lanes), may_be_empty=True)
+        has_rest = c.make(f"icmp sgt i64 {high.text}, {whole}", np.dtype(bool))
+        stop = c.make(f"select i1 {has_rest.text}, i64 {whole}, i64 {high.text}", INT)
+        c.loop(low, stop, 1, [], self._inside(axis, body, self.lanes), may_be_empty=True)
+        c.branch(has_rest, lambda: self._masked(axis, [], body) and None)
+        return []
+
+    def _passes(self) -> None:
+        level = len(self.outer) - 1
+        for step in self.kernel.passes:
+            self._hoist(step.full, level)
+            reduces = [s for s in step.full if isinstance(s, Reduce)]
+            carried = [self._identity(r) for r in reduces]
+            known = dict(self.values)
+            results = self._inner(0, carried, step)
+            self.values = known
+            for r, value in zip(reduces, results, strict=True):
+                self.reduced[r.number] = self._combine_lanes(r, value)
+            for statement in step.outer:
+                self._store(statement)
+
+    def _inner(self, level: int, carried: list[Reg], step: Pass) -> list[Reg]:
+        if level == len(self.inner):
+            return self._statements(step, carried)
+        axis = self.inner[level]
+
+        def body(c: list[Reg]) -> list[Reg]:
+            return self._inner(level + 1, c, step)
+
+        if axis is self.vector:
+            return self._vector_loop(axis, False, carried, body)
+        return self.code.loop(integer(0), integer(axis.extent), 1, carried, self._inside(axis, body))
+
+    def _statements(self, step: Pass, carried: list[Reg]) -> list[Reg]:
+        remaining, after = iter(carried), list[Reg]()
+        for statement in step.full:
+            if isinstance(statement, Store):
+                self._store(statement)
+                continue
+            value = self.code.splat(self.value(statement.value), self._width())
+            sofar = next(remaining)
+            if self.mask is not None and self.vector is not None and self.vector.reduced:
+                value = self.code.select(self.mask, value, self._identity(statement))
+            after.append(self._combine(statement.combine, sofar, value))
+        return after
+
+    # ------------------------------------------------------------------------------------------------ reductions
+
+    def _width(self) -> int:
+        return self.lanes if self.vector is not None else 1
+
+    def _identity(self, r: Reduce) -> Reg:
+        dtype = r.value.dtype
+        lowest = -np.inf if dtype.kind == "f" else 0 if dtype == bool else np.iinfo(dtype).min
+        value = self.code.constant(lowest if r.combine == "max" else 0, dtype)
+        return self.code.splat(value, self._width())
+
+    def _combine(self, name: str, a: Reg, b: Reg) -> Reg:
+        return self.code.binary("add", a, b) if name == "add" else maximum(self.code, a, b)
+
+    def _combine_lanes(self, r: Reduce, value: Reg) -> Reg:
+        if self.vector is None or not self.vector.reduced:
+            return value
+        c, lanes = self.code, value.lanes
+        while lanes > 1:  # halves are combined until one lane is left
+            lanes //= 2
+            low = self._half(value, range(lanes))
+            high = self._half(value, range(lanes, 2 * lanes))
+            value = self._combine(r.combine, low, high)
+        return c.extract(value, 0) if value.lanes > 1 else value
+
+    def _half(self, a: Reg, picked: range) -> Reg:
+        c, n = self.code, len(picked)
+        if n == 1:
+            return c.extract(a, picked[0])
+        chosen = ", ".join(f"i32 {i}" for i in picked)
+        return c.make(f"shufflevector {a}, {a.type} poison, <{n} x i32> <{chosen}>", a.dtype, n)
+
+    # ---------------------------------------------------------------------------------------------------- values
+
+    def _depth(self, s: Scalar) -> int:
+        """The innermost loop that a Scalar changes in; -1 for none."""
+        found = self.depths.get(s.number)
+        if found is None:
+            if s.kind in ("load", "index"):
+                strides = s.param.strides if s.kind == "load" else s.param[0]
+                found = max((i for i, a in enumerate(self.axes) if strides[a.source]), default=-1)
+            elif s.kind == "reduced":
+                found = len(self.outer) - 1
+            elif s.kind == "acc":
+                found = len(self.axes)
+            else:
+                found = max(map(self._depth, s.args), default=-1)
+            self.depths[s.number] = found
+        return found
+
+    def _hoist(self, statements: Sequence[Store | Reduce], level: int) -> None:
+        """Compute now what does not change in the loops inside `level`."""
+        seen: set[int] = set()
+        pending = [s.value for s in reversed(statements)]
+        while pending:
+            s = pending.pop()
+            if s.number in seen:
+                continue
+            seen.add(s.number)
+            if self._depth(s) <= level:
+                if s.kind != "const":
+                    self.value(s)
+            else:
+                pending += reversed(s.args)
+
+    def value(self, s: Scalar) -> Reg:
+        """The register of a Scalar at the current place."""
+        if s.kind == "const":
+            return Reg(literal(s.param, s.dtype), s.dtype)
+        if s.kind == "reduced":
+            return self.reduced[s.param]
+        found = self.values.get(s.number)
+        if found is None:
+            found = self.values[s.number] = self._compute(s)
+        return found
+
+    def _compute(self, s: Scalar) -> Reg:
+        c = self.code
+        if s.kind == "load":
+            return self._load(s)
+        if s.kind == "number":
+            wide = c.load(c.address("%numbers", integer(s.param), np.dtype("float64")), np.dtype("float64"))
+            return c.convert(wide, s.dtype)
+        if s.kind == "index":
+            return self._lane_index(*s.param)
+        args = [self.value(a) for a in s.args]
+        if s.kind == "cast":
+            return c.convert(args[0], s.dtype)
+        if s.kind == "uniform":
+            return self._uniform(args[0], args[1], s.param)
+        return FUNCTIONS[s.kind](c, *args)
+
+    def _offset(self, strides: tuple[int, ...], offset: int) -> Reg:
+        total = integer(offset)
+        for axis in self.axes:
+            if strides[axis.source]:
+                total = self.code.add(self.code.mul(self.index[axis.source], strides[axis.source]), total)
+        return total
+
+    def _step(self, strides: tuple[int, ...]) -> int:
+        return strides[self.vector.source] if self.vector is not None else 0
+
+    def _load(self, s: Scalar) -> Reg:
+        c, access = self.code, s.param
+        step = self._step(access.strides)
+        start = c.address(f"%s{access.slot}", self._offset(access.strides, access.offset), s.dtype)
+        if step == 0:
+            return c.load(start, s.dtype)
+        if step == 1:
+            return c.load(start, s.dtype, self.lanes, self.mask)
+        result: Reg | None = None
+        for lane in range(self._valid()):
+            one = c.load(c.address(start, integer(lane * step), s.dtype), s.dtype)
+            result = c.insert(result, one, lane, self.lanes)
+        assert result is not None  # noqa: S101
+        return result
+
+    def _valid(self) -> int:
+        return self.lanes if self.mask is None else self.mask.text.count("i1 1")
+
+    def _store(self, statement: Store) -> None:
+        c, access = self.code, statement.access
+        value = self.value(statement.value)
+        step = self._step(access.strides)
+        start = c.address(f"%s{access.slot}", self._offset(access.strides, access.offset), value.dtype)
+        if step == 0:
+            c.store(value if value.lanes == 1 else c.extract(value, 0), start)
+        elif step == 1:
+            c.store(c.splat(value, self.lanes), start, self.mask)
+        else:
+            value = c.splat(value, self.lanes)
+            for lane in range(self._valid()):
+                c.store(c.extract(value, lane), c.address(start, integer(lane * step), value.dtype))
+
+    def _lane_index(self, strides: tuple[int, ...], offset: int) -> Reg:
+        c, step = self.code, self._step(strides)
+        start = self._offset(strides, offset)
+        if step == 0:
+            return start
+        lanes = c.lane_numbers(self.lanes)
+        if step != 1:
+            lanes = c.make(f"mul {lanes}, {c.constant(step, INT, self.lanes).text}", INT, self.lanes)
+        return c.make(f"add {lanes}, {c.splat(start, self.lanes).text}", INT, self.lanes)
+
+    def _uniform(self, index: Reg, key: Reg, draw: int) -> Reg:
+        """Philox, as ops.create.philox writes it."""
+        c, u32, u64 = self.code, np.dtype("uint32"), np.dtype("uint64")
+        c0 = c.convert(Reg(index.text, INT, index.lanes), u32)
+        c1 = c.constant(draw, u32)
+        k = c.convert(key, u32)
+        for _ in range(ROUNDS):
+            wide = c.binary("mul", c.convert(c0, u64), c.constant(PHILOX_MULTIPLIER, u64))
+            shift = c.constant(32, u64, wide.lanes)
+            high = c.convert(c.make(f"lshr {wide}, {shift.text}", u64, wide.lanes), u32)
+            high = xor(c, xor(c, high, k), c1)
+            c0, c1 = high, c.convert(wide, u32)
+            k = c.binary("add", k, c.constant(PHILOX_WEYL, u32))
+        bits = c.make(f"lshr {c0}, {c.constant(8, u32, c0.lanes).text}", np.dtype("int32"), c0.lanes)
+        return c.binary("mul", c.convert(bits, np.dtype("float32")), c.constant(2.0**-24, np.dtype("float32")))
+
+
+def xor(c: Code, a: Reg, b: Reg) -> Reg:
+    """Bitwise exclusive or."""
+    lanes = max(a.lanes, b.lanes)
+    a, b = c.splat(a, lanes), c.splat(b, lanes)
+    return c.make(f"xor {a}, {b.text}", a.dtype, lanes)
+
+
+def maximum(c: Code, a: Reg, b: Reg) -> Reg:
+    """The larger; NaN if either is."""
+    lanes = max(a.lanes, b.lanes)
+    a, b = c.splat(a, lanes), c.splat(b, lanes)
+    larger = c.select(c.compare("lt", a, b), b, a)  # a NaN: not less, so a stays
+    if a.dtype.kind != "f" or not b.text.startswith("%"):
+        return larger
+    return c.select(c.compare("uno", b, b), b, larger)
+
+
+def sign(c: Code, a: Reg) -> Reg:
+    """-1, 0 or 1; NaN stays."""
+    zero = c.constant(0, a.dtype)
+    up = c.select(c.compare("gt", a, zero), c.constant(1, a.dtype), a)
+    return c.select(c.compare("lt", a, zero), c.constant(-1 if a.dtype.kind != "u" else 0, a.dtype), up)
+
+
+def absolute(c: Code, a: Reg) -> Reg:
+    """|a|."""
+    if a.dtype.kind == "f":
+        return c.function("fabs", a, a)
+    zero = c.constant(0, a.dtype)
+    return a if a.dtype.kind in "bu" else c.select(c.compare("lt", a, zero), c.binary("sub", zero, a), a)
+
+
+def negate(c: Code, a: Reg) -> Reg:
+    """-a."""
+    if a.dtype.kind == "f":
+        return c.make(f"fneg {a}", a.dtype, a.lanes)
+    return c.binary("sub", c.constant(0, a.dtype), a)
+
+
+def compared(name: str) -> Callable[[Code, Reg, Reg], Reg]:
+    """A comparison as a function."""
+    return lambda c, a, b: c.compare(name, a, b)
+
+
+def arithmetic(name: str) -> Callable[[Code, Reg, Reg], Reg]:
+    """An arithmetic instruction as a function."""
+    return lambda c, a, b: c.binary(name, a, b)
+
+
+FUNCTIONS: dict[str, Callable[..., Reg]] = {
+    "add": arithmetic("add"),
+    "sub": arithmetic("sub"),
+    "mul": arithmetic("mul"),
+    "div": arithmetic("div"),
+    "gt": compared("gt"),
+    "ge": compared("ge"),
+    "le": compared("le"),
+    "eq": compared("eq"),
+    "neg": negate,
+    "max": maximum,
+    "abs": absolute,
+    "sign": sign,
+    "where": lambda c, condition, a, b: c.select(condition, a, b),
+    "sqrt": lambda c, a: c.function("sqrt", a, a),
+    "exp": vector_math.exp,
+    "log": vector_math.log,
+    "tanh": vector_math.tanh,
+    "pow": vector_math.power,
+}
+"""What a new scalar function needs: one line here."""

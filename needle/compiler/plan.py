@@ -1,0 +1,187 @@
+"""Plan: where every array lives, and where threads must wait for each other.
+
+In: kernels in order, and the graph. Out: a Plan, and the LLVM text of the whole step. Invariants: two arrays share memory
+only if one is dead before the other is written; a barrier stands before a kernel that touches what another thread wrote,
+or writes what another may still read, since the last barrier; state is overwritten in place only where nobody reads the
+old value later.
+Next: ../runtime/native.py.
+"""
+
+from dataclasses import dataclass, field
+
+from needle.compiler.emit import is_serial
+from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.kernel import Access, Kernel, Scalar
+from needle.compiler.lower import Lowered
+from needle.compiler.tile import scratch_bytes
+
+LINE = 64
+"""Bytes: everything starts on a cache line of its own."""
+
+Place = tuple[str, int]
+"""("arena", byte offset), ("input", index), ("output", index) or ("update", input index)."""
+
+
+@dataclass
+class Plan:
+    """Addresses and order."""
+
+    places: list[list[Place]]  # for each kernel, for each slot
+    barriers: list[bool]  # before each kernel
+    arena_bytes: int
+    scratch_bytes: int  # for each thread
+    in_place: set[int]  # inputs that their update may overwrite
+    copies: list[tuple[Place, Node]] = field(default_factory=list[tuple[Place, Node]])  # results made by no kernel
+    largest: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+
+    def __str__(self) -> str:
+        kernels = len(self.places)
+        return (
+            f"plan: {kernels} kernels, {sum(self.barriers)} barriers, arena {self.arena_bytes:,} bytes, "
+            f"packing {self.scratch_bytes:,} bytes a thread, {len(self.in_place)} arrays updated in place"
+        )
+
+
+def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
+    """Decide places, barriers, and what is updated in place."""
+    homes, copies = _homes(graph, kernels)
+    arena = _arena(kernels, homes)
+    in_place = {i for i in graph.updates if _may_overwrite(i, graph.updates[i], kernels)}
+    places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
+    scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
+    return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, copies)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // LINE) * LINE
+
+
+def size_of(node: Node) -> int:
+    """Bytes of an array."""
+    count = node.dtype.itemsize
+    for n in node.shape:
+        count *= n
+    return count
+
+
+def _homes(graph: Graph, kernels: list[Lowered]) -> tuple[dict[int, Place], list[tuple[Place, Node]]]:
+    """Results are written where they are wanted; a node that is wanted twice is copied."""
+    homes: dict[int, Place] = {}
+    copies: list[tuple[Place, Node]] = []
+    wanted: list[tuple[Place, Node]] = [(("update", i), node) for i, node in graph.updates.items()]
+    wanted += [(("output", i), node) for i, node in enumerate(graph.outputs)]
+    for place, node in wanted:
+        if isinstance(node.op, Input) or id(node) in homes:
+            copies.append((place, node))
+        else:
+            homes[id(node)] = place
+    return homes, copies
+
+
+def _place(node: Node, homes: dict[int, Place]) -> Place:
+    return ("input", node.op.index) if isinstance(node.op, Input) else homes[id(node)]
+
+
+def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
+    """Offsets for everything else: each array at the lowest place that is free for its whole life."""
+    born: dict[int, int] = {}
+    dies: dict[int, int] = {}
+    nodes: dict[int, Node] = {}
+    for at, lowered in enumerate(kernels):
+        for node in lowered.memory:
+            if not isinstance(node.op, Input) and homes.get(id(node), ("arena",))[0] == "arena":
+                nodes[id(node)] = node
+                born.setdefault(id(node), at)
+                dies[id(node)] = at
+    taken: list[tuple[int, int, int]] = []  # (offset, size, last kernel)
+    top = 0
+    for name, node in nodes.items():
+        size = _aligned(size_of(node))
+        taken = [t for t in taken if t[2] >= born[name]]
+        offset = 0
+        for start, length, _ in sorted(taken):
+            if start - offset >= size:
+                break
+            offset = max(offset, start + length)
+        taken.append((offset, size, dies[name]))
+        homes[name] = ("arena", offset)
+        top = max(top, offset + size)
+    return top
+
+
+def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
+    """Whether the update of an input may be written over it: no later kernel reads the input, and the kernel that
+    writes it reads it only at the element that it writes."""
+    last_read = max((k for k, low in enumerate(kernels) if _slot_of(low, index) is not None), default=-1)
+    writer = next((k for k, low in enumerate(kernels) if any(n is new for n in _written(low))), None)
+    if writer is None or last_read > writer:
+        return False
+    slot = _slot_of(kernels[writer], index)
+    if slot is None:
+        return True
+    kernel = kernels[writer].kernel
+    target = next(i for i, n in enumerate(kernels[writer].memory) if n is new and kernel.written[i])
+    writes = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == target}
+    reads = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == slot}
+    operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
+    return slot not in operands and reads <= writes and not kernel.reduced
+
+
+def _slot_of(lowered: Lowered, index: int) -> int | None:
+    for slot, node in enumerate(lowered.memory):
+        if isinstance(node.op, Input) and node.op.index == index:
+            return slot
+    return None
+
+
+def _written(lowered: Lowered) -> list[Node]:
+    return [n for n, w in zip(lowered.memory, lowered.kernel.written, strict=True) if w]
+
+
+def _accesses(kernel: Kernel) -> list[Access]:
+    found: list[Access] = []
+    pending: list[Scalar] = []
+    for step in kernel.passes:
+        for s in [*step.full, *step.outer]:
+            pending.append(s.value)
+            found += [s.access] if hasattr(s, "access") else []  # pyright: ignore[reportAttributeAccessIssue]
+    seen: set[int] = set()
+    while pending:
+        s = pending.pop()
+        if s.number not in seen:
+            seen.add(s.number)
+            found += [s.param] if s.kind == "load" else []
+            pending += s.args
+    return found
+
+
+def _region(place: Place, size: int) -> tuple[str, int, int]:
+    """What memory a place is: an input and its update may be the same."""
+    kind, number = place
+    if kind == "arena":
+        return ("arena", number, number + size)
+    return ("input" if kind == "update" else kind, number, number + 1)
+
+
+def _overlap(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
+    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+
+
+def _barriers(kernels: list[Lowered], places: list[list[Place]]) -> list[bool]:
+    """True before each kernel that another thread's recent work could disturb, or be disturbed by."""
+    result: list[bool] = []
+    recent: list[tuple[tuple[str, int, int], bool, bool]] = []  # (region, written, by one thread)
+    for lowered, at in zip(kernels, places, strict=True):
+        serial = is_serial(lowered.kernel)
+        mine: list[tuple[tuple[str, int, int], bool, bool]] = []
+        for node, written, place in zip(lowered.memory, lowered.kernel.written, at, strict=True):
+            mine.append((_region(place, size_of(node)), written, serial))
+        clash = any(
+            (written or earlier_written) and not (serial and earlier_serial) and _overlap(region, earlier)
+            for region, written, _ in mine
+            for earlier, earlier_written, earlier_serial in recent
+        )
+        result.append(clash)
+        recent = mine if clash else recent + mine
+    return result
+

@@ -1,0 +1,185 @@
+"""Program: the compiled step: its text, its memory, and how it is called.
+
+In: a Plan and Kernels. Out: `run(arrays, numbers)`. Invariants: outputs are fresh arrays; state that nobody else holds is
+updated in place; a call allocates nothing else. Equal kernels are compiled once.
+Next: ../compile.py.
+"""
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from needle.compiler.emit import AVX2, AVX512, NEON, Machine, emit, is_serial
+from needle.compiler.fuse import Grouping
+from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.lower import Lowered
+from needle.compiler.plan import LINE, Place, Plan
+from needle.compiler.tile import emit_product
+from needle.dtype import Array
+from needle.runtime import native
+from needle.runtime.team import barrier_text, team
+
+ARENA, NUMBERS, SCRATCH, FIRST = 0, 1, 2, 3
+"""Words of the argument block; from FIRST on: inputs, outputs, updates."""
+
+
+def host_machine() -> Machine:
+    """The vectors of this processor."""
+    e = native.engine()
+    if "+avx512f" in e.features:
+        return AVX512
+    return NEON if e.triple.startswith(("aarch64", "arm64")) else AVX2
+
+
+def write_text(kernels: list[Lowered], plan: Plan, graph: Graph, threads: int, machine: Machine) -> tuple[str, int]:
+    """The LLVM text of the step, and how many different kernels it has."""
+    known: dict[str, str] = {}
+    declared: set[str] = set()
+    bodies: list[str] = []
+    calls: list[str] = []
+    for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
+        write = emit_product if lowered.kernel.product else emit
+        text, needs = write(lowered.kernel, "KERNEL", machine, threads)
+        name = known.get(text)
+        if name is None:
+            name = known[text] = f"k{len(known)}"
+            bodies.append(text.replace("@KERNEL(", f"@{name}(", 1).replace("define void", "define internal void", 1))
+            declared |= needs
+        if wait and threads > 1:
+            calls.append("  call void @barrier(ptr %sync)")
+        calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
+    if threads > 1:
+        calls.append("  call void @barrier(ptr %sync)")
+    head = [f"  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
+    head += ["  %numbers = load ptr, ptr %pn", f"  %ps = getelementptr i64, ptr %args, i64 {SCRATCH}"]
+    head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
+    head += ["  %scratch = getelementptr i8, ptr %all, i64 %own", "  %first = icmp eq i64 %tid, 0"]
+    step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind {", "entry:", *head, *calls, "  ret void", "}"]
+    parts = [*sorted(declared), barrier_text(threads) if threads > 1 else "", *bodies, "\n".join(step)]
+    return "\n".join(parts), len(known)
+
+
+def word(place: Place, graph: Graph) -> int:
+    """Where the argument block holds the address of a place."""
+    kind, number = place
+    if kind == "input":
+        return FIRST + number
+    if kind == "output":
+        return FIRST + len(graph.inputs) + number
+    return FIRST + len(graph.inputs) + len(graph.outputs) + list(graph.updates).index(number)
+
+
+def _call(name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int) -> list[str]:
+    lines: list[str] = []
+    arguments: list[str] = []
+    for i, place in enumerate(places):
+        at = f"%c{unique}_{i}"
+        if place[0] == "arena":
+            lines.append(f"  {at} = getelementptr i8, ptr %arena, i64 {place[1]}")
+        else:
+            lines.append(f"  {at}p = getelementptr i64, ptr %args, i64 {word(place, graph)}")
+            lines.append(f"  {at} = load ptr, ptr {at}p")
+        arguments.append(f"ptr {at}")
+    call = f"  call void @{name}({', '.join([*arguments, 'ptr %numbers', 'ptr %scratch', 'i64 %tid'])})"
+    if not serial:
+        return [*lines, call]
+    yes, after = f"do{unique}", f"done{unique}"
+    return [*lines, f"  br i1 %first, label %{yes}, label %{after}", f"{yes}:", call, f"  br label %{after}", f"{after}:"]
+
+
+def aligned_empty(size: int) -> Array:
+    """Bytes that start on a cache line."""
+    block = np.empty(size + LINE, dtype=np.uint8)
+    start = -block.ctypes.data % LINE
+    return block[start : start + size]
+
+
+class Program:
+    """What can be run, and every artefact on the way to it."""
+
+    def __init__(
+        self, graph: Graph, grouping: Grouping, kernels: list[Lowered], plan: Plan, threads: int
+    ) -> None:
+        self.graph, self.grouping, self.kernels, self.plan, self.threads = graph, grouping, kernels, plan, threads
+        self.text, self.different = write_text(kernels, plan, graph, threads, host_machine())
+        self.library = native.load(self.text, ["step"])
+        self.address = self.library.addresses["step"]
+        self.function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(self.address)
+        self.team = team(threads)
+        self.arena = aligned_empty(max(plan.arena_bytes, 1))
+        self.scratch = aligned_empty(max(plan.scratch_bytes * threads, 1))
+        self.numbers = np.zeros(max(1, _numbers(graph)), dtype=np.float64)
+        count = FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
+        self.words = np.zeros(count, dtype=np.int64)
+        self.words[ARENA] = self.arena.ctypes.data
+        self.words[NUMBERS] = self.numbers.ctypes.data
+        self.words[SCRATCH] = self.scratch.ctypes.data
+        self.words_address: int = self.words.ctypes.data
+        self.last: list[Any] = [None] * len(graph.inputs)
+        self.updates = [
+            (i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()
+        ]
+        self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
+
+    def run(self, arrays: list[Array], numbers: Sequence[float]) -> tuple[list[Array], dict[int, Array]]:
+        """Outputs and new values of the updated inputs."""
+        words, last = self.words, self.last
+        for i, array in enumerate(arrays):
+            if array is not last[i]:
+                words[FIRST + i] = self._address(i, array)
+        if numbers:
+            self.numbers[: len(numbers)] = numbers
+        updates: dict[int, Array] = {}
+        for i, at, node, in_place in self.updates:
+            array = arrays[i]
+            # Held by its Tensor, this list, the caller's frame and `last`: nobody else looks at it.
+            if in_place and last[i] is array and sys.getrefcount(array) <= 5 and array.flags.writeable:
+                words[at] = words[FIRST + i]
+                updates[i] = array
+            else:
+                updates[i] = fresh = np.empty(node.shape, node.dtype)
+                words[at] = fresh.ctypes.data
+        results: list[Array] = []
+        for at, node in self.outputs:
+            fresh = np.empty(node.shape, node.dtype)
+            words[at] = fresh.ctypes.data
+            results.append(fresh)
+        self.team.run(self.function, self.address, self.words_address)
+        for place, node in self.plan.copies:
+            self._copy(place, node, arrays, results, updates)
+        return results, updates
+
+    def _address(self, i: int, array: Array) -> int:
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
+            self.last[i] = None
+            self._held = array  # until the call is over
+            return array.ctypes.data
+        self.last[i] = array
+        return array.ctypes.data
+
+    def _copy(
+        self, place: Place, node: Node, arrays: list[Array], results: list[Array], updates: dict[int, Array]
+    ) -> None:
+        """A result that no kernel writes: an input handed back, or a node wanted twice."""
+        kind, number = place
+        target = results[number] if kind == "output" else updates[number]
+        if isinstance(node.op, Input):
+            source = arrays[node.op.index]
+        else:
+            source = next(
+                (updates[i] for i, n in self.graph.updates.items() if n is node and updates[i] is not target),
+                None,
+            )
+            if source is None:
+                source = next(
+                    r for r, n in zip(results, self.graph.outputs, strict=True) if n is node and r is not target
+                )
+        target[...] = source
+
+
+def _numbers(graph: Graph) -> int:
+    return 1 + max((getattr(getattr(n.op, "scalar", None), "index", -1) for n in graph.nodes()), default=-1)

@@ -1,0 +1,302 @@
+"""Tile: a matrix product in registers, with what follows it.
+
+In: a Kernel with a Product. Out: one LLVM function. Invariants: any strides on the left; the right side is read in
+vectors along j, and is copied (packed) into consecutive memory first where it is not consecutive or too large for the
+cache; each thread computes its own rows (or columns, where rows are few).
+Next: plan.py.
+
+C[i, j] = sum over k of A[i, k] * B[k, j]. A tile is `rows` x `vectors` accumulators, all in registers: for each k it
+loads `vectors` vectors of B and `rows` scalars of A, which is enough arithmetic per load to keep the multipliers busy.
+The statements after the product run on the accumulators before anything is stored.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from needle.compiler.code import INT, Reg, integer, llvm_type
+from needle.compiler.emit import Axis, Loops, Machine
+from needle.compiler.kernel import Kernel, Product, Store
+
+VECTORS = 4
+"""Widest tile, in vectors."""
+
+PACK_BYTES = 3 << 19
+"""A right side above this size is packed, so that a panel stays in the cache."""
+
+LONG_EPILOGUE = 6
+"""Statements longer than this are written once, in a loop over the tile's rows."""
+
+
+def tile_rows(machine: Machine, vectors: int) -> int:
+    """Rows of a tile: accumulators, `vectors` of B and one of A fit into the registers."""
+    return min((machine.registers - vectors - 1) // vectors, {1: 14, 2: 12, 3: 8, 4: 6}[vectors])
+
+
+def even(total: int, most: int) -> list[int]:
+    """`total` in the fewest pieces of at most `most`, as even as possible."""
+    pieces = -(-total // most)
+    size, larger = divmod(total, pieces)
+    return [size + (i < larger) for i in range(pieces)]
+
+
+def scratch_bytes(kernel: Kernel) -> int:
+    """Memory for packing that each thread needs."""
+    p = kernel.product
+    return 0 if p is None else p.length * VECTORS * 64
+
+
+def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
+    """The LLVM function `name`, and the declarations it needs."""
+    tile = _Tile(kernel, name, machine, threads)
+    tile.run()
+    return tile.code.text(), tile.code.declared
+
+
+class _Tile(Loops):
+    def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
+        super().__init__(kernel, name, machine, threads)
+        assert kernel.product is not None  # noqa: S101
+        self.product: Product = kernel.product
+        self.lanes = machine.lanes(self.product.dtype.itemsize)
+        rank = len(kernel.shape)
+        self.axes = [Axis(n, i, False) for i, n in enumerate(kernel.shape)]
+        self.batch, self.row, self.column = self.axes[:-2], self.axes[-2], self.axes[-1]
+        self.vector = self.column
+        self.k = rank  # the product's own axis comes last in its strides
+        by_vector = self.product.b.strides[self.column.source]
+        size = self.product.length * self.column.extent * self.product.dtype.itemsize
+        self.packed = by_vector != 1 or size > PACK_BYTES
+        self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
+        self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
+
+    def _epilogue_nodes(self) -> set[int]:
+        seen: set[int] = set()
+        pending = [s.value for s in self.statements]
+        while pending:
+            s = pending.pop()
+            if s.number not in seen and s.kind not in ("const", "number", "acc"):
+                seen.add(s.number)
+                pending += s.args
+        return seen
+
+    def run(self) -> None:
+        if self.long:
+            kind = llvm_type(self.product.dtype, self.lanes)
+            self.code.line(f"%spill = alloca [32 x {kind}], align 64")
+        self._hoist(self.statements, -1)
+        self._batches(0)
+
+    def _batches(self, level: int) -> None:
+        if level < len(self.batch):
+            axis = self.batch[level]
+            split = level == 0 and self._split() == "batch"
+            low, high = self._part(axis.extent) if split else (integer(0), integer(axis.extent))
+            self.code.loop(low, high, 1, [], self._inside(axis, lambda _: self._batches(level + 1) or []), split)
+            return
+        self._columns()
+
+    def _split(self) -> str:
+        """What threads divide: batches, else rows, else columns where there are few rows."""
+        if self.threads == 1:
+            return "nothing"
+        if self.batch and self.batch[0].extent >= self.threads:
+            return "batch"
+        enough = self.row.extent >= self.threads * tile_rows(self.machine, VECTORS)
+        columns = -(-self.column.extent // self.lanes)
+        return "row" if enough or columns < self.threads else "column"
+
+    # ------------------------------------------------------------------------------------------------- columns
+
+    def _columns(self) -> None:
+        """Chunks of up to VECTORS vectors; equal chunks of whole vectors share a loop."""
+        whole, rest = divmod(self.column.extent, self.lanes)
+        chunks = even(whole + (rest > 0), VECTORS)
+        split = self._split() == "column"
+        start = 0
+        while chunks:
+            n = chunks[0]
+            last_has_rest = rest > 0
+            equal = len([c for c in chunks if c == n])
+            if last_has_rest and equal == len(chunks):
+                equal -= 1  # the very last chunk ends in a masked vector
+            count = max(equal, 1)
+            masked = rest if count == len(chunks) and last_has_rest else 0
+            self._column_group(start, n, count, masked, split)
+            start += n * count
+            chunks = chunks[count:]
+
+    def _column_group(self, start: int, vectors: int, count: int, rest: int, split: bool) -> None:
+        width = vectors * self.lanes
+
+        def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
+            known = dict(self.values)
+            column = self.code.add(self.code.mul(i, width), integer(start * self.lanes))
+            self._rows(column, vectors, rest)
+            self.values = known
+            return []
+
+        if split:
+            low, high = self._part(count)
+            self.code.loop(low, high, 1, [], body, may_be_empty=True)
+        elif count > 1:
+            self.code.loop(integer(0), integer(count), 1, [], body)
+        else:
+            body(integer(0), [])
+
+    def _masks(self, vectors: int, rest: int) -> list[Reg | None]:
+        return [self.code.mask(rest, self.lanes) if rest and v == vectors - 1 else None for v in range(vectors)]
+
+    # ---------------------------------------------------------------------------------------------------- rows
+
+    def _rows(self, column: Reg, vectors: int, rest: int) -> None:
+        masks = self._masks(vectors, rest)
+        right = self._pack(column, vectors, masks) if self.packed else None
+        for rows, parts in self._row_parts(vectors):
+            low, high = self._choose([p[0] for p in parts]), self._choose([p[1] for p in parts])
+
+            def body(i: Reg, _: Sequence[Reg], rows: int = rows) -> list[Reg]:
+                known = dict(self.values)
+                self._one_tile(i, rows, column, vectors, masks, right)
+                self.values = known
+                return []
+
+            self.code.loop(low, high, rows, [], body, may_be_empty=True)
+
+    def _row_parts(self, vectors: int) -> list[tuple[int, list[tuple[int, int]]]]:
+        """For each tile height that occurs, the range of rows that each thread covers with it."""
+        extent = self.row.extent
+        threads = self.threads if self._split() == "row" else 1
+        found: dict[int, list[tuple[int, int]]] = {}
+        for t in range(threads):
+            low, high = extent * t // threads, extent * (t + 1) // threads
+            heights = even(high - low, tile_rows(self.machine, vectors)) if high > low else []
+            at = low
+            for height in sorted(set(heights), reverse=True):
+                stop = at + height * heights.count(height)
+                found.setdefault(height, [(0, 0)] * threads)[t] = (at, stop)
+                at = stop
+        return list(found.items())
+
+    def _choose(self, numbers: list[int]) -> Reg:
+        """The number of this thread."""
+        result = integer(numbers[-1])
+        for t, number in reversed(list(enumerate(numbers[:-1]))):
+            if str(number) != result.text:
+                here = self.code.make(f"icmp eq i64 %tid, {t}", np.dtype(bool))
+                result = self.code.make(f"select i1 {here.text}, i64 {number}, i64 {result.text}", INT)
+        return result
+
+    # ----------------------------------------------------------------------------------------------------- tile
+
+    def _base(self, slot: int, strides: tuple[int, ...], offset: int, index: dict[int, Reg]) -> str:
+        c, total = self.code, integer(offset)
+        for axis, i in index.items():
+            total = c.add(c.mul(i, strides[axis]), total)
+        return c.address(f"%s{slot}", total, self.kernel.slots[slot])
+
+    def _batch_index(self) -> dict[int, Reg]:
+        return {a.source: self.index[a.source] for a in self.batch}
+
+    def _one_tile(
+        self, i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None], right: str | None
+    ) -> None:
+        c, p, dtype = self.code, self.product, self.product.dtype
+        left = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), self.row.source: i})
+        step_a, by_row = p.a.strides[self.k], p.a.strides[self.row.source]
+        step_b = vectors * self.lanes if right else p.b.strides[self.k]
+        if right is None:
+            right = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
+            load_masks = masks
+        else:
+            load_masks = [None] * vectors
+        zero = Reg("zeroinitializer", dtype, self.lanes)
+
+        def step(k: Reg, acc: list[Reg]) -> list[Reg]:
+            from_b = c.address(right, c.mul(k, step_b), dtype)
+            b = [
+                c.load(c.address(from_b, integer(v * self.lanes), dtype), dtype, self.lanes, load_masks[v])
+                for v in range(vectors)
+            ]
+            from_a = c.address(left, c.mul(k, step_a), dtype)
+            after: list[Reg] = []
+            for r in range(rows):
+                a = c.splat(c.load(c.address(from_a, integer(r * by_row), dtype), dtype), self.lanes)
+                after += [c.fma(a, b[v], acc[r * vectors + v]) for v in range(vectors)]
+            return after
+
+        acc = [zero] * (rows * vectors)
+        if p.length:
+            acc = c.loop(integer(0), integer(p.length), 1, acc, step)
+        self._epilogue(acc, i, rows, column, vectors, masks)
+
+    def _epilogue(
+        self, acc: list[Reg], i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None]
+    ) -> None:
+        c = self.code
+        if not self.long or rows * vectors <= 2:
+            for r in range(rows):
+                for v in range(vectors):
+                    self._finish(acc[r * vectors + v], c.add(i, integer(r)), column, v, masks[v])
+            return
+        dtype = self.product.dtype
+        for n, a in enumerate(acc):
+            c.store(a, c.address("%spill", integer(n * self.lanes), dtype))
+
+        def row(r: Reg, _: Sequence[Reg]) -> list[Reg]:
+            for v in range(vectors):
+                at = c.add(c.mul(r, vectors * self.lanes), integer(v * self.lanes))
+                one = c.load(c.address("%spill", at, dtype), dtype, self.lanes)
+                self._finish(one, c.add(i, r), column, v, masks[v])
+            return []
+
+        c.loop(integer(0), integer(rows), 1, [], row)
+
+    def _finish(self, acc: Reg, i: Reg, column: Reg, v: int, mask: Reg | None) -> None:
+        """The statements after the product, on one accumulator."""
+        known = dict(self.values)
+        self.index[self.row.source] = i
+        self.index[self.column.source] = self.code.add(column, integer(v * self.lanes))
+        self.mask = mask
+        self.acc = acc
+        for statement in self.statements:
+            self._store(statement)
+        self.values, self.mask = known, None
+
+    def value(self, s: "object") -> Reg:  # type: ignore[override]
+        """The accumulator, or what any kernel knows."""
+        return self.acc if s.kind == "acc" else super().value(s)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+    # --------------------------------------------------------------------------------------------------- packing
+
+    def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> str:
+        """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive; returns its address."""
+        c, p, dtype = self.code, self.product, self.product.dtype
+        source = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
+        by_column = p.b.strides[self.column.source]
+
+        def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+            line = c.address(source, c.mul(k, p.b.strides[self.k]), dtype)
+            to = c.address("%scratch", c.mul(k, vectors * self.lanes), dtype)
+            for v in range(vectors):
+                at = c.address(line, integer(v * self.lanes * by_column), dtype)
+                value = self._strided(at, by_column, masks[v])
+                c.store(value, c.address(to, integer(v * self.lanes), dtype))
+            return []
+
+        c.loop(integer(0), integer(p.length), 1, [], copy)
+        return "%scratch"
+
+    def _strided(self, start: str, stride: int, mask: Reg | None) -> Reg:
+        c, dtype = self.code, self.product.dtype
+        if stride == 1:
+            return c.load(start, dtype, self.lanes, mask)
+        valid = self.lanes if mask is None else mask.text.count("i1 1")
+        result: Reg | None = None
+        for lane in range(valid):
+            result = c.insert(result, c.load(c.address(start, integer(lane * stride), dtype), dtype), lane, self.lanes)
+        assert result is not None  # noqa: S101
+        return result
+
+
+Emitter = Callable[[Kernel, str, Machine, int], tuple[str, set[str]]]

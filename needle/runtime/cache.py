@@ -1,0 +1,90 @@
+"""Compiled objects on disk, so that the second process starts at once.
+
+In: a key (hash of the LLVM text, processor and LLVM version) and object code. Out: the same bytes, or None.
+Invariants: a file is complete or absent (written under another name, then renamed); a damaged one counts as absent; the
+folder stays below `LIMIT` bytes. Nothing here can make a compilation fail.
+Next: team.py.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from needle.config import cache_dir
+
+LIMIT = 256 << 20
+"""Bytes; the files that were used longest ago go first."""
+
+_DIGEST = 32
+
+
+def folder() -> Path:
+    """Where compiled objects are kept."""
+    return cache_dir() / "compiled"
+
+
+def key(text: str, identity: str) -> str:
+    """The name for this text on this kind of machine."""
+    return hashlib.sha256(f"{identity}\n{text}".encode()).hexdigest()
+
+
+def read(name: str) -> bytes | None:
+    """The object, if it is there and whole."""
+    path = folder() / f"{name}.o"
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return content[_DIGEST:]
+
+
+def write(name: str, image: bytes) -> None:
+    """Keep an object."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder(), suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(image).digest() + image)
+            os.replace(temporary, folder() / f"{name}.o")
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        prune()
+    except OSError:
+        return  # a full or read-only disk: the code was compiled all the same
+
+
+def prune(limit: int = LIMIT) -> None:
+    """Remove the oldest files until the folder is below `limit` bytes."""
+    files: list[tuple[float, int, Path]] = []
+    for path in folder().glob("*.o"):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            files.append((found.st_mtime, found.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
+
+
+def clear() -> tuple[int, int]:
+    """Remove everything: (number of files, bytes)."""
+    count = size = 0
+    for path in [*folder().glob("*.o"), *folder().glob("*.part")]:
+        with contextlib.suppress(OSError):
+            found = path.stat().st_size
+            path.unlink()
+            count, size = count + 1, size + found
+    return count, size

@@ -1,0 +1,203 @@
+"""The thread team: N threads that run one native function together.
+
+In: the address of a function (args, sync, thread number) and its arguments. Out: it has run on all threads.
+Invariants: thread 0 is the caller; a worker that has nothing to do spins for about 0.1 ms, then sleeps in Python; inside
+a function threads wait for each other by spinning, then by giving up their time slice, so a busy machine is slow but
+never stuck. One call at a time.
+Next: ../compiler/plan.py.
+
+`sync` is a block of 64-bit words, each on a cache line of its own: the number of the current call, how many workers
+sleep, the barrier's counter, what to call.
+"""
+
+import atexit
+import ctypes
+import os
+import platform
+import threading
+from typing import Any
+
+import numpy as np
+
+from needle.config import thread_count
+from needle.runtime import native
+
+SPINS = 3000
+"""How long an idle worker looks for work before it sleeps: about 0.1 ms."""
+
+SLEEPERS, BARRIER, FUNCTION, ARGUMENTS, QUIT = 8, 16, 24, 25, 32
+
+_PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}
+
+
+def pause() -> str:
+    """The LLVM line that tells the processor that this thread is waiting."""
+    return f'call void asm sideeffect "{_PAUSE.get(platform.machine(), "")}", ""()'
+
+
+def barrier_text(threads: int) -> str:
+    """The LLVM function @barrier(ptr %sync): returns when all threads have called it."""
+    wait = "call i32 @sched_yield()" if hasattr(os, "sched_yield") else pause()
+    declare = "declare i32 @sched_yield()\n" if hasattr(os, "sched_yield") else ""
+    return f"""{declare}
+define internal void @barrier(ptr %sync) nounwind noinline {{
+entry:
+  %counter = getelementptr i64, ptr %sync, i64 {BARRIER}
+  %ticket = atomicrmw add ptr %counter, i64 1 acq_rel
+  %round = udiv i64 %ticket, {threads}
+  %next = add i64 %round, 1
+  %goal = mul i64 %next, {threads}
+  br label %look
+look:
+  %spins = phi i32 [ 0, %entry ], [ %more, %again ]
+  %now = load atomic i64, ptr %counter acquire, align 8
+  %done = icmp uge i64 %now, %goal
+  br i1 %done, label %out, label %wait
+wait:
+  {pause()}
+  %more = add i32 %spins, 1
+  %long = icmp ugt i32 %spins, 400
+  br i1 %long, label %yield, label %again
+yield:
+  %r = {wait}
+  br label %again
+again:
+  br label %look
+out:
+  ret void
+}}
+"""
+
+
+_TEAM = f"""
+define i64 @post(ptr %sync) nounwind {{
+  %one = atomicrmw add ptr %sync, i64 1 seq_cst
+  %p = getelementptr i64, ptr %sync, i64 {SLEEPERS}
+  %n = load atomic i64, ptr %p seq_cst, align 8
+  ret i64 %n
+}}
+define i64 @work(ptr %sync, i64 %tid, i64 %seen, i64 %slept) nounwind {{
+entry:
+  %sleepers = getelementptr i64, ptr %sync, i64 {SLEEPERS}
+  %fp = getelementptr i64, ptr %sync, i64 {FUNCTION}
+  %ap = getelementptr i64, ptr %sync, i64 {ARGUMENTS}
+  %qp = getelementptr i64, ptr %sync, i64 {QUIT}
+  %awake = atomicrmw sub ptr %sleepers, i64 %slept seq_cst
+  br label %top
+top:
+  %last = phi i64 [ %seen, %entry ], [ %turn, %run ]
+  br label %look
+look:
+  %spins = phi i32 [ 0, %top ], [ %more, %wait ]
+  %now = load atomic i64, ptr %sync acquire, align 8
+  %new = icmp ne i64 %now, %last
+  br i1 %new, label %go, label %wait
+wait:
+  {pause()}
+  %more = add i32 %spins, 1
+  %long = icmp ugt i32 %more, {SPINS}
+  br i1 %long, label %sleep, label %look
+sleep:
+  %s = atomicrmw add ptr %sleepers, i64 1 seq_cst
+  %again = load atomic i64, ptr %sync seq_cst, align 8
+  %late = icmp ne i64 %again, %last
+  br i1 %late, label %stay, label %out
+stay:
+  %s2 = atomicrmw sub ptr %sleepers, i64 1 seq_cst
+  br label %go
+go:
+  %turn = phi i64 [ %now, %look ], [ %again, %stay ]
+  %q = load atomic i64, ptr %qp acquire, align 8
+  %stop = icmp ne i64 %q, 0
+  br i1 %stop, label %quit, label %run
+run:
+  %f = load ptr, ptr %fp
+  %a = load ptr, ptr %ap
+  call void %f(ptr %a, ptr %sync, i64 %tid)
+  br label %top
+out:
+  ret i64 %last
+quit:
+  ret i64 -1
+}}
+"""
+
+
+class Team:
+    """`threads - 1` workers and the caller."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.lock = threading.Lock()
+        block = np.zeros(64 + 8, dtype=np.int64)
+        start = (-block.ctypes.data // 8) % 8
+        self.sync = block[start:]
+        self.address = self.sync.ctypes.data
+        self.library = native.load(_TEAM, ["post", "work"])
+        pointer = ctypes.c_void_p
+        self.post = ctypes.CFUNCTYPE(ctypes.c_int64, pointer)(self.library.addresses["post"])
+        number = ctypes.c_int64
+        self.work = ctypes.CFUNCTYPE(number, pointer, number, number, number)(self.library.addresses["work"])
+        self.wake = [threading.Event() for _ in range(threads)]
+        self.workers = [
+            threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}")
+            for t in range(1, threads)
+        ]
+        for worker in self.workers:
+            worker.start()
+
+    def _worker(self, tid: int) -> None:
+        seen, slept = 0, 0
+        while True:
+            seen, slept = self.work(self.address, tid, seen, slept), 1
+            if seen < 0:
+                return
+            self.wake[tid].wait()
+            self.wake[tid].clear()
+
+    def run(self, function: Any, address: int, arguments: int) -> None:
+        """Call the native function at `address` on all threads; `function` is the same for ctypes."""
+        with self.lock:
+            if self.threads > 1:
+                self.sync[FUNCTION] = address
+                self.sync[ARGUMENTS] = arguments
+                if self.post(self.address):
+                    self._wake_all()
+            function(arguments, self.address, 0)
+
+    def _wake_all(self) -> None:
+        for event in self.wake[1:]:
+            event.set()
+
+    def stop(self) -> None:
+        """End the workers."""
+        with self.lock:
+            self.sync[QUIT] = 1
+            self.post(self.address)
+            self._wake_all()
+        for worker in self.workers:
+            worker.join(timeout=1)
+
+
+_teams: dict[int, Team] = {}
+_lock = threading.Lock()
+
+
+def team(threads: int | None = None) -> Team:
+    """The team of this process with so many threads (NEEDLE_THREADS by default)."""
+    threads = threads or thread_count()
+    with _lock:
+        if threads not in _teams:
+            _teams[threads] = Team(threads)
+        return _teams[threads]
+
+
+def _stop_all() -> None:
+    for each in _teams.values():
+        each.stop()
+    _teams.clear()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_teams.clear)  # a child has none of its parent's threads
