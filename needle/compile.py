@@ -74,7 +74,7 @@ class Trace:
         self.draws = 0
         self.steps: dict[int, tuple[Optimizer, int]] = {}
         self.states: dict[tuple[int, int], tuple[Cell, Tensor]] = {}
-        self.labels: list[tuple[int, int]] = []  # (input, classes): to be checked before each call
+        self.labels: list[tuple[Node, int]] = []  # (input, classes): to be checked before each call
         self.guard = Guard()
 
     # ---------------------------------------------------------------------------------- the Tracer of tracing.py
@@ -171,7 +171,7 @@ class Trace:
         """Comparison with 0 ... n - 1; labels that come from outside are checked before each call."""
         node = self.node_of(i)
         if isinstance(node.op, Input):
-            self.labels.append((node.op.index, n))
+            self.labels.append((node, n))
         return Equal()(i.detach().reshape((*i.shape, 1)), self.create(Arange(n)))
 
     def visit(self, module: Module) -> None:
@@ -232,6 +232,15 @@ class Trace:
             changed[self.known[holder, key]] = self.node_of(tensor)
         return {i: node for i, node in changed.items() if node is not self.inputs[i]}
 
+    def sort(self, arguments: int) -> None:
+        """Inputs in the order in which a call gathers them: arguments, Tensors, optimizer state."""
+        order = sorted(range(len(self.inputs)), key=lambda i: (i >= arguments, self.cells[i] is not None and self.cells[i].key is not None))  # pyright: ignore[reportOptionalMemberAccess]
+        self.inputs = [self.inputs[i] for i in order]
+        self.cells = [self.cells[i] for i in order]
+        self.before = [self.before[i] for i in order]
+        for index, node in enumerate(self.inputs):
+            node.op = Input(index)
+
     def restore(self) -> None:
         """Put back every array that the trace replaced."""
         for cell, array in zip(self.cells, self.before, strict=True):
@@ -279,8 +288,9 @@ class Compiled:
     result: Any
     arguments: int
     outputs: int
-    cells: list[Cell]
-    updates: list[tuple[int, Cell]]
+    cells: dict[int, Cell]
+    tensors: list[Any]
+    listed: list[tuple[Any, Any]]
     grads: list[tuple[Tensor, int | None]]
     numbers: list[HostNumber]
     reason: str
@@ -288,23 +298,21 @@ class Compiled:
 
     def fits(self) -> bool:
         """Whether what the trace took for granted still holds."""
-        return self.trace.guard.holds() and all(
-            array.shape == node.shape and array.dtype == node.dtype
-            for array, node in zip(
-                [cell.get() for cell in self.cells], self.trace.inputs[self.arguments :], strict=True
-            )
-        )
+        return self.trace.guard.holds() and self.program.accepts(self._state(), self.arguments)
+
+    def _state(self) -> list[Array]:
+        return [holder.cached_data for holder in self.tensors] + [holder[key] for holder, key in self.listed]
 
     def run(self, leaves: list[Any]) -> Any:
         """One call: read, compute, write back."""
         arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        arrays += [cell.get() for cell in self.cells]
-        for index, n in self.trace.labels:
-            _check_labels(arrays[index], n)
+        arrays += self._state()
+        for node, n in self.trace.labels:
+            _check_labels(arrays[node.op.index], n)  # pyright: ignore[reportAttributeAccessIssue]
         numbers = [number.compute() for number in self.numbers]
         outputs, updates = self.program.run(arrays, numbers)
-        for index, cell in self.updates:
-            cell.set(updates[index])
+        for index, array in updates.items():
+            self.cells[index].set(array)
         for optimizer, count in self.trace.steps.values():
             optimizer.t += count
         fresh = [Tensor.from_numpy(array) for array in outputs]
@@ -396,10 +404,10 @@ class Step:
             else:
                 kept.append((tensor, len(nodes)))
                 nodes.append(trace.node_of(grad))
-        updates = trace.updates()
-        cells = [cell for cell in trace.cells if cell is not None]
-        graph = Graph(trace.inputs, nodes, updates)
-        written = [(i, trace.cells[i]) for i in updates]
+        updates = [(trace.inputs[i], node) for i, node in trace.updates().items()]
+        trace.sort(arguments)
+        cells = {i: cell for i, cell in enumerate(trace.cells) if cell is not None}
+        graph = Graph(trace.inputs, nodes, {node.op.index: new for node, new in updates})
         trace.restore()
         return Compiled(
             build(graph),
@@ -409,7 +417,8 @@ class Step:
             arguments,
             outputs,
             cells,
-            written,  # pyright: ignore[reportArgumentType]
+            [cell.holder for cell in cells.values() if cell.key is None],
+            [(cell.holder, cell.key) for cell in cells.values() if cell.key is not None],
             kept,
             list(trace.numbers),
             reason,

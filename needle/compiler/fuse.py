@@ -158,8 +158,9 @@ def find_roots(graph: Graph) -> set[int]:
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
     for node in nodes:
-        weight[id(node)] = 1 + sum(weight.get(id(a), 0) for a in node.inputs)
-        costly = isinstance(node.op, EXPENSIVE) or _is_pow(node.op) or weight[id(node)] > LONG
+        own = LONG if isinstance(node.op, EXPENSIVE) or _is_pow(node.op) else 1
+        weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
+        costly = own == LONG or weight[id(node)] > LONG
         if users.get(id(node), 0) > 1 and costly and isinstance(node.op, Elementwise | Uniform):
             roots.add(id(node))
         if id(node) in roots:

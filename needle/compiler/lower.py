@@ -64,12 +64,17 @@ class _Lowering:
         self.when: dict[int, int] = {}  # Scalar number -> first pass in which it is known
         self.flat: dict[int, bool] = {}  # Scalar number -> it does not vary along the reduced axes
         self.passes: list[Pass] = [Pass()]
+        self.updated = {id(node) for node in grouping.graph.updates.values()}
+        self.last: list[Store] = []
         self.reductions: list[int] = []  # reduction number -> its pass
 
     def run(self) -> Lowered:
         product = self._product() if self.group.product is not None else None
         for root in self.group.roots:
             self._root(root)
+        if self.last:
+            self._pass(max(max(self._first(s.value) for s in self.last) - 1, 0))
+            self.passes[-1].outer += self.last
         kernel = Kernel(
             self.group.shape,
             self.group.reduced,
@@ -94,7 +99,7 @@ class _Lowering:
         self.values[id(root), where] = value
         if id(root) in self.stored:
             access = self._access(root, where, written=True)
-            self._add(Store(access, value), value, where)
+            self._add(Store(access, value), value, where, id(root) in self.updated)
 
     def _reduce(self, root: Node) -> Scalar:
         full = tuple((i, 1, 0) for i in range(len(self.group.shape)))
@@ -106,10 +111,12 @@ class _Lowering:
         self._pass(at).full.append(Reduce(number, "max" if isinstance(root.op, Max) else "add", value))
         return self.pool.make("reduced", (), dtype, number)
 
-    def _add(self, statement: Store, value: Scalar, where: tuple[Where, ...]) -> None:
+    def _add(self, statement: Store, value: Scalar, where: tuple[Where, ...], state: bool) -> None:
         outer = bool(self.group.reduced) and not any(axis in self.group.reduced for axis, _, _ in where)
         at = self._first(value)
-        if outer:  # known before pass `at`, so it is written after the one before
+        if outer and state:  # written last, so that it may be written over what the passes read
+            self.last.append(statement)
+        elif outer:  # known before pass `at`, so it is written after the one before
             self._pass(max(at - 1, 0)).outer.append(statement)
         else:
             self._pass(at).full.append(statement)

@@ -124,7 +124,7 @@ def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
     writes = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == target}
     reads = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == slot}
     operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
-    return slot not in operands and reads <= writes and not kernel.reduced
+    return slot not in operands and reads <= writes
 
 
 def _slot_of(lowered: Lowered, index: int) -> int | None:

@@ -22,7 +22,7 @@ from needle.dtype import Array
 from needle.runtime import native
 from needle.runtime.team import barrier_text, team
 
-ARENA, NUMBERS, SCRATCH, FIRST = 0, 1, 2, 3
+ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
 
 
@@ -34,12 +34,15 @@ def host_machine() -> Machine:
     return NEON if e.triple.startswith(("aarch64", "arm64")) else AVX2
 
 
-def write_text(kernels: list[Lowered], plan: Plan, graph: Graph, threads: int, machine: Machine) -> tuple[str, int]:
-    """The LLVM text of the step, and how many different kernels it has."""
+def write_text(
+    kernels: list[Lowered], plan: Plan, graph: Graph, threads: int, machine: Machine, profiled: bool = False
+) -> tuple[str, int]:
+    """The LLVM text of the step, and how many different kernels it has; `profiled` notes the time after each part."""
     known: dict[str, str] = {}
     declared: set[str] = set()
     bodies: list[str] = []
     calls: list[str] = []
+    known_calls: list[str] = []
     for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
         write = emit_product if lowered.kernel.product else emit
         text, needs = write(lowered.kernel, "KERNEL", machine, threads)
@@ -50,16 +53,35 @@ def write_text(kernels: list[Lowered], plan: Plan, graph: Graph, threads: int, m
             declared |= needs
         if wait and threads > 1:
             calls.append("  call void @barrier(ptr %sync)")
+        if profiled:
+            calls += _clock(len(calls), 2 * len(known_calls), 2 * len(kernels) + 1)
+            known_calls.append(name)
         calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
+        if profiled:
+            calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
     if threads > 1:
         calls.append("  call void @barrier(ptr %sync)")
     head = [f"  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
     head += ["  %numbers = load ptr, ptr %pn", f"  %ps = getelementptr i64, ptr %args, i64 {SCRATCH}"]
     head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
     head += ["  %scratch = getelementptr i8, ptr %all, i64 %own", "  %first = icmp eq i64 %tid, 0"]
+    if profiled:
+        declared.add("declare i64 @llvm.readcyclecounter()")
+        head += [f"  %pc = getelementptr i64, ptr %args, i64 {CLOCK}", "  %clock = load ptr, ptr %pc"]
     step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind {", "entry:", *head, *calls, "  ret void", "}"]
     parts = [*sorted(declared), barrier_text(threads) if threads > 1 else "", *bodies, "\n".join(step)]
     return "\n".join(parts), len(known)
+
+
+def _clock(unique: int, number: int, count: int) -> list[str]:
+    """Note the cycle counter: word `number` of this thread's part of the profile."""
+    return [
+        f"  %t{unique} = call i64 @llvm.readcyclecounter()",
+        f"  %o{unique} = mul i64 %tid, {count}",
+        f"  %q{unique} = add i64 %o{unique}, {number}",
+        f"  %r{unique} = getelementptr i64, ptr %clock, i64 %q{unique}",
+        f"  store i64 %t{unique}, ptr %r{unique}",
+    ]
 
 
 def word(place: Place, graph: Graph) -> int:
@@ -101,10 +123,16 @@ class Program:
     """What can be run, and every artefact on the way to it."""
 
     def __init__(
-        self, graph: Graph, grouping: Grouping, kernels: list[Lowered], plan: Plan, threads: int
+        self,
+        graph: Graph,
+        grouping: Grouping,
+        kernels: list[Lowered],
+        plan: Plan,
+        threads: int,
+        profiled: bool = False,
     ) -> None:
         self.graph, self.grouping, self.kernels, self.plan, self.threads = graph, grouping, kernels, plan, threads
-        self.text, self.different = write_text(kernels, plan, graph, threads, host_machine())
+        self.text, self.different = write_text(kernels, plan, graph, threads, host_machine(), profiled)
         self.library = native.load(self.text, ["step"])
         self.address = self.library.addresses["step"]
         self.function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(self.address)
@@ -117,12 +145,24 @@ class Program:
         self.words[ARENA] = self.arena.ctypes.data
         self.words[NUMBERS] = self.numbers.ctypes.data
         self.words[SCRATCH] = self.scratch.ctypes.data
+        self.clock = np.zeros((threads, 2 * len(kernels) + 1), dtype=np.int64)
+        self.words[CLOCK] = self.clock.ctypes.data
         self.words_address: int = self.words.ctypes.data
         self.last: list[Any] = [None] * len(graph.inputs)
         self.updates = [
             (i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()
         ]
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
+
+    def accepts(self, arrays: list[Array], first: int) -> bool:
+        """Whether these arrays, inputs `first` and following, have the shapes and dtypes that the code was made for."""
+        last = self.last
+        for i, array in enumerate(arrays, first):
+            if array is not last[i]:
+                node = self.graph.inputs[i]
+                if array.shape != node.shape or array.dtype != node.dtype:
+                    return False
+        return True
 
     def run(self, arrays: list[Array], numbers: Sequence[float]) -> tuple[list[Array], dict[int, Array]]:
         """Outputs and new values of the updated inputs."""
@@ -138,7 +178,6 @@ class Program:
             # Held by its Tensor, this list, the caller's frame and `last`: nobody else looks at it.
             if in_place and last[i] is array and sys.getrefcount(array) <= 5 and array.flags.writeable:
                 words[at] = words[FIRST + i]
-                updates[i] = array
             else:
                 updates[i] = fresh = np.empty(node.shape, node.dtype)
                 words[at] = fresh.ctypes.data

@@ -56,7 +56,7 @@ look:
 wait:
   {pause()}
   %more = add i32 %spins, 1
-  %long = icmp ugt i32 %spins, 400
+  %long = icmp ugt i32 %spins, 80
   br i1 %long, label %yield, label %again
 yield:
   %r = {wait}
