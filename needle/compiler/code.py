@@ -105,12 +105,12 @@ class Code:
         self.lines.append(f"  %v{self.count} = {text}")
         return Reg(f"%v{self.count}", dtype, lanes)
 
-    def call(self, name: str, returns: Reg | str, *arguments: Reg | str, flags: str = "") -> str:
-        """The text of a call, declared on the way. `returns` is a type or a Reg of that type."""
-        types = ", ".join(a.type if isinstance(a, Reg) else a.rsplit(" ", 1)[0] for a in arguments)
+    def call(self, name: str, returns: Reg | str, *arguments: Reg | tuple[str, str], flags: str = "") -> str:
+        """The text of a call, declared on the way. `returns` is a type or a Reg of that type; arguments likewise."""
+        pairs = [(a.type, a.text) if isinstance(a, Reg) else a for a in arguments]
         result = returns.type if isinstance(returns, Reg) else returns
-        self.declared.add(f"declare {result} @{name}({types})")
-        return f"call {flags}{result} @{name}({', '.join(map(str, arguments))})"
+        self.declared.add(f"declare {result} @{name}({', '.join(kind for kind, _ in pairs)})")
+        return f"call {flags}{result} @{name}({', '.join(f'{kind} {text}' for kind, text in pairs)})"
 
     def function(self, name: str, like: Reg, *arguments: Reg, flags: str = "") -> Reg:
         """An overloaded intrinsic such as llvm.fma on the type of `like`."""
@@ -239,8 +239,8 @@ class Code:
             value = self.make(f"load {kind}, ptr {pointer}, align {size}", dtype, lanes)
         else:
             name = f"llvm.masked.load.{_suffix(dtype, lanes)}.p0"
-            zero = f"{kind} zeroinitializer"
-            value = self.make(self.call(name, kind, f"ptr {pointer}", f"i32 {size}", mask, zero), dtype, lanes)
+            place, zero = (("ptr", pointer), ("i32", str(size))), (kind, "zeroinitializer")
+            value = self.make(self.call(name, kind, *place, mask, zero), dtype, lanes)
         return self._to_bit(value, kind) if dtype == bool else value
 
     def _to_bit(self, value: Reg, kind: str) -> Reg:
@@ -256,8 +256,8 @@ class Code:
             self.line(f"store {kind} {text}, ptr {pointer}, align {value.dtype.itemsize}")
         else:
             name = f"llvm.masked.store.{_suffix(value.dtype, value.lanes)}.p0"
-            size = f"i32 {value.dtype.itemsize}"
-            self.line(self.call(name, "void", f"{kind} {text}", f"ptr {pointer}", size, mask))
+            size = ("i32", str(value.dtype.itemsize))
+            self.line(self.call(name, "void", (kind, text), ("ptr", pointer), size, mask))
 
     def each_lane(self, lanes: int, mask: Reg | None, body: Callable[[int], None]) -> None:
         """Run `body` for each lane of the mask, unrolled: for accesses that are not consecutive."""
@@ -320,6 +320,9 @@ class Code:
             return a
         if dtype == bool:
             return self.compare("ne", a, self.constant(0, a.dtype, a.lanes))
+        if {a.dtype.itemsize, dtype.itemsize} == {2, 8} and "f" in (a.dtype.kind, dtype.kind):
+            # Half precision converts from and to float32 in hardware; from float64 it would need a library.
+            a = self.convert(a, np.dtype("float32"))
         name = _conversion(a.dtype, dtype)
         if name is None:
             return Reg(a.text, dtype, a.lanes)

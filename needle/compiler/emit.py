@@ -121,8 +121,9 @@ class Loops:
         self.varying: dict[int, bool] = {}
 
     def run(self) -> None:
-        """Write the whole function."""
-        self._outer(0)
+        """Write the whole function; without elements there is nothing to do."""
+        if all(a.extent for a in self.outer):
+            self._outer(0)
 
     # ------------------------------------------------------------------------------------------------- the loops
 
@@ -225,6 +226,8 @@ class Loops:
         def body(c: list[Reg]) -> list[Reg]:
             return self._inner(level + 1, c, step)
 
+        if not axis.extent:
+            return carried
         if axis is self.vector:
             return self._vector_loop(axis, False, carried, body)
         return self.code.loop(integer(0), integer(axis.extent), 1, carried, self._inside(axis, body))

@@ -19,9 +19,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from needle.dtype import DType
+from needle.errors import TraceError
 
 Strides = tuple[int, ...]
-PYTHON_TYPES = {bool: bool, int: int, float: float}
+
+
+_INTEGER_POWER = (
+    "power: {dtype} to the power of an array of integers cannot be compiled, because negative exponents are errors; "
+    "convert with .astype('float32')"
+)
 
 
 class Scalar:
@@ -134,7 +140,7 @@ class Pool:
 
     def apply(self, ufunc: Any, kind: str, inputs: tuple[Any, ...]) -> Scalar:
         """A ufunc under NumPy's own promotion rule; Python numbers are weak."""
-        types = tuple([x.dtype if isinstance(x, Scalar) else type(x) for x in inputs])
+        types = tuple([x.dtype if isinstance(x, Scalar) else _weak(x) for x in inputs])
         *wanted, out = ufunc.resolve_dtypes((*types, None))
         args = [
             self.cast(x, dtype) if isinstance(x, Scalar) else self.const(x, dtype)
@@ -142,6 +148,8 @@ class Pool:
         ]
         if kind == "pow" and args[1].kind == "const":
             return self.power(args[0], args[1].param)
+        if kind == "pow" and out.kind != "f":
+            raise TraceError(_INTEGER_POWER.format(dtype=out))
         return self.make(kind, tuple(args), out)
 
     def power(self, a: Scalar, exponent: float) -> Scalar:
@@ -162,6 +170,11 @@ class Pool:
         dtype = np.result_type(*[x.dtype if isinstance(x, Scalar) else x for x in (a, b)])
         a, b = (self.cast(x, dtype) if isinstance(x, Scalar) else self.const(x, dtype) for x in (a, b))
         return self.make("where", (self.cast(condition, np.dtype(bool)), a, b), dtype)
+
+
+def _weak(number: Any) -> Any:
+    """The type of a Python number, which takes the dtype of the array beside it; a bool is an array of its own."""
+    return np.dtype(bool) if isinstance(number, bool) else type(number)
 
 
 @dataclass(frozen=True)

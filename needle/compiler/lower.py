@@ -6,7 +6,7 @@ Next: kernel.py for the result, interpret.py for its meaning, plan.py for the or
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -17,6 +17,7 @@ from needle.compiler.graph import Input, Node
 from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Store
 from needle.ops import BroadcastTo, Equal, MatMul, Max, Permute, Reshape, Slice
 from needle.ops.create import Arange, Full, Uniform
+from needle.dtype import DType
 from needle.tracing import HostNumber
 from needle.value import Movement, Reduction, Shape
 
@@ -52,6 +53,11 @@ def find_stored(grouping: Grouping) -> set[int]:
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides, in elements, of a contiguous array."""
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def accumulator(dtype: DType) -> DType:
+    """What sums of this dtype are collected in."""
+    return np.dtype("float32") if dtype == np.float16 else dtype
 
 
 class _Lowering:
@@ -91,7 +97,7 @@ class _Lowering:
         where = self.group.position(root.shape)
         assert where is not None, "a root stands in its group's loops"  # noqa: S101
         if isinstance(root.op, MatMul):
-            value = self.pool.make("acc", (), root.dtype)
+            value = self.pool.cast(self.pool.make("acc", (), accumulator(root.dtype)), root.dtype)
         elif isinstance(root.op, Reduction):
             value = self._reduce(root)
         else:
@@ -166,8 +172,9 @@ class _Lowering:
         if isinstance(scalar, HostNumber):
             # Numbers of the call are weak: they take the dtype that a Python float would get.
             number = self._number(scalar, node, np.result_type(args[0].dtype, 1.0))
-            return _with_scalar(op, number, args)
-        return op.compute(*args)
+            op = replace(op, scalar=number)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        # Where NumPy has a rule of its own for a power of booleans, the node knows the dtype.
+        return self.pool.cast(op.compute(*args), node.dtype)
 
     def _number(self, scalar: Any, node: Node, dtype: Any = None) -> Scalar:
         dtype = dtype or node.dtype
@@ -228,10 +235,5 @@ class _Lowering:
                 ((operand, where),) = through(operand, where)
             return self._access(operand, where)
 
-        return Product(access(a, rank - 2, rank), access(b, rank, rank - 1), a.shape[-1], node.dtype)
-
-
-def _with_scalar(op: Any, number: Scalar, args: list[Scalar]) -> Scalar:
-    """op.compute with its number as a Scalar of its own."""
-    return type(op)(number).compute(*args)
+        return Product(access(a, rank - 2, rank), access(b, rank, rank - 1), a.shape[-1], accumulator(node.dtype))
 

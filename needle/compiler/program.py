@@ -5,7 +5,6 @@ updated in place; a call allocates nothing else. Equal kernels are compiled once
 Next: ../compile.py.
 """
 
-import ctypes
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -59,8 +58,6 @@ def write_text(
         calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
-    if threads > 1:
-        calls.append("  call void @barrier(ptr %sync)")
     head = [f"  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
     head += ["  %numbers = load ptr, ptr %pn", f"  %ps = getelementptr i64, ptr %args, i64 {SCRATCH}"]
     head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
@@ -135,7 +132,6 @@ class Program:
         self.text, self.different = write_text(kernels, plan, graph, threads, host_machine(), profiled)
         self.library = native.load(self.text, ["step"])
         self.address = self.library.addresses["step"]
-        self.function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(self.address)
         self.team = team(threads)
         self.arena = aligned_empty(max(plan.arena_bytes, 1))
         self.scratch = aligned_empty(max(plan.scratch_bytes * threads, 1))
@@ -186,7 +182,7 @@ class Program:
             fresh = np.empty(node.shape, node.dtype)
             words[at] = fresh.ctypes.data
             results.append(fresh)
-        self.team.run(self.function, self.address, self.words_address)
+        self.team.run(self.address, self.words_address)
         for place, node in self.plan.copies:
             self._copy(place, node, arrays, results, updates)
         return results, updates

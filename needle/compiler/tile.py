@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from needle.compiler.code import INT, Reg, integer, llvm_type
+from needle.compiler.code import INT, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Loops, Machine
 from needle.compiler.kernel import Kernel, Product, Store
 
@@ -81,8 +81,11 @@ class _Tile(Loops):
         return seen
 
     def run(self) -> None:
+        """Write the whole function."""
+        if not all(a.extent for a in self.axes):
+            return
         if self.long:
-            kind = llvm_type(self.product.dtype, self.lanes)
+            kind = memory_type(self.product.dtype, self.lanes)
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
         self._hoist(self.statements, -1)
         self._batches(0)
@@ -202,6 +205,7 @@ class _Tile(Loops):
         self, i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None], right: str | None
     ) -> None:
         c, p, dtype = self.code, self.product, self.product.dtype
+        of_a, of_b = self.kernel.slots[p.a.slot], self.kernel.slots[p.b.slot]
         left = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), self.row.source: i})
         step_a, by_row = p.a.strides[self.k], p.a.strides[self.row.source]
         step_b = vectors * self.lanes if right else p.b.strides[self.k]
@@ -213,15 +217,16 @@ class _Tile(Loops):
         zero = Reg("zeroinitializer", dtype, self.lanes)
 
         def step(k: Reg, acc: list[Reg]) -> list[Reg]:
-            from_b = c.address(right, c.mul(k, step_b), dtype)
+            from_b = c.address(right, c.mul(k, step_b), of_b)
             b = [
-                c.load(c.address(from_b, integer(v * self.lanes), dtype), dtype, self.lanes, load_masks[v])
+                c.convert(c.load(c.address(from_b, integer(v * self.lanes), of_b), of_b, self.lanes, load_masks[v]), dtype)
                 for v in range(vectors)
             ]
-            from_a = c.address(left, c.mul(k, step_a), dtype)
+            from_a = c.address(left, c.mul(k, step_a), of_a)
             after: list[Reg] = []
             for r in range(rows):
-                a = c.splat(c.load(c.address(from_a, integer(r * by_row), dtype), dtype), self.lanes)
+                one = c.load(c.address(from_a, integer(r * by_row), of_a), of_a)
+                a = c.splat(c.convert(one, dtype), self.lanes)
                 after += [c.fma(a, b[v], acc[r * vectors + v]) for v in range(vectors)]
             return after
 
@@ -271,7 +276,7 @@ class _Tile(Loops):
 
     def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> str:
         """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive; returns its address."""
-        c, p, dtype = self.code, self.product, self.product.dtype
+        c, p, dtype = self.code, self.product, self.kernel.slots[self.product.b.slot]
         source = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
         by_column = p.b.strides[self.column.source]
 
@@ -288,7 +293,7 @@ class _Tile(Loops):
         return "%scratch"
 
     def _strided(self, start: str, stride: int, mask: Reg | None) -> Reg:
-        c, dtype = self.code, self.product.dtype
+        c, dtype = self.code, self.kernel.slots[self.product.b.slot]
         if stride == 1:
             return c.load(start, dtype, self.lanes, mask)
         valid = self.lanes if mask is None else mask.text.count("i1 1")

@@ -113,6 +113,8 @@ def power(c: Code, a: Reg, b: Reg) -> Reg:
 
 
 def _by_library(c: Code, name: str, x: Reg) -> Reg:
+    if x.dtype == np.float16:
+        return c.convert({"exp": exp, "log": log, "tanh": tanh}[name](c, c.convert(x, _F32)), x.dtype)
     wide = np.dtype("float64")
     return c.convert(_lanes(c, name, c.convert(x, wide)), x.dtype)
 

@@ -7,7 +7,7 @@ never stuck. One call at a time.
 Next: ../compiler/plan.py.
 
 `sync` is a block of 64-bit words, each on a cache line of its own: the number of the current call, how many workers
-sleep, the barrier's counter, what to call.
+sleep, the barrier's counter, what to call, how many calls workers have left.
 """
 
 import atexit
@@ -15,7 +15,6 @@ import ctypes
 import os
 import platform
 import threading
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,10 @@ from needle.runtime import native
 SPINS = 3000
 """How long an idle worker looks for work before it sleeps: about 0.1 ms."""
 
-SLEEPERS, BARRIER, FUNCTION, ARGUMENTS, QUIT = 8, 16, 24, 25, 32
+PATIENCE = 80
+"""How long a thread in the middle of a call spins before it gives up its time slice."""
+
+SLEEPERS, BARRIER, FUNCTION, ARGUMENTS, QUIT, DONE = 8, 16, 24, 25, 32, 40
 
 _PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}
 
@@ -35,11 +37,17 @@ def pause() -> str:
     return f'call void asm sideeffect "{_PAUSE.get(platform.machine(), "")}", ""()'
 
 
+_DECLARED = "declare i32 @sched_yield()" if hasattr(os, "sched_yield") else ""
+
+
+def _give_way() -> str:
+    """The LLVM line that lets another thread run on this processor."""
+    return "call i32 @sched_yield()" if _DECLARED else pause()
+
+
 def barrier_text(threads: int) -> str:
     """The LLVM function @barrier(ptr %sync): returns when all threads have called it."""
-    wait = "call i32 @sched_yield()" if hasattr(os, "sched_yield") else pause()
-    declare = "declare i32 @sched_yield()\n" if hasattr(os, "sched_yield") else ""
-    return f"""{declare}
+    return f"""{_DECLARED}
 define internal void @barrier(ptr %sync) nounwind noinline {{
 entry:
   %counter = getelementptr i64, ptr %sync, i64 {BARRIER}
@@ -56,10 +64,10 @@ look:
 wait:
   {pause()}
   %more = add i32 %spins, 1
-  %long = icmp ugt i32 %spins, 80
+  %long = icmp ugt i32 %spins, {PATIENCE}
   br i1 %long, label %yield, label %again
 yield:
-  %r = {wait}
+  {_give_way()}
   br label %again
 again:
   br label %look
@@ -69,12 +77,41 @@ out:
 """
 
 
-_TEAM = f"""
-define i64 @post(ptr %sync) nounwind {{
+_TEAM = f"""{_DECLARED}
+define i64 @start(ptr %sync, ptr %f, ptr %a) nounwind {{
+  %fp = getelementptr i64, ptr %sync, i64 {FUNCTION}
+  %ap = getelementptr i64, ptr %sync, i64 {ARGUMENTS}
+  store ptr %f, ptr %fp
+  store ptr %a, ptr %ap
   %one = atomicrmw add ptr %sync, i64 1 seq_cst
   %p = getelementptr i64, ptr %sync, i64 {SLEEPERS}
   %n = load atomic i64, ptr %p seq_cst, align 8
   ret i64 %n
+}}
+define void @finish(ptr %sync, ptr %f, ptr %a, i64 %workers) nounwind {{
+entry:
+  call void %f(ptr %a, ptr %sync, i64 0)
+  %calls = load i64, ptr %sync
+  %goal = mul i64 %calls, %workers
+  %dp = getelementptr i64, ptr %sync, i64 {DONE}
+  br label %look
+look:
+  %spins = phi i32 [ 0, %entry ], [ %more, %again ]
+  %now = load atomic i64, ptr %dp acquire, align 8
+  %done = icmp sge i64 %now, %goal
+  br i1 %done, label %out, label %wait
+wait:
+  {pause()}
+  %more = add i32 %spins, 1
+  %long = icmp ugt i32 %spins, {PATIENCE}
+  br i1 %long, label %yield, label %again
+yield:
+  {_give_way()}
+  br label %again
+again:
+  br label %look
+out:
+  ret void
 }}
 define i64 @work(ptr %sync, i64 %tid, i64 %seen, i64 %slept) nounwind {{
 entry:
@@ -82,6 +119,7 @@ entry:
   %fp = getelementptr i64, ptr %sync, i64 {FUNCTION}
   %ap = getelementptr i64, ptr %sync, i64 {ARGUMENTS}
   %qp = getelementptr i64, ptr %sync, i64 {QUIT}
+  %dp = getelementptr i64, ptr %sync, i64 {DONE}
   %awake = atomicrmw sub ptr %sleepers, i64 %slept seq_cst
   br label %top
 top:
@@ -114,6 +152,7 @@ run:
   %f = load ptr, ptr %fp
   %a = load ptr, ptr %ap
   call void %f(ptr %a, ptr %sync, i64 %tid)
+  %over = atomicrmw add ptr %dp, i64 1 release
   br label %top
 out:
   ret i64 %last
@@ -133,11 +172,12 @@ class Team:
         start = (-block.ctypes.data // 8) % 8
         self.sync = block[start:]
         self.address = self.sync.ctypes.data
-        self.library = native.load(_TEAM, ["post", "work"])
-        pointer = ctypes.c_void_p
-        self.post = ctypes.CFUNCTYPE(ctypes.c_int64, pointer)(self.library.addresses["post"])
-        number = ctypes.c_int64
-        self.work = ctypes.CFUNCTYPE(number, pointer, number, number, number)(self.library.addresses["work"])
+        self.library = native.load(_TEAM, ["start", "finish", "work"])
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        address = self.library.addresses
+        self.start = ctypes.CFUNCTYPE(number, pointer, pointer, pointer)(address["start"])
+        self.finish = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number)(address["finish"])
+        self.work = ctypes.CFUNCTYPE(number, pointer, number, number, number)(address["work"])
         self.wake = [threading.Event() for _ in range(threads)]
         self.workers = [
             threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}")
@@ -155,15 +195,12 @@ class Team:
             self.wake[tid].wait()
             self.wake[tid].clear()
 
-    def run(self, function: Any, address: int, arguments: int) -> None:
-        """Call the native function at `address` on all threads; `function` is the same for ctypes."""
+    def run(self, function: int, arguments: int) -> None:
+        """Call the native function at this address on all threads; returns when all have left it."""
         with self.lock:
-            if self.threads > 1:
-                self.sync[FUNCTION] = address
-                self.sync[ARGUMENTS] = arguments
-                if self.post(self.address):
-                    self._wake_all()
-            function(arguments, self.address, 0)
+            if self.start(self.address, function, arguments):
+                self._wake_all()
+            self.finish(self.address, function, arguments, self.threads - 1)
 
     def _wake_all(self) -> None:
         for event in self.wake[1:]:
@@ -173,7 +210,7 @@ class Team:
         """End the workers."""
         with self.lock:
             self.sync[QUIT] = 1
-            self.post(self.address)
+            self.start(self.address, None, None)
             self._wake_all()
         for worker in self.workers:
             worker.join(timeout=1)
