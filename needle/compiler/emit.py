@@ -17,7 +17,8 @@ import numpy as np
 
 from needle.compiler import vector_math
 from needle.compiler.code import INT, Code, Reg, integer, literal
-from needle.compiler.kernel import Kernel, Pass, Reduce, Scalar, Store
+from needle.compiler.kernel import Access, Kernel, Pass, Reduce, Scalar, Scatter, Store
+from needle.dtype import DType
 from needle.ops.create import ROUNDS
 
 SERIAL = 2048
@@ -61,7 +62,8 @@ def emit(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str
 def scalars(kernel: Kernel) -> Iterator[Scalar]:
     """Every Scalar of a kernel, each once."""
     seen: set[int] = set()
-    pending = [s.value for p in kernel.passes for s in [*p.full, *p.outer]]
+    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
+    pending = [s.value for s in statements] + [i for s in statements if isinstance(s, Scatter) for i in s.indices]
     while pending:
         s = pending.pop()
         if s.number not in seen:
@@ -74,7 +76,8 @@ def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
     """The strides of every load, store and index."""
     found = [s.param.strides for s in scalars(kernel) if s.kind == "load"]
     found += [s.param[0] for s in scalars(kernel) if s.kind == "index"]
-    return found + [s.access.strides for p in kernel.passes for s in [*p.full, *p.outer] if isinstance(s, Store)]
+    found += [s.param[0].strides for s in scalars(kernel) if s.kind == "gather"]
+    return found + [s.access.strides for p in kernel.passes for s in [*p.full, *p.outer] if not isinstance(s, Reduce)]
 
 
 def loop_axes(kernel: Kernel) -> list[Axis]:
@@ -97,7 +100,8 @@ def is_serial(kernel: Kernel) -> bool:
     """Whether one thread does it all."""
     outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
     work = prod(kernel.shape) * (kernel.product.length if kernel.product else 1)
-    return work < SERIAL or outer == 1
+    free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)
+    return work < SERIAL or outer == 1 or free == 1
 
 
 class Loops:
@@ -144,9 +148,10 @@ class Loops:
         """The axis that threads divide: the first with enough pieces for all, else the one with most."""
         if self.threads == 1 or not self.outer:
             return None
-        pieces = [-(-a.extent // self.lanes) if a is self.vector else a.extent for a in self.outer]
-        enough = [a for a, n in zip(self.outer, pieces, strict=True) if n >= 4 * self.threads]
-        return enough[0] if enough else self.outer[pieces.index(max(pieces))]
+        free = [a for a in self.outer if a.source not in self.kernel.scattered]
+        pieces = [-(-a.extent // self.lanes) if a is self.vector else a.extent for a in free]
+        enough = [a for a, n in zip(free, pieces, strict=True) if n >= 4 * self.threads]
+        return enough[0] if enough else free[pieces.index(max(pieces))]
 
     def _part(self, pieces: int) -> tuple[Reg, Reg]:
         """This thread's range of `pieces`."""
@@ -238,6 +243,9 @@ class Loops:
             if isinstance(statement, Store):
                 self._store(statement)
                 continue
+            if isinstance(statement, Scatter):
+                self._scatter(statement)
+                continue
             value = self.code.splat(self.value(statement.value), self._width())
             sofar = next(remaining)
             if self.mask is not None and self.vector is not None and self.vector.reduced:
@@ -286,6 +294,10 @@ class Loops:
             if s.kind in ("load", "index"):
                 strides = s.param.strides if s.kind == "load" else s.param[0]
                 found = max((i for i, a in enumerate(self.axes) if strides[a.source]), default=-1)
+            elif s.kind == "gather":
+                moves = s.param[0].strides
+                own = max((i for i, a in enumerate(self.axes) if moves[a.source]), default=-1)
+                found = max(own, *map(self._depth, s.args))
             elif s.kind == "reduced":
                 found = len(self.outer) - 1
             elif s.kind == "acc":
@@ -295,10 +307,11 @@ class Loops:
             self.depths[s.number] = found
         return found
 
-    def _hoist(self, statements: Sequence[Store | Reduce], level: int) -> None:
+    def _hoist(self, statements: Sequence[Store | Reduce | Scatter], level: int) -> None:
         """Compute now what does not change in the loops inside `level`."""
         seen: set[int] = set()
         pending = [s.value for s in reversed(statements)]
+        pending += [i for s in statements if isinstance(s, Scatter) for i in s.indices]
         while pending:
             s = pending.pop()
             if s.number in seen:
@@ -326,11 +339,16 @@ class Loops:
         if s.kind == "load":
             return self._load(s)
         if s.kind == "number":
-            wide = c.load(c.address("%numbers", integer(s.param), np.dtype("float64")), np.dtype("float64"))
+            # Word 0 of the numbers is the flag for an index out of range.
+            wide = c.load(c.address("%numbers", integer(s.param + 1), np.dtype("float64")), np.dtype("float64"))
             return c.convert(wide, s.dtype)
         if s.kind == "index":
             return self._lane_index(*s.param)
         args = [self.value(a) for a in s.args]
+        if s.kind == "checked":
+            return self._checked(args[0], s.param)
+        if s.kind == "gather":
+            return self._gathered(args, *s.param, s.dtype)
         if s.kind == "cast":
             return c.convert(args[0], s.dtype)
         if s.kind == "uniform":
@@ -361,6 +379,60 @@ class Loops:
             result = c.insert(result, one, lane, self.lanes)
         assert result is not None  # noqa: S101
         return result
+
+    def _checked(self, index: Reg, n: int) -> Reg:
+        """An index from 0 to n - 1; anything outside becomes 0 and raises the flag."""
+        c = self.code
+        negative = c.compare("lt", index, c.constant(0, INT))
+        wrapped = c.select(negative, c.binary("add", index, c.constant(n, INT)), index)
+        inside = c.compare("lt", Reg(wrapped.text, np.dtype("uint64"), wrapped.lanes), c.constant(n, np.dtype("uint64")))
+        outside = xor(c, inside, c.constant(1, np.dtype(bool)))
+        if outside.lanes > 1:
+            masked = outside if self.mask is None else c.select(self.mask, outside, c.constant(0, outside.dtype))
+            bits = c.make(f"bitcast {masked} to i{masked.lanes}", INT)
+            outside = c.make(f"icmp ne i{masked.lanes} {bits.text}, 0", np.dtype(bool))
+            inside = c.splat(inside, wrapped.lanes)
+        c.branch(outside, lambda: c.line("store double 1.0, ptr %numbers"))
+        return c.select(inside, wrapped, c.constant(0, INT))
+
+    def _offsets(self, indices: Sequence[Reg], access: Access, strides: Sequence[int]) -> tuple[Reg, int]:
+        """Where data-dependent accesses go: one offset and a step, or one offset for each lane (step 0)."""
+        c, step = self.code, self._step(access.strides)
+        total = self._offset(access.strides, access.offset)
+        for index, stride in zip(indices, strides, strict=True):
+            total = c.binary("add", total, c.binary("mul", index, c.constant(stride, INT)))
+        if total.lanes > 1 and step:
+            lanes = c.make(f"mul {c.lane_numbers(self.lanes)}, {c.constant(step, INT, self.lanes).text}", INT, self.lanes)
+            total = c.binary("add", total, lanes)
+        return total, step
+
+    def _gathered(self, indices: list[Reg], access: Access, strides: Sequence[int], dtype: DType) -> Reg:
+        c = self.code
+        total, step = self._offsets(indices, access, strides)
+        if total.lanes == 1 and step in (0, 1):
+            start = c.address(f"%s{access.slot}", total, dtype)
+            return c.load(start, dtype, self.lanes, self.mask) if step else c.load(start, dtype)
+        result: Reg | None = None
+        for lane in range(self._valid()):
+            at = c.extract(total, lane) if total.lanes > 1 else c.add(total, integer(lane * step))
+            result = c.insert(result, c.load(c.address(f"%s{access.slot}", at, dtype), dtype), lane, self.lanes)
+        assert result is not None  # noqa: S101
+        return result
+
+    def _scatter(self, statement: Scatter) -> None:
+        c, access = self.code, statement.access
+        value = self.value(statement.value)
+        total, step = self._offsets([self.value(i) for i in statement.indices], access, statement.strides)
+        slot, dtype = f"%s{access.slot}", value.dtype
+        if total.lanes == 1 and step == 1:
+            start = c.address(slot, total, dtype)
+            c.store(c.binary("add", c.load(start, dtype, self.lanes, self.mask), value), start, self.mask)
+            return
+        for lane in range(self._valid() if self.vector is not None else 1):  # one after the other: they may meet
+            at = c.extract(total, lane) if total.lanes > 1 else c.add(total, integer(lane * step))
+            start = c.address(slot, at, dtype)
+            one = c.extract(value, lane) if value.lanes > 1 else value
+            c.store(c.binary("add", c.load(start, dtype), one), start)
 
     def _valid(self) -> int:
         return self.lanes if self.mask is None else self.mask.text.count("i1 1")

@@ -21,13 +21,16 @@ from needle.compiler.graph import Graph, Input, Node
 from needle.errors import TraceError
 from needle.ops import (
     BroadcastTo,
+    Embed,
     Exp,
+    Gather,
     Log,
     MatMul,
     Permute,
     Power,
     PowerScalar,
     Reshape,
+    ScatterAdd,
     Sigmoid,
     Slice,
     Tanh,
@@ -58,6 +61,8 @@ class Group:
     reason: str
     roots: list[Node] = field(default_factory=list[Node])
     product: Node | None = None
+    into: Node | None = None  # what these loops add into, or fill with zeros: nothing else joins
+    fill: bool = False
     before: int = 0  # bit set of the groups that this one depends on, directly or not
 
     def position(self, shape: Shape) -> tuple[Where, ...] | None:
@@ -76,6 +81,8 @@ class Group:
     def __str__(self) -> str:
         over = f" over axes {self.reduced}" if self.reduced else ""
         names = ", ".join(type(r.op).__name__ for r in self.roots)
+        if self.into is not None:
+            names = "zeros" if self.fill else type(self.into.op).__name__
         return f"group {self.number}: {list(self.shape)}{over}: {names}  ({self.reason})"
 
 
@@ -114,10 +121,10 @@ def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Wher
     if isinstance(op, Reshape):
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
         return [(node.inputs[0], tuple((-1, 1, 0) if n == 1 else next(named) for n in node.inputs[0].shape))]
-    return [(a, _aligned(a.shape, where)) for a in node.inputs]
+    return [(a, aligned(a.shape, where)) for a in node.inputs]
 
 
-def _aligned(shape: Shape, where: tuple[Where, ...]) -> tuple[Where, ...]:
+def aligned(shape: Shape, where: tuple[Where, ...]) -> tuple[Where, ...]:
     """Broadcasting: axes are matched from the right; one of length 1 does not move."""
     offset = len(where) - len(shape)
     return tuple((-1, 1, 0) if n == 1 else where[offset + i] for i, n in enumerate(shape))
@@ -154,6 +161,10 @@ def find_roots(graph: Graph) -> set[int]:
             roots.add(id(node))
         elif isinstance(node.op, Reshape) and not is_unit_reshape(node):
             roots.add(id(storage(node.inputs[0])))
+        elif isinstance(node.op, Gather):
+            roots |= {id(storage(node.inputs[0])), id(node)}
+        elif isinstance(node.op, ScatterAdd | Embed):
+            roots.add(id(node))
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
@@ -184,6 +195,9 @@ def fuse(graph: Graph) -> Grouping:
 
 
 def _place(result: Grouping, node: Node) -> None:
+    if isinstance(node.op, ScatterAdd | Embed):
+        _place_into(result, node)
+        return
     domain, reduced = node.shape, ()
     if isinstance(node.op, Reduction):
         domain = node.inputs[0].shape
@@ -202,10 +216,25 @@ def _place(result: Grouping, node: Node) -> None:
     _join(result, group, node, reduced)
 
 
+def _place_into(result: Grouping, node: Node) -> None:
+    """Zeros first, then the elements on top: two sets of loops."""
+    number = len(result.groups)
+    fill = Group(number, node.shape, (), "zeros under what follows", into=node, fill=True)
+    group = Group(number + 1, node.inputs[0].shape, (), "it writes elsewhere than it reads", into=node)
+    group.before = 1 << number
+    result.groups += [fill, group]
+    result.owner[id(node)] = group
+    _depend(result, group, node)
+
+
 def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) -> None:
     group.roots.append(node)
     group.reduced = group.reduced or reduced
     result.owner[id(node)] = group
+    _depend(result, group, node)
+
+
+def _depend(result: Grouping, group: Group, node: Node) -> None:
     needed = 0
     for leaf, _ in leaves(result, node, None):
         owner = result.owner.get(id(leaf))
@@ -221,6 +250,8 @@ def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) 
 
 def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tuple[int, ...]) -> str | None:
     """None if `node` can join `group`; else why not ("" where nothing relates the two)."""
+    if group.into is not None:
+        return ""
     if reduced:
         if group.shape != domain or group.product is not None or (group.reduced and group.reduced != reduced):
             return ""
@@ -259,7 +290,12 @@ def leaves(
     if isinstance(node.op, MatMul):
         yield from ((storage(a), None) for a in node.inputs)
         return
-    if isinstance(node.op, Reduction):
+    if isinstance(node.op, Gather):
+        yield storage(node.inputs[0]), None
+        pending = [(i, gather_index(node, i, where)) for i in node.inputs[1:]]
+    elif isinstance(node.op, ScatterAdd | Embed):
+        pending = [(a, None) for a in node.inputs]
+    elif isinstance(node.op, Reduction):
         pending = [(node.inputs[0], where)]
     elif isinstance(node.op, Movement) and not is_virtual(node, set()):
         pending = [(storage(node.inputs[0]), None)]
@@ -277,6 +313,15 @@ def leaves(
             yield storage(current), ((-2, 0, 0),)  # read from memory: never at a register's index
         else:
             yield current, at
+
+
+def gather_index(node: Node, index: Node, where: tuple[Where, ...] | None) -> tuple[Where, ...] | None:
+    """Where an index array of a Gather is read: its axes take the place of the gathered ones."""
+    if where is None:
+        return None
+    source, axes = node.inputs[0], node.op.axes  # pyright: ignore[reportAttributeAccessIssue]
+    middle = len(node.shape) - (len(source.shape) - len(axes))
+    return aligned(index.shape, where[axes[0] : axes[0] + middle])
 
 
 def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[tuple[Node, tuple[Where, ...] | None]]:

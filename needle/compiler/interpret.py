@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.compiler.kernel import Access, Kernel, Reduce, Scalar, Store
+from needle.compiler.kernel import Access, Kernel, Reduce, Scalar, Scatter, Store
 from needle.dtype import Array
 from needle.errors import NeedleError
 from needle.ops.create import philox
@@ -56,6 +56,8 @@ class _Run:
             for statement in step.full:
                 if isinstance(statement, Reduce):
                     self._reduce(statement)
+                elif isinstance(statement, Scatter):
+                    self._scatter(statement)
                 else:
                     self._store(statement, self.kernel.shape)
             outer = tuple(1 if i in self.kernel.reduced else n for i, n in enumerate(self.kernel.shape))
@@ -81,6 +83,13 @@ class _Run:
         index = np.broadcast_to(_index(statement.access, grid, array), shape)
         array[index] = np.broadcast_to(self.value(statement.value), shape)
 
+    def _scatter(self, statement: Scatter) -> None:
+        array = self.arrays[statement.access.slot]
+        shape = self.kernel.shape
+        index = _index(statement.access, self.grid)
+        index = index + sum(self.value(i) * k for i, k in zip(statement.indices, statement.strides, strict=True))
+        np.add.at(array, np.broadcast_to(index, shape), np.broadcast_to(self.value(statement.value), shape))
+
     def value(self, s: Scalar) -> Any:
         found = self.known.get(s.number)
         if found is None:
@@ -102,6 +111,14 @@ class _Run:
         if s.kind in leaves:
             return leaves[s.kind]()
         args = [self.value(a) for a in s.args]
+        if s.kind == "checked":
+            if args[0].size and not (args[0].min() >= -s.param and args[0].max() < s.param):
+                raise NeedleError(f"kernel: an index is outside an axis of length {s.param}")
+            return np.where(args[0] < 0, args[0] + s.param, args[0])
+        if s.kind == "gather":
+            access, strides = s.param
+            array = self.arrays[access.slot]
+            return array[_index(access, self.grid) + sum(a * k for a, k in zip(args, strides, strict=True))]
         if s.kind == "uniform":
             bits = philox(args[0], s.param, int(args[1])) >> np.uint32(8)
             return bits.astype(np.float32) * np.float32(2.0**-24)

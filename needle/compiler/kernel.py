@@ -195,6 +195,16 @@ class Store:
 
 
 @dataclass
+class Scatter:
+    """buffer[access + sum of index * stride] += scalar, for indices that are data."""
+
+    access: Access
+    indices: tuple[Scalar, ...]
+    strides: Strides
+    value: Scalar
+
+
+@dataclass
 class Reduce:
     """reduced[number] = combine of scalar over the reduced axes."""
 
@@ -207,7 +217,7 @@ class Reduce:
 class Pass:
     """One sweep over the reduced axes, then what follows once for each outer element."""
 
-    full: list[Store | Reduce] = field(default_factory=list[Store | Reduce])
+    full: "list[Store | Reduce | Scatter]" = field(default_factory=list[Any])
     outer: list[Store] = field(default_factory=list[Store])
 
 
@@ -231,6 +241,8 @@ class Kernel:
     slots: list[DType]
     written: list[bool]
     product: Product | None = None
+    scattered: tuple[int, ...] = ()
+    """Axes along which a Scatter may add twice to one element, so that threads must not divide them."""
 
     def __str__(self) -> str:
         return _text(self)
@@ -262,7 +274,10 @@ def _access(access: Access, names: str) -> str:
     return f"b{access.slot}[{' + '.join(parts)}]"
 
 
-def _statement(statement: Store | Reduce, names: str) -> str:
+def _statement(statement: Store | Reduce | Scatter, names: str) -> str:
+    if isinstance(statement, Scatter):
+        moves = [f"{show(i, names)}*{s}" for i, s in zip(statement.indices, statement.strides, strict=True)]
+        return f"{_access(statement.access, names)[:-1]} + {' + '.join(moves)}] += {show(statement.value, names)}"
     if isinstance(statement, Store):
         return f"{_access(statement.access, names)} = {show(statement.value, names)}"
     return f"r{statement.number} = {statement.combine} {show(statement.value, names)}"
@@ -274,6 +289,10 @@ def show(s: Scalar, names: str = "ijklmnopq") -> str:
         return _access(s.param, names)
     if s.kind == "index":
         return "(" + _access(Access(0, *s.param), names)[3:-1] + ")"
+    if s.kind == "gather":
+        access, strides = s.param
+        moves = [f"{show(i, names)}*{k}" for i, k in zip(s.args, strides, strict=True)]
+        return f"{_access(access, names)[:-1]} + {' + '.join(moves)}]"
     leaf: dict[str, Callable[[], str]] = {
         "const": lambda: f"{s.param:g}",
         "number": lambda: f"${s.param}",

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from needle.compiler.fuse import Group, Grouping, Where, is_virtual, leaves, storage, through
+from needle.compiler.fuse import Group, Grouping, Where, aligned, gather_index, is_virtual, leaves, storage, through
 from needle.compiler.graph import Input, Node
-from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Store
-from needle.ops import BroadcastTo, Equal, MatMul, Max, Permute, Reshape, Slice
+from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store
+from needle.ops import BroadcastTo, Embed, Equal, Gather, MatMul, Max, Permute, Reshape, Slice
 from needle.ops.create import Arange, Full, Uniform
 from needle.dtype import DType
 from needle.tracing import HostNumber
@@ -42,7 +42,7 @@ def find_stored(grouping: Grouping) -> set[int]:
     graph = grouping.graph
     stored = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
     for group in grouping.groups:
-        for root in group.roots:
+        for root in group.roots if group.into is None else [group.into]:
             for leaf, where in leaves(grouping, root, None):
                 other = grouping.owner.get(id(leaf))
                 if other is not None and (other is not group or isinstance(root.op, MatMul) or where is not None):
@@ -76,6 +76,9 @@ class _Lowering:
 
     def run(self) -> Lowered:
         product = self._product() if self.group.product is not None else None
+        scattered = ()
+        if self.group.into is not None:
+            scattered = self._write_into(self.group.into)
         for root in self.group.roots:
             self._root(root)
         if self.last:
@@ -88,10 +91,44 @@ class _Lowering:
             [node.dtype for node in self.memory],
             self.written,
             product,
+            scattered,
         )
         return Lowered(kernel, self.memory, self.group)
 
     # --------------------------------------------------------------------------------------------------- roots
+
+    def _write_into(self, node: Node) -> tuple[int, ...]:
+        """Zeros, or what an Embed or ScatterAdd puts on top; returns the axes along which it may collide."""
+        here = tuple((i, 1, 0) for i in range(len(self.group.shape)))
+        if self.group.fill:
+            zero = self.pool.const(0, node.dtype)
+            self.passes[0].full.append(Store(self._access(node, here, written=True), zero))
+            return ()
+        value = self.value(node.inputs[0], here)
+        own = row_major(node.shape)
+        if isinstance(node.op, Embed):
+            where = tuple((i, step, start) for i, (start, _, step) in enumerate(node.op.ranges))
+            strides, offset = self._strides(own, where)
+            self.passes[0].full.append(Store(Access(self._slot(node, True), strides, offset), value))
+            return ()
+        axes = node.op.axes  # pyright: ignore[reportAttributeAccessIssue]
+        middle = len(here) - (len(node.shape) - len(axes))
+        indices = [self._index(node, a, aligned(a.shape, here[axes[0] : axes[0] + middle])) for a in node.inputs[1:]]
+        kept = [(-1, 1, 0)] * len(axes)
+        where = (*here[: axes[0]], *kept, *here[axes[0] + middle :])
+        strides, offset = self._strides(own, where)
+        access = Access(self._slot(node, True), strides, offset)
+        statement = Scatter(access, tuple(indices), tuple(own[a] for a in axes), value)
+        self.passes[0].full.append(statement)
+        return tuple(range(axes[0], axes[0] + middle))
+
+    def _index(self, node: Node, index: Node, where: tuple[Where, ...]) -> Scalar:
+        """An index that is data: from the end if negative, and checked."""
+        at = node.inputs.index(index) - 1 if node.inputs.count(index) == 1 else 0
+        shape = node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
+        n = shape[node.op.axes[at]]  # pyright: ignore[reportAttributeAccessIssue]
+        value = self.pool.cast(self.value(index, where), np.dtype("int64"))
+        return self.pool.make("checked", (value,), np.dtype("int64"), n)
 
     def _root(self, root: Node) -> None:
         where = self.group.position(root.shape)
@@ -165,6 +202,8 @@ class _Lowering:
             return self.value(source, at)
         if isinstance(op, Movement):  # a root that copies: a general reshape or an embedding
             return self.pool.make("load", (), node.dtype, self._access(node.inputs[0], where, like=node.shape))
+        if isinstance(op, Gather):
+            return self._gather(node, where)
         args = [self.value(a, at) for a, at in through(node, where)]
         if isinstance(op, Equal):
             return args[0].equals(args[1])
@@ -175,6 +214,19 @@ class _Lowering:
             op = replace(op, scalar=number)  # pyright: ignore[reportArgumentType, reportCallIssue]
         # Where NumPy has a rule of its own for a power of booleans, the node knows the dtype.
         return self.pool.cast(op.compute(*args), node.dtype)
+
+    def _gather(self, node: Node, where: tuple[Where, ...]) -> Scalar:
+        source, axes = node.inputs[0], node.op.axes  # pyright: ignore[reportAttributeAccessIssue]
+        middle = len(node.shape) - (len(source.shape) - len(axes))
+        indices: list[Scalar] = []
+        for a in node.inputs[1:]:
+            at = gather_index(node, a, where)
+            assert at is not None  # noqa: S101
+            indices.append(self._index(node, a, at))
+        kept = tuple((-1, 1, 0) for _ in axes)
+        access = self._access(source, (*where[: axes[0]], *kept, *where[axes[0] + middle :]))
+        own = row_major(source.shape)
+        return self.pool.make("gather", tuple(indices), node.dtype, (access, tuple(own[a] for a in axes)))
 
     def _number(self, scalar: Any, node: Node, dtype: Any = None) -> Scalar:
         dtype = dtype or node.dtype

@@ -143,14 +143,14 @@ def _accesses(kernel: Kernel) -> list[Access]:
     pending: list[Scalar] = []
     for step in kernel.passes:
         for s in [*step.full, *step.outer]:
-            pending.append(s.value)
+            pending += [s.value, *getattr(s, "indices", ())]
             found += [s.access] if hasattr(s, "access") else []  # pyright: ignore[reportAttributeAccessIssue]
     seen: set[int] = set()
     while pending:
         s = pending.pop()
         if s.number not in seen:
             seen.add(s.number)
-            found += [s.param] if s.kind == "load" else []
+            found += [s.param] if s.kind == "load" else [s.param[0]] if s.kind == "gather" else []
             pending += s.args
     return found
 

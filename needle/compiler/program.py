@@ -18,9 +18,14 @@ from needle.compiler.lower import Lowered
 from needle.compiler.plan import LINE, Place, Plan
 from needle.compiler.tile import emit_product
 from needle.dtype import Array
+from needle.errors import IndexRangeError
 from needle.runtime import native
 from needle.runtime.team import barrier_text, team
 
+_RANGE = (
+    "an index in a compiled function is outside the axis that it selects from; "
+    "call the function without ndl.compile to see which"
+)
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
 
@@ -135,7 +140,7 @@ class Program:
         self.team = team(threads)
         self.arena = aligned_empty(max(plan.arena_bytes, 1))
         self.scratch = aligned_empty(max(plan.scratch_bytes * threads, 1))
-        self.numbers = np.zeros(max(1, _numbers(graph)), dtype=np.float64)
+        self.numbers = np.zeros(1 + _numbers(graph), dtype=np.float64)
         count = FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
         self.words = np.zeros(count, dtype=np.int64)
         self.words[ARENA] = self.arena.ctypes.data
@@ -167,7 +172,7 @@ class Program:
             if array is not last[i]:
                 words[FIRST + i] = self._address(i, array)
         if numbers:
-            self.numbers[: len(numbers)] = numbers
+            self.numbers[1 : 1 + len(numbers)] = numbers
         updates: dict[int, Array] = {}
         for i, at, node, in_place in self.updates:
             array = arrays[i]
@@ -183,6 +188,9 @@ class Program:
             words[at] = fresh.ctypes.data
             results.append(fresh)
         self.team.run(self.address, self.words_address)
+        if self.numbers[0]:
+            self.numbers[0] = 0
+            raise IndexRangeError(_RANGE)
         for place, node in self.plan.copies:
             self._copy(place, node, arrays, results, updates)
         return results, updates
