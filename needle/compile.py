@@ -23,7 +23,8 @@ from needle.compiler import Program, build
 from needle.compiler.graph import Graph, Input, Node, infer
 from needle.device import default_device
 from needle.dtype import Array
-from needle.errors import IndexRangeError, TraceError
+from needle.errors import ArgumentError, IndexRangeError, TraceError
+from needle.explain import Explanation
 from needle.guard import Guard
 from needle.nn.module import Module
 from needle.ops import Equal
@@ -39,6 +40,7 @@ _FUSED_GRADIENT = (
     "this gradient was used up inside a compiled function, where the optimizer's update is part of the product that "
     "makes it; to keep it, write @ndl.compile(keep_grads=True)"
 )
+_NOT_COMPILED = "{name}.explain: not compiled yet; call the function first, or give arguments: {name}.explain(x, y)"
 _LABEL = "one_hot: {found} is not one of {n} classes; integers go from 0 to {last}"
 
 
@@ -303,6 +305,11 @@ class Compiled:
     def _state(self) -> list[Array]:
         return [holder.cached_data for holder in self.tensors] + [holder[key] for holder, key in self.listed]
 
+    def explain(self, name: str, leaves: list[Any]) -> Explanation:
+        """The artefacts of this compilation."""
+        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + self._state()
+        return Explanation(name, self.program, arrays, [number.compute() for number in self.numbers], self.seconds)
+
     def run(self, leaves: list[Any]) -> Any:
         """One call: read, compute, write back."""
         arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -353,6 +360,23 @@ class Step:
                     return entry.run(leaves)
             entry = self._compile(args, kwargs, leaves, key)
             return entry.run(leaves)
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """What became of the function: graph, groups, kernels, plan, LLVM IR, profile.
+
+        With arguments it is compiled for them, but not run; without, the last compilation is explained.
+        """
+        leaves: list[Any] = []
+        if args or kwargs:
+            key = flatten((args, kwargs), leaves)
+            known = [entry for entry in self.compiled.get(key, ()) if entry.fits()]
+            entry = known[0] if known else self._compile(args, kwargs, leaves, key)
+        elif self.last is None:
+            raise ArgumentError(_NOT_COMPILED.format(name=self.function.__name__))
+        else:
+            entry = self.last
+            leaves = [np.ones(node.shape, node.dtype) for node in entry.trace.inputs[: entry.arguments]]
+        return entry.explain(self.function.__name__, leaves)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)

@@ -5,6 +5,7 @@ vector is broadcast; constants stay text until used.
 Next: vector_math.py, then emit.py.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ _TYPES = {
 }
 
 
+@functools.cache
 def llvm_type(dtype: DType, lanes: int = 1) -> str:
     """The LLVM type of a value (booleans are i1 in registers, i8 in memory)."""
     name = _TYPES[dtype.name]
     return name if lanes == 1 else f"<{lanes} x {name}>"
 
 
+@functools.cache
 def memory_type(dtype: DType, lanes: int = 1) -> str:
     """The LLVM type of an element in memory."""
     return llvm_type(np.dtype("int8") if dtype == bool else dtype, lanes)
@@ -247,6 +250,18 @@ class Code:
         zero = "0" if value.lanes == 1 else "zeroinitializer"
         return self.make(f"icmp ne {kind} {value.text}, {zero}", value.dtype, value.lanes)
 
+    def gather(self, pointer: str, step: int, dtype: DType, lanes: int, mask: Reg | None = None) -> Reg:
+        """Elements `step` apart; lanes outside the mask are 0."""
+        kind = memory_type(dtype, lanes)
+        moves = "<" + ", ".join(f"i64 {lane * step}" for lane in range(lanes)) + ">"
+        text = f"getelementptr inbounds {memory_type(dtype)}, ptr {pointer}, <{lanes} x i64> {moves}"
+        places = self.make(text, INT, lanes).text
+        name = f"llvm.masked.gather.{_suffix(dtype, lanes)}.v{lanes}p0"
+        mask = mask or self.mask(lanes, lanes)
+        size, zero = ("i32", str(dtype.itemsize)), (kind, "zeroinitializer")
+        value = self.make(self.call(name, kind, (f"<{lanes} x ptr>", places), size, mask, zero), dtype, lanes)
+        return self._to_bit(value, kind) if dtype == bool else value
+
     def store(self, value: Reg, pointer: str, mask: Reg | None = None) -> None:
         """To consecutive elements; lanes outside the mask are left."""
         kind, text = memory_type(value.dtype, value.lanes), value.text
@@ -258,12 +273,6 @@ class Code:
             name = f"llvm.masked.store.{_suffix(value.dtype, value.lanes)}.p0"
             size = ("i32", str(value.dtype.itemsize))
             self.line(self.call(name, "void", (kind, text), ("ptr", pointer), size, mask))
-
-    def each_lane(self, lanes: int, mask: Reg | None, body: Callable[[int], None]) -> None:
-        """Run `body` for each lane of the mask, unrolled: for accesses that are not consecutive."""
-        valid = lanes if mask is None else mask.text.count("i1 1")
-        for lane in range(valid):
-            body(lane)
 
     def extract(self, a: Reg, lane: int) -> Reg:
         """One lane."""

@@ -373,12 +373,7 @@ class Loops:
             return c.load(start, s.dtype)
         if step == 1:
             return c.load(start, s.dtype, self.lanes, self.mask)
-        result: Reg | None = None
-        for lane in range(self._valid()):
-            one = c.load(c.address(start, integer(lane * step), s.dtype), s.dtype)
-            result = c.insert(result, one, lane, self.lanes)
-        assert result is not None  # noqa: S101
-        return result
+        return c.gather(start, step, s.dtype, self.lanes, self.mask)
 
     def _checked(self, index: Reg, n: int) -> Reg:
         """An index from 0 to n - 1; anything outside becomes 0 and raises the flag."""

@@ -94,6 +94,7 @@ class Grouping:
     groups: list[Group]
     owner: dict[int, Group]
     roots: set[int]
+    free: dict[int, Node] = field(default_factory=dict[int, Node])  # roots that need no other: they go to their user
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.groups))
@@ -188,14 +189,30 @@ def fuse(graph: Graph) -> Grouping:
     roots = find_roots(graph)
     result = Grouping(graph, [], {}, roots)
     for node in graph.nodes():
-        if id(node) in roots:
+        if id(node) in roots and _is_free(result, node):
+            result.free[id(node)] = node
+        elif id(node) in roots:
+            _place(result, node)
+    for node in list(result.free.values()):
+        if id(node) in result.free:
             _place(result, node)
     result.groups = _ordered(result.groups)
     return result
 
 
+def _is_free(result: Grouping, node: Node) -> bool:
+    """Whether an elementwise root depends on inputs alone, so that it can be computed where it is first used."""
+    if not isinstance(node.op, Elementwise | Creation):
+        return False
+    return all(id(leaf) not in result.owner and id(leaf) not in result.free for leaf, _ in leaves(result, node, None))
+
+
 def _place(result: Grouping, node: Node) -> None:
+    result.free.pop(id(node), None)
     if isinstance(node.op, ScatterAdd | Embed):
+        for leaf, _ in list(leaves(result, node, None)):
+            if id(leaf) in result.free:
+                _place(result, leaf)
         _place_into(result, node)
         return
     domain, reduced = node.shape, ()
@@ -210,6 +227,9 @@ def _place(result: Grouping, node: Node) -> None:
                 _join(result, group, node, reduced)
                 return
             reason = problem or reason
+    for leaf, _ in list(leaves(result, node, None)):  # what these new loops cannot hold stands before them
+        if id(leaf) in result.free:
+            _place(result, leaf)
     group = Group(len(result.groups), domain, reduced, reason)
     group.product = node if isinstance(node.op, MatMul) else None
     result.groups.append(group)
@@ -228,6 +248,11 @@ def _place_into(result: Grouping, node: Node) -> None:
 
 
 def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) -> None:
+    group.reduced = group.reduced or reduced
+    for leaf, _ in list(leaves(result, node, None)):
+        if result.free.pop(id(leaf), None) is not None:
+            group.roots.append(leaf)
+            result.owner[id(leaf)] = group
     group.roots.append(node)
     group.reduced = group.reduced or reduced
     result.owner[id(node)] = group
@@ -264,8 +289,8 @@ def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: 
     related = False
     for leaf, at in leaves(result, node, where):
         owner = result.owner.get(id(leaf))
-        if owner is group:
-            related = True
+        if owner is group or id(leaf) in result.free:
+            related = related or owner is group
             if at != _position_of(group, leaf, reduced):
                 return f"{type(node.op).__name__} needs {type(leaf.op).__name__} at another index"
         elif owner is not None and owner.before >> group.number & 1:

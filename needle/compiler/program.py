@@ -49,11 +49,12 @@ def write_text(
     known_calls: list[str] = []
     for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
         write = emit_product if lowered.kernel.product else emit
-        text, needs = write(lowered.kernel, "KERNEL", machine, threads)
-        name = known.get(text)
+        key = f"{lowered.kernel} {lowered.kernel.slots}"
+        name = known.get(key)
         if name is None:
-            name = known[text] = f"k{len(known)}"
-            bodies.append(text.replace("@KERNEL(", f"@{name}(", 1).replace("define void", "define internal void", 1))
+            name = known[key] = f"k{len(known)}"
+            text, needs = write(lowered.kernel, name, machine, threads)
+            bodies.append(text.replace("define void", "define internal void", 1))
             declared |= needs
         if wait and threads > 1:
             calls.append("  call void @barrier(ptr %sync)")

@@ -19,18 +19,21 @@ from needle.compiler.emit import Axis, Loops, Machine
 from needle.compiler.kernel import Kernel, Product, Store
 
 VECTORS = 4
-"""Widest tile, in vectors."""
+"""Usual width of a tile, in vectors."""
+
+WIDEST = 7
+"""A product of at most so many vectors is one tile wide, where there are 32 registers: half the code, 3 % slower."""
 
 PACK_BYTES = 3 << 19
 """A right side above this size is packed, so that a panel stays in the cache."""
 
-LONG_EPILOGUE = 6
-"""Statements longer than this are written once, in a loop over the tile's rows."""
+LONG_EPILOGUE = 1
+"""More operations than this are written once, in a loop over the tile's rows, to keep the code short."""
 
 
 def tile_rows(machine: Machine, vectors: int) -> int:
     """Rows of a tile: accumulators, `vectors` of B and one of A fit into the registers."""
-    return min((machine.registers - vectors - 1) // vectors, {1: 14, 2: 12, 3: 8, 4: 6}[vectors])
+    return min((machine.registers - vectors - 1) // vectors, {1: 14, 2: 12, 3: 8, 4: 6, 5: 5, 6: 4, 7: 3}[vectors])
 
 
 def even(total: int, most: int) -> list[int]:
@@ -43,7 +46,7 @@ def even(total: int, most: int) -> list[int]:
 def scratch_bytes(kernel: Kernel) -> int:
     """Memory for packing that each thread needs."""
     p = kernel.product
-    return 0 if p is None else p.length * VECTORS * 64
+    return 0 if p is None else p.length * WIDEST * 64
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
@@ -114,7 +117,9 @@ class _Tile(Loops):
     def _columns(self) -> None:
         """Chunks of up to VECTORS vectors; equal chunks of whole vectors share a loop."""
         whole, rest = divmod(self.column.extent, self.lanes)
-        chunks = even(whole + (rest > 0), VECTORS)
+        total = whole + (rest > 0)
+        wide = total <= WIDEST and self.machine.registers >= 32
+        chunks = even(total, WIDEST if wide else VECTORS if self.machine.registers >= 32 else 2)
         split = self._split() == "column"
         start = 0
         while chunks:
@@ -296,12 +301,7 @@ class _Tile(Loops):
         c, dtype = self.code, self.kernel.slots[self.product.b.slot]
         if stride == 1:
             return c.load(start, dtype, self.lanes, mask)
-        valid = self.lanes if mask is None else mask.text.count("i1 1")
-        result: Reg | None = None
-        for lane in range(valid):
-            result = c.insert(result, c.load(c.address(start, integer(lane * stride), dtype), dtype), lane, self.lanes)
-        assert result is not None  # noqa: S101
-        return result
+        return c.gather(start, stride, dtype, self.lanes, mask)
 
 
 Emitter = Callable[[Kernel, str, Machine, int], tuple[str, set[str]]]
