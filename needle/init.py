@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from needle.device import Device, as_device
-from needle.dtype import as_dtype
+from needle.dtype import as_dtype, in_range
 from needle.errors import ArgumentError
 from needle.tensor import Tensor
 
@@ -51,8 +51,7 @@ def constant(
 ) -> Tensor:
     """`c` everywhere."""
     device = as_device(device)
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-    return _tensor(device.full(shape, c, dtype=dtype), device, dtype, requires_grad)
+    return _tensor(device.full(shape[0] if len(shape) == 1 else shape, c, dtype=dtype), device, dtype, requires_grad)
 
 
 def ones(*shape: int, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
@@ -69,16 +68,18 @@ def randb(
     *shape: int, p: float = 0.5, device: Device | None = None, dtype: Any = "bool", requires_grad: bool = False
 ) -> Tensor:
     """True (or 1) with probability p."""
+    if not (in_range(p, 0) and p <= 1):
+        raise ArgumentError(_RANGE.format(name="randb", argument="p", rule="a probability from 0 to 1", value=p))
     device = as_device(device)
     return _tensor(device.rand(*shape) <= p, device, dtype, requires_grad)
 
 
 def one_hot(
-    n: int, i: Tensor, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False
+    n: int, i: Any, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False
 ) -> Tensor:
-    """Rows of the n x n identity for the integers in i: shape (*i.shape, n)."""
-    device = as_device(device)
-    return _tensor(device.one_hot(n, i.numpy(), dtype=dtype), device, dtype, requires_grad)
+    """Rows of the n x n identity for the integers in i (a Tensor, array or list): shape (*i.shape, n)."""
+    device, classes = as_device(device), i.numpy() if isinstance(i, Tensor) else i
+    return _tensor(device.one_hot(n, classes, dtype=dtype), device, dtype, requires_grad)
 
 
 def ones_like(array: Tensor, *, device: Device | None = None, requires_grad: bool = False) -> Tensor:
@@ -125,7 +126,7 @@ def kaiming_normal(fan_in: int, fan_out: int, nonlinearity: str = "relu", **kwar
 
 
 def _positive(name: str, *fans: int) -> int:
-    if min(fans) < 1:
+    if not min(fans) >= 1:
         raise ArgumentError(_RANGE.format(name=name, argument="a fan", rule="at least 1", value=min(fans)))
     return sum(fans)
 
