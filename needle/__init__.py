@@ -6,7 +6,7 @@ Next: ARCHITECTURE.md, the tour; then value.py.
 from needle import autograd, data, errors, functional, init, nn, ops, optim
 from needle.backward import no_grad
 from needle.data import DataLoader, Dataset
-from needle.device import Device, all_devices, cpu, cuda
+from needle.device import Device, all_devices, cpu, cuda, default_device
 from needle.functional import cross_entropy, softmax
 from needle.init import ones, ones_like, rand, randn, zeros, zeros_like
 from needle.nn.summary import summary
@@ -16,6 +16,7 @@ from needle.ops import (
     add_scalar,
     broadcast_to,
     cast,
+    center,
     divide,
     divide_scalar,
     equal,
@@ -29,6 +30,7 @@ from needle.ops import (
     make_tuple,
     matmul,
     maximum,
+    mean_square,
     mul_scalar,
     multiply,
     negate,
@@ -64,10 +66,12 @@ __all__ = [
     "autograd",
     "broadcast_to",
     "cast",
+    "center",
     "cpu",
     "cross_entropy",
     "cuda",
     "data",
+    "default_device",
     "divide",
     "divide_scalar",
     "equal",
@@ -85,6 +89,7 @@ __all__ = [
     "make_tuple",
     "matmul",
     "maximum",
+    "mean_square",
     "mul_scalar",
     "multiply",
     "negate",

@@ -8,11 +8,14 @@ import gc
 from typing import Any
 
 from needle.backward import compute_gradient_of_variables, is_recording, no_grad
+from needle.device import CPUDevice, Device, all_devices, cpu
 from needle.dtype import Array as NDArray
 from needle.tensor import Tensor, TensorTuple
 from needle.value import Op, TensorOp, TensorTupleOp, Value, find_topo_sort
 
 __all__ = [
+    "CPUDevice",
+    "Device",
     "NDArray",
     "Op",
     "Tensor",
@@ -20,7 +23,9 @@ __all__ = [
     "TensorTuple",
     "TensorTupleOp",
     "Value",
+    "all_devices",
     "compute_gradient_of_variables",
+    "cpu",
     "find_topo_sort",
     "is_recording",
     "no_grad",
@@ -30,5 +35,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`TENSOR_COUNTER`, the number of live Values, is counted when asked for: counting each birth would cost time."""
     if name == "TENSOR_COUNTER":
-        return sum(isinstance(thing, Value) for thing in gc.get_objects())
+        return sum(issubclass(type(thing), Value) for thing in gc.get_objects())
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

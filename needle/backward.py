@@ -36,8 +36,11 @@ recording = _Recording()
 class no_grad(ContextDecorator):
     """`with ndl.no_grad():` or `@ndl.no_grad()`: operations inside record no graph for `backward`."""
 
+    def __init__(self) -> None:
+        self._outer: list[bool] = []
+
     def __enter__(self) -> None:
-        self._outer = [*getattr(self, "_outer", []), recording.enabled]
+        self._outer.append(recording.enabled)
         recording.enabled = False
 
     def __exit__(self, *exception: object) -> None:
@@ -57,28 +60,38 @@ def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
 
     Args:
         output_tensor: the Value to differentiate; a non-scalar counts as the sum of its elements times `out_grad`.
-        out_grad: its gradient, of the same shape.
+        out_grad: its gradient, of the same shape. It may have a graph of its own.
 
     Raises:
         GraphError: `output_tensor` has no graph, or an op has no gradient.
         ShapeError: `out_grad` has another shape.
     """
     _check(output_tensor, out_grad)
-    order = [node for node in find_topo_sort([output_tensor]) if node.requires_grad]
+    order = find_topo_sort([output_tensor, out_grad])
     stands = _stand_ins(order)
-    pending: dict[int, Any] = {id(output_tensor): out_grad}
-    settled: set[int] = set()
-    for node in reversed(order):
-        grad = pending.pop(id(node), None)
-        if grad is None:
+    pending: dict[Value, Any] = {output_tensor: stands.get(out_grad, out_grad)}
+    grads: dict[Value, Any] = {}
+    for node in reversed(order[: order.index(output_tensor) + 1]):
+        if not node.requires_grad:
             continue
-        _settle(node, grad, settled)
-        if node.op is None:
+        grad = pending.pop(node, None)
+        owner = node if node.origin is None else node.origin()
+        if owner is not None:  # a Value and its stand-in may both be reached: they share one sum
+            grads[owner] = _total(grads.get(owner), grad)
+        if grad is None or node.op is None:
             continue
-        for value, share in zip(node.inputs, node.op.gradient_as_tuple(grad, stands[id(node)]), strict=True):
-            if share is not None and value.requires_grad:
-                sofar = pending.get(id(value))
-                pending[id(value)] = share if sofar is None else sofar + share
+        for value, share in zip(node.inputs, node.op.gradient_as_tuple(grad, stands[node]), strict=True):
+            if value.requires_grad:
+                pending[value] = _total(pending.get(value), share)
+    for owner, grad in grads.items():
+        owner.grad = grad
+
+
+def _total(sofar: Any, share: Any) -> Any:
+    """The sum of two gradients, either of which may be None."""
+    if sofar is None:
+        return share
+    return sofar if share is None else sofar + share
 
 
 def _check(output: Any, out_grad: Any) -> None:
@@ -90,21 +103,16 @@ def _check(output: Any, out_grad: Any) -> None:
         raise ShapeError(_OUT_GRAD_SHAPE.format(found=out_grad.spec.shape, shape=output.spec.shape))
 
 
-def _stand_ins(order: list[Value]) -> dict[int, Value]:
-    """For each node the Value that gradients may refer to; a stand-in never holds a gradient, so it serves itself."""
-    stands: dict[int, Value] = {}
+def _stand_ins(order: list[Value]) -> dict[Value, Value]:
+    """For each node that needs a gradient, in order, the Value that gradients may refer to.
+
+    A stand-in never holds a gradient, so it serves as its own.
+    """
+    stands: dict[Value, Value] = {}
     for node in order:
-        if node.origin is not None:
-            stands[id(node)] = node
-        else:
-            stands[id(node)] = node.stand_in(tuple([stands.get(id(value), value) for value in node.inputs]))
+        if node.requires_grad:
+            if node.origin is None:
+                stands[node] = node.stand_in((*map(stands.get, node.inputs, node.inputs),))
+            else:
+                stands[node] = node
     return stands
-
-
-def _settle(node: Value, grad: Any, settled: set[int]) -> None:
-    """Set the gradient, on the original of a stand-in; where both were reached, they share one sum."""
-    owner = node if node.origin is None else node.origin()
-    if owner is None:
-        return
-    owner.grad = owner.grad + grad if id(owner) in settled else grad
-    settled.add(id(owner))

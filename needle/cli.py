@@ -1,12 +1,13 @@
 """The command `needle`: train, evaluate, predict, info.
 
-In: the arguments of the command line. Out: tables on stdout, progress and errors on stderr, and an exit status: 0 for done, 1 for
-an error that the message explains, 2 for a wrong command line, 130 for an interrupt.
+In: the arguments of the command line. Out: tables on stdout, progress and errors on stderr, and an exit status: 0 for
+done, 1 for an error that the message explains, 2 for a wrong command line, 130 for an interrupt.
 Invariant: this file only translates between a person and needle.train; whatever it does can be done from Python too.
 Next: train/run.py.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -22,17 +23,17 @@ from needle.models import MODELS
 from needle.nn import SoftmaxLoss
 from needle.train.checkpoint import INDEX, load_checkpoint
 from needle.train.extras import MissingExtraError
+from needle.train.files import check_free, claim_folder
 from needle.train.fit import evaluate
 from needle.train.info import describe
 from needle.train.metrics import duration, percent
 from needle.train.picture import read_picture
 from needle.train.predict import FloatArray, Predictions, predict, probabilities
 from needle.train.progress import Progress, say
-from needle.train.run import Run, check_data, check_free, claim_folder, load_model, settings_of
+from needle.train.run import FILES, Run, check_data, load_model, settings_of
 from needle.train.settings import DATA_SETS, OPTIMIZERS, Settings, option
 from needle.train.source import open_data
 
-# Chosen on 54,000 training and 6,000 held-out training pictures of MNIST; see `needle train --help` for each meaning.
 DEFAULTS = Settings()
 MARGINS = {"mnist": 4 / 28}  # the empty border around the digits of a data set, as a share of the frame
 HELP = {
@@ -57,79 +58,92 @@ examples:
   needle predict runs/mlp_resnet digit.png
 """
 RESUME_FIXED = (
-    "--resume goes on with the settings of the saved run, so {options} cannot be given; only --epochs can change."
+    "--resume goes on with the settings of the saved run, so {options} cannot be given with it; --epochs can. "
+    "For other settings, start a new run in another --out."
 )
-NOTHING_TO_DO = (
-    "{folder} already holds all {epochs} epochs. To train longer: needle train --resume {folder} --epochs {more}"
-)
+NOTHING_TO_DO = "{folder} already holds {done} epochs. To go on: {program} train --resume {folder} --epochs {more}"
+NOTHING_SAVED = "\nInterrupted before the first checkpoint: nothing was saved."
+STOPPED = "\nInterrupted. {folder} holds {done} of {epochs} epochs{rest}.\nTo go on: {program} train --resume {folder}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
         return command(chosen)
+    except BrokenPipeError:  # as in `needle info | head -1`: whoever read has left, and Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (NeedleError, OSError) as error:
         say(f"needle: error: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say("Interrupted.", sys.stderr)
+        say("\nInterrupted.", sys.stderr)
         return 130
 
 
-# ---------------------------------------------------------------------------------------------------------------- train
+# -------------------------------------------------------------------------------------------------------------- train
 
 
 def _train(chosen: argparse.Namespace) -> int:
-    run = _open_run(chosen)
-    if run.state.epoch >= run.settings.epochs:
-        say(NOTHING_TO_DO.format(folder=run.folder, epochs=run.state.epoch, more=run.state.epoch + 10))
+    run = _resume_run(chosen) if chosen.resume else _new_run(chosen)
+    done = run.state.epoch
+    if done >= run.settings.epochs:
+        say(NOTHING_TO_DO.format(folder=run.folder, done=done, more=done + 10, program=_program()))
+        _conclude(run)  # draws the report anew: matplotlib may have been missing when the run ended
         return 0
     if not chosen.quiet:
         _introduce(run)
     try:
         run.fit([] if chosen.quiet else [Progress()])
     except KeyboardInterrupt:
-        _say_how_to_resume(run)
+        say(_how_to_resume(run), sys.stderr)
         return 130
     finally:
-        if not any(run.folder.iterdir()):
+        if run.folder.is_dir() and not any(run.folder.iterdir()):
             run.folder.rmdir()  # claimed, but nothing came of it
+    if not chosen.quiet:
+        say("")
     _conclude(run)
     return 0
 
 
-def _open_run(chosen: argparse.Namespace) -> Run:
-    options = {"download": not chosen.no_download, "say": None if chosen.quiet else say}
-    if chosen.resume is not None:
-        checkpoint = load_checkpoint(chosen.resume)
-        settings = settings_of(checkpoint, chosen.resume / INDEX)
-        _check_resume(chosen)
-        folder = chosen.out or chosen.resume
-        if folder != chosen.resume and not chosen.overwrite:
-            check_free(folder)
-        data = open_data(settings.data, chosen.data_dir, **options)
-        return Run.resume(checkpoint, data, folder, chosen.epochs)
-    if chosen.out is not None and not chosen.overwrite:
-        check_free(chosen.out)
-    settings = replace(DEFAULTS, **_given(chosen))  # before the data: a wrong number should not wait for a download
-    data = open_data(chosen.data or "auto", chosen.data_dir, **options)
+def _new_run(chosen: argparse.Namespace) -> Run:
+    settings = replace(DEFAULTS, **_given(chosen))  # checked first: a wrong number should not wait for a download
+    if chosen.out and not chosen.overwrite:
+        check_free(chosen.out, FILES)
+    data = open_data(
+        chosen.data or "auto",
+        chosen.data_dir,
+        download=not chosen.no_download,
+        say=None if chosen.quiet else say,
+    )
     folder = chosen.out or claim_folder(Path("runs") / settings.model)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(replace(settings, data=data.name), data, folder)
 
 
-def _given(chosen: argparse.Namespace) -> dict[str, Any]:
-    names = [field.name for field in fields(Settings) if field.name != "data"]
-    return {name: value for name in names if (value := getattr(chosen, name)) is not None}
-
-
-def _check_resume(chosen: argparse.Namespace) -> None:
+def _resume_run(chosen: argparse.Namespace) -> Run:
     wrong = [option(name) for name in _given(chosen) if name != "epochs"] + (["--data"] if chosen.data else [])
     if wrong:
         raise ArgumentError(RESUME_FIXED.format(options=", ".join(wrong)))
+    checkpoint = load_checkpoint(chosen.resume)
+    settings = settings_of(checkpoint, chosen.resume / INDEX)
+    folder = chosen.out or chosen.resume
+    if folder.resolve() != chosen.resume.resolve() and not chosen.overwrite:
+        check_free(folder, FILES)
+    data = open_data(settings.data, chosen.data_dir, download=not chosen.no_download, say=None if chosen.quiet else say)
+    run = Run.resume(checkpoint, data, folder, chosen.epochs)
+    if chosen.out:
+        run.save()  # at once, so that an interrupt in the first epoch leaves something to go on with
+    return run
+
+
+def _given(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The settings that stand on the command line."""
+    names = [field.name for field in fields(Settings) if field.name != "data"]
+    return {name: value for name in names if (value := getattr(chosen, name)) is not None}
 
 
 def _introduce(run: Run) -> None:
@@ -137,34 +151,41 @@ def _introduce(run: Run) -> None:
     shape = " x ".join(map(str, data.input_shape))
     numbers = sum(parameter.size for parameter in run.model.parameters())
     say(f"{data.origin}: {len(data.train):,} training and {len(data.test):,} test pictures of {shape} pixels")
-    say(
-        f"{settings.model} with {numbers:,} parameters, {settings.optimizer}, seed {settings.seed}; saved in {run.folder}\n"
-    )
+    say(f"{settings.model} with {numbers:,} parameters, {settings.optimizer}, seed {settings.seed}")
+    say(f"saved in {run.folder} after each epoch\n")
 
 
 def _conclude(run: Run) -> None:
-    last, best = run.state.history[-1], min(run.state.history, key=lambda metrics: metrics.test_error or 0.0)
-    took = duration(sum(metrics.seconds for metrics in run.state.history))
-    accuracy = f"test accuracy {percent(1 - (last.test_error or 0.0))}"
-    peak = f", at best {percent(1 - (best.test_error or 0.0))} after epoch {best.epoch}" if best is not last else ""
-    say(f"\n{accuracy} after {last.epoch} epochs{peak}; {took}")
+    history = run.state.history
+    accuracies = [1 - (metrics.test_error or 0.0) for metrics in history]
+    last, best = accuracies[-1], max(accuracies)
+    peak = f" (best {percent(best)}, after epoch {accuracies.index(best) + 1})" if best > last else ""
+    took = duration(sum(metrics.seconds for metrics in history))
+    count = f"{len(history)} epoch{'s' if len(history) != 1 else ''}"
+    say(f"test accuracy {percent(last)} after {count}{peak}, {took}")
     try:
-        say(f"saved in {run.folder}; pictures of curves and mistakes in {run.write_report()}")
+        say(f"saved in {run.folder}; curves and mistakes as pictures: {run.write_report()}")
     except MissingExtraError as error:
-        say(f"saved in {run.folder}; no report.png: {error}")
+        say(f"saved in {run.folder}; no report.png, because {error}")
 
 
-def _say_how_to_resume(run: Run) -> None:
+def _how_to_resume(run: Run) -> str:
     if not (run.folder / INDEX).exists():
-        say("\nInterrupted before the first checkpoint: nothing was saved.", sys.stderr)
-        return
+        return NOTHING_SAVED
     state = load_checkpoint(run.folder).state
-    under_way = f" and {state['totals']['samples']:,} samples of the next" if state["totals"]["samples"] else ""
-    say(f"\nInterrupted. {run.folder} holds {state['epoch']} of {run.settings.epochs} epochs{under_way}.", sys.stderr)
-    say(f"To go on: needle train --resume {run.folder}", sys.stderr)
+    samples = state["totals"]["samples"]
+    rest = f" and {samples:,} samples of the next" if samples else ""
+    facts = {"done": state["epoch"], "epochs": run.settings.epochs, "rest": rest, "program": _program()}
+    return STOPPED.format(folder=run.folder, **facts)
 
 
-# ---------------------------------------------------------------------------------------------- evaluate, predict, info
+def _program() -> str:
+    """How this program was called, so that what it suggests can be copied to the command line."""
+    as_module = Path(sys.argv[0]) == Path(__file__).with_name("__main__.py")
+    return f"{sys.orig_argv[0]} -m needle" if as_module else "needle"
+
+
+# -------------------------------------------------------------------------------------------- evaluate, predict, info
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
@@ -173,10 +194,10 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     data = open_data(settings.data, chosen.data_dir, download=not chosen.no_download, say=say)
     check_data(checkpoint, data, chosen.folder / INDEX)
     loader = DataLoader(data.test, settings.batch_size)
-    totals, predictions = evaluate(model, loader, SoftmaxLoss()), predict(model, loader)
+    totals = evaluate(model, loader, SoftmaxLoss())
     say(f"{chosen.folder}: {settings.model} after {checkpoint.state['epoch']} epochs")
     say(f"{data.origin}: {totals.samples:,} test pictures\n")
-    for line in _class_table(predictions):
+    for line in _class_table(predict(model, loader)):
         say(line)
     say(f"\ntest loss {totals.loss:.4f}, test accuracy {percent(1 - totals.error)}")
     return 0
@@ -198,28 +219,27 @@ def _class_table(predictions: Predictions) -> list[str]:
 
 def _predict(chosen: argparse.Namespace) -> int:
     model, checkpoint = load_model(chosen.folder)
-    shape, margin = tuple(checkpoint.config["input_shape"]), MARGINS.get(checkpoint.config["settings"]["data"], 0.0)
-    pictures: dict[str, Any] = {}
-    failed = False
+    settings = settings_of(checkpoint, chosen.folder / INDEX)
+    height, width = checkpoint.config["input_shape"]
+    pictures: dict[str, FloatArray] = {}
     for path in chosen.images:
         try:
-            pictures[str(path)] = read_picture(path, shape, margin)
+            pictures[path] = read_picture(path, (height, width), MARGINS.get(settings.data, 0.0))
         except DataError as error:  # the other pictures are still worth an answer
-            failed = True
             say(f"needle: error: {error}", sys.stderr)
     if pictures:
-        rows = probabilities(model, np.stack(list(pictures.values())).reshape(len(pictures), -1))
-        for line in _answer_table(list(pictures), rows):
+        inputs = np.stack(list(pictures.values())).reshape(len(pictures), -1)  # (pictures, height * width)
+        for line in _answer_table(list(pictures), probabilities(model, inputs)):
             say(line)
-    return int(failed)
+    return int(len(pictures) < len(set(chosen.images)))
 
 
 def _answer_table(names: list[str], rows: FloatArray) -> list[str]:
+    """One line for each picture: its class, and the probability of every class."""
     width = max(len("picture"), *map(len, names))
-    classes = "".join(f"{label:>8}" for label in range(rows.shape[1]))
-    lines = [f"{'picture':{width}}  class {classes}"]
+    lines = [f"{'picture':{width}}  class" + "".join(f"{label:>9}" for label in range(rows.shape[1]))]
     for name, values in zip(names, rows, strict=True):
-        lines.append(f"{name:{width}}  {values.argmax():5} " + "".join(f"{percent(float(p)):>8}" for p in values))
+        lines.append(f"{name:{width}}  {values.argmax():5}" + "".join(f"{percent(float(p)):>9}" for p in values))
     return lines
 
 
@@ -229,54 +249,62 @@ def _info(chosen: argparse.Namespace) -> int:
     return 0
 
 
-# ----------------------------------------------------------------------------------------------------- the command line
+# --------------------------------------------------------------------------------------------------- the command line
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
+    style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "needle", description="Train and use neural networks.", epilog=EPILOG, formatter_class=raw
+        "needle", description="Train neural networks.", epilog=EPILOG, formatter_class=style
     )
     parser.add_argument("--version", action="version", version=f"needle {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_train(
-        commands.add_parser("train", help="train a model", description="Train a model and save it with a report.")
-    )
-    for name, command, text in (
-        ("evaluate", _evaluate, "measure a trained model on its test set"),
-        ("predict", _predict, "say which digits pictures show"),
-        ("info", _info, "show versions, devices, and where data is looked for"),
+    for name, command, add_arguments, text in (
+        ("train", _train, _add_train, "train a model, and save it with a report"),
+        ("evaluate", _evaluate, _add_evaluate, "measure a trained model on the test set"),
+        ("predict", _predict, _add_predict, "say which digits pictures show"),
+        ("info", _info, _add_data_dir, "show versions, devices, and where data is looked for"),
     ):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=command)
-        if name != "info":
-            sub.add_argument("folder", metavar="DIR", type=Path, help="folder that `needle train` saved in")
-        if name == "predict":
-            sub.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="picture of a digit, such as a PNG")
-        else:
-            _add_data_dir(sub)
-        if name == "evaluate":
-            _add_no_download(sub)
+        add_arguments(sub)
     return parser
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_train)
     parser.add_argument("model", nargs="?", choices=tuple(MODELS), help=f"architecture (default: {DEFAULTS.model})")
     data = "data set; auto is MNIST where it is found or can be downloaded, else digits (default: auto)"
     parser.add_argument("--data", choices=("auto", *DATA_SETS), help=data)
     _add_data_dir(parser)
     _add_no_download(parser)
     for name, text in HELP.items():
-        default = getattr(DEFAULTS, name)
-        kind = {"choices": OPTIMIZERS} if name == "optimizer" else {"type": type(default), "metavar": name[0].upper()}
-        parser.add_argument(option(name), help=f"{text} (default: {default})", **kind)
+        default: object = getattr(DEFAULTS, name)
+        text = f"{text} (default: {default})"
+        if name == "optimizer":
+            parser.add_argument(option(name), choices=OPTIMIZERS, help=text)
+        else:
+            parser.add_argument(option(name), type=float if isinstance(default, float) else int, metavar="N", help=text)
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder to save in (default: the first free runs/MODEL)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out already holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out already holds")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run saved in DIR")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only the result")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show only the result")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    _add_data_dir(parser)
+    _add_no_download(parser)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture of one digit, such as a PNG")
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder that `needle train` saved in")
 
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:

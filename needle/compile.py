@@ -30,7 +30,7 @@ from needle.nn.module import Module
 from needle.ops import Equal
 from needle.ops.create import Arange, Full, Uniform
 from needle.optim import Optimizer
-from needle.tensor import Tensor, TensorTuple
+from needle.tensor import Tensor, TensorTuple, as_values
 from needle.tracing import HostNumber, Symbol, active, user_site
 from needle.value import Op, Spec, TensorTupleOp, Value
 
@@ -46,21 +46,29 @@ _LABEL = "one_hot: {found} is not one of {n} classes; integers go from 0 to {las
 
 @dataclass
 class Cell:
-    """Where an input that is not an argument lives: `holder.cached_data`, or `holder[key]` for optimizer state."""
+    """Where an input that is not an argument lives: in a Tensor, or in an optimizer's state (parameter, array)."""
 
     holder: Any
-    key: int | None = None
+    key: tuple[int, int] | None = None
 
     def get(self) -> Array:
         """The array that it holds now."""
-        return self.holder.cached_data if self.key is None else self.holder[self.key]
+        return self.holder.cached_data if self.key is None else state_of(self.holder, *self.key)
 
     def set(self, array: Any) -> None:
         """Replace the array."""
         if self.key is None:
             self.holder.cached_data = array
         else:
-            self.holder[self.key] = array
+            self.holder.state[self.key[0]][self.key[1]] = array
+
+
+def state_of(optimizer: Optimizer, parameter: int, number: int) -> Array:
+    """One state array of an optimizer; before the first step they are zeros."""
+    if not optimizer.state[parameter]:
+        p = optimizer.params[parameter]
+        optimizer.state[parameter] = [np.zeros(p.shape, p.dtype) for _ in optimizer.state_names]
+    return optimizer.state[parameter][number]
 
 
 class Trace:
@@ -69,13 +77,13 @@ class Trace:
     def __init__(self) -> None:
         self.inputs: list[Node] = []
         self.cells: list[Cell | None] = []  # for each input; None for arguments
-        self.known: dict[tuple[int, int | None], int] = {}  # (id of holder, key) -> input
+        self.known: dict[tuple[int, tuple[int, int] | None], int] = {}  # (id of holder, key) -> input
         self.before: list[Array | None] = []  # the array of each cell when it was first seen
         self.grads: dict[int, Any] = {}
         self.numbers: dict[HostNumber, int] = {}
         self.draws = 0
         self.steps: dict[int, tuple[Optimizer, int]] = {}
-        self.states: dict[tuple[int, int], tuple[Cell, Tensor]] = {}
+        self.states: dict[tuple[int, tuple[int, int]], Tensor] = {}
         self.labels: list[tuple[Node, int]] = []  # (input, classes): to be checked before each call
         self.guard = Guard()
 
@@ -83,7 +91,7 @@ class Trace:
 
     def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
         """A Tensor for `op(*inputs)`, and a node for it."""
-        values = [v if isinstance(v, Value) else Tensor(v, requires_grad=False) for v in inputs]
+        values = inputs if all(isinstance(v, Value) for v in inputs) else as_values(inputs)
         requires_grad = recording.enabled and any(v.requires_grad for v in values)
         kept = (op, tuple(values)) if requires_grad else (None, ())
         if isinstance(op, TensorTupleOp):
@@ -196,31 +204,25 @@ class Trace:
         shadow = copy.copy(optimizer)
         me = id(optimizer)
         shadow.t = HostNumber((me, "t", count), lambda: optimizer.t + count)  # pyright: ignore[reportAttributeAccessIssue]
-        for name in optimizer.hyper_names:
+        for name in optimizer.numbers:
             if getattr(optimizer, name):
                 setattr(shadow, name, HostNumber((me, name), lambda name=name: float(getattr(optimizer, name)), True))
             self.guard.watch_number(optimizer, name)
         return shadow
 
     def _update(self, optimizer: Optimizer, shadow: Any, i: int, p: Tensor) -> None:
-        states: list[Tensor] = []
-        for name in optimizer.state_names:
-            listed = optimizer.state[name]
-            if listed[i] is None:
-                listed[i] = np.zeros(p.shape, p.dtype)
-            if (id(listed), i) not in self.states:
-                cell = Cell(listed, i)
-                node = self.read(cell)
-                state = self._wrap(Tensor, (None, ()), Symbol(node, node.spec, self), False)
-                self.states[id(listed), i] = (cell, state)
-            states.append(self.states[id(listed), i][1])
+        keys = [(i, j) for j in range(len(optimizer.state_names))]
+        for key in keys:
+            if (id(optimizer), key) not in self.states:
+                node = self.read(Cell(optimizer, key))
+                self.states[id(optimizer), key] = self._wrap(Tensor, (None, ()), Symbol(node, node.spec, self), False)
+        states = [self.states[id(optimizer), key] for key in keys]
         self.node_of(p)
         grad = p.grad.detach().astype(p.dtype)
         new, *after = shadow.update(p.detach(), grad, *states)
         p.cached_data = new.astype(p.dtype).cached_data
-        for name, state in zip(optimizer.state_names, after, strict=True):
-            listed = optimizer.state[name]
-            self.states[id(listed), i] = (self.states[id(listed), i][0], state.astype(p.dtype))
+        for key, state in zip(keys, after, strict=True):
+            self.states[id(optimizer), key] = state.astype(p.dtype)
 
     # ------------------------------------------------------------------------------------------------ at the end
 
@@ -230,7 +232,7 @@ class Trace:
         for i, cell in enumerate(self.cells):
             if cell is not None and cell.key is None and isinstance(cell.get(), Symbol):
                 changed[i] = cell.get().node  # pyright: ignore[reportAttributeAccessIssue]
-        for (holder, key), (_, tensor) in self.states.items():
+        for (holder, key), tensor in self.states.items():
             changed[self.known[holder, key]] = self.node_of(tensor)
         return {i: node for i, node in changed.items() if node is not self.inputs[i]}
 
@@ -303,7 +305,7 @@ class Compiled:
         return self.trace.guard.holds() and self.program.accepts(self._state(), self.arguments)
 
     def _state(self) -> list[Array]:
-        return [holder.cached_data for holder in self.tensors] + [holder[key] for holder, key in self.listed]
+        return [holder.cached_data for holder in self.tensors] + [state_of(holder, *key) for holder, key in self.listed]
 
     def explain(self, name: str, leaves: list[Any]) -> Explanation:
         """The artefacts of this compilation."""

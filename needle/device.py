@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from needle.dtype import Array, as_array, as_dtype
-from needle.errors import DeviceError, IndexRangeError
+from needle.errors import DeviceError, DTypeError, IndexRangeError, ShapeError
 from needle.value import Op, as_tuple
 
 _NOT_HERE = (
@@ -19,6 +19,8 @@ _NOT_HERE = (
     "use ndl.cpu(), or ask `device.enabled()` before creating Tensors on it"
 )
 _ONE_HOT = "one_hot: {found} is not one of {n} classes; integers go from 0 to {last}"
+_ONE_HOT_DTYPE = "one_hot: classes must be whole numbers, not {dtype} such as {found}"
+_LENGTHS = "lengths must be whole numbers of 0 or more, not {shape}"
 _UNKNOWN = "{found!r} is not a device; use one of {names}, such as ndl.cpu()"
 
 
@@ -73,7 +75,7 @@ class CPUDevice(Device):
 
     def full(self, shape: Any, fill_value: float, dtype: Any = "float32") -> Array:
         """`fill_value` everywhere."""
-        return np.full(as_tuple(shape), fill_value, as_dtype(dtype))
+        return np.full(_shape((shape,)), fill_value, as_dtype(dtype))
 
     def rand(self, *shape: Any) -> Array:
         """Uniform on [0, 1), float64, from `np.random.rand`."""
@@ -85,16 +87,30 @@ class CPUDevice(Device):
 
     def one_hot(self, n: int, i: Any, dtype: Any = "float32") -> Array:
         """Rows of the n x n identity, one for each integer in i: shape (*i.shape, n)."""
-        index = np.asarray(i).astype(np.int64)
+        index = _whole(np.asarray(i))
         if index.size and not (index.min() >= 0 and index.max() < n):
             raise IndexRangeError(_ONE_HOT.format(n=n, found=index[(index < 0) | (index >= n)][0], last=n - 1))
-        out = np.zeros((*index.shape, n), as_dtype(dtype))
-        np.put_along_axis(out, index[..., None], 1, axis=-1)
-        return out
+        out = np.zeros((index.size, n), as_dtype(dtype))
+        out[np.arange(index.size), index.ravel()] = 1
+        return out.reshape((*index.shape, n))
+
+
+def _whole(i: Array) -> Array:
+    """An array of whole numbers, as integers."""
+    if i.dtype.kind in "iu":
+        return i
+    index = i.astype(np.int64)
+    if (index != i).any():
+        raise DTypeError(_ONE_HOT_DTYPE.format(dtype=i.dtype, found=i[index != i][0]))
+    return index
 
 
 def _shape(shape: tuple[Any, ...]) -> tuple[int, ...]:
-    return as_tuple(shape[0]) if len(shape) == 1 else shape
+    """The lengths, given as separate numbers or as one tuple or list."""
+    lengths = as_tuple(shape[0]) if len(shape) == 1 else shape
+    if not all(hasattr(n, "__index__") and n >= 0 for n in lengths):
+        raise ShapeError(_LENGTHS.format(shape=lengths))
+    return lengths
 
 
 _cpu = CPUDevice("cpu")

@@ -6,6 +6,8 @@ dtype of the array beside them. Nothing else in needle decides a dtype, so eager
 Next: value.py, which uses the rule in `Elementwise.infer`.
 """
 
+import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,13 @@ Number = int | float
 
 _SUPPORTED = {np.dtype(name) for name in type_names} | {np.dtype(f"uint{bits}") for bits in (16, 32, 64)}
 _UNKNOWN = "{found!r} is not a dtype that needle knows; use one of {names}"
+_NOT_FLOAT = "{what}: dtype must be a floating-point dtype, not {found}; use 'float32' or 'float64'"
 _NOT_NUMERIC = (
-    "a Tensor holds numbers or booleans, but this array has dtype {found}; "
-    "give numbers in rows of equal length, or convert it with .astype('float32')"
+    "a Tensor holds real numbers or booleans, but this array has dtype {found}; "
+    "give numbers, or convert the array with .astype('float32')"
 )
+_NO_ARRAY = "cannot make an array of {kind}: {reason}"
+_RAGGED = "its rows have different lengths; give rows of equal length"
 
 
 def as_dtype(dtype: Any) -> DType:
@@ -44,11 +49,31 @@ def as_array(values: Any, dtype: Any = None) -> Array:
     wanted = None if dtype is None else as_dtype(dtype)
     try:
         array = np.array(values, dtype=wanted)
-    except (ValueError, TypeError) as error:
-        raise DTypeError(f"cannot make an array of {type(values).__name__}: {error}") from error
-    if array.dtype not in _SUPPORTED:
-        raise DTypeError(_NOT_NUMERIC.format(found=array.dtype))
-    return array
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = _RAGGED if "inhomogeneous" in str(error) else error
+        raise DTypeError(_NO_ARRAY.format(kind=type(values).__name__, reason=reason)) from error
+    return array if array.dtype in _SUPPORTED else array.astype(as_supported(array.dtype))
+
+
+def as_supported(dtype: DType) -> DType:
+    """`dtype` in this machine's byte order. Raises `DTypeError` where a Tensor cannot hold it."""
+    native = dtype.newbyteorder("=")
+    if native not in _SUPPORTED:
+        raise DTypeError(_NOT_NUMERIC.format(found=dtype))
+    return native
+
+
+def as_float_dtype(dtype: Any, what: str) -> DType:
+    """`as_dtype`, for parameters: `what` (a layer) needs them to move by small steps. Raises `DTypeError`."""
+    found = as_dtype(dtype)
+    if not is_float(found):
+        raise DTypeError(_NOT_FLOAT.format(what=what, found=found))
+    return found
+
+
+def in_range(value: Any, low: float, below: float = math.inf) -> bool:
+    """Whether `value` is a real number with low <= value < below (so finite and not NaN)."""
+    return isinstance(value, Real) and low <= float(value) < below
 
 
 def is_float(dtype: DType) -> bool:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from needle.errors import DTypeError, IndexRangeError, ShapeError
+from needle.dtype import Array
+from needle.errors import DTypeError, IndexRangeError, NeedleError, ShapeError
 from needle.init import one_hot
 from needle.ops import logsumexp
 from needle.tensor import Tensor
-from needle.tracing import active
+from needle.value import Shape, as_axes
 
 _LOGITS = "cross_entropy: logits must have shape (batch, classes), not {shape}"
+_EMPTY = "cross_entropy: the batch is empty (logits {logits}), so it has no mean; skip empty batches"
 _LABELS = "cross_entropy: labels must have shape ({batch},), one class for each row of logits {logits}, not {shape}"
 _LABEL_DTYPE = "cross_entropy: labels must be whole numbers, the index of a class, not {dtype} such as {value}"
 _LABEL_RANGE = "cross_entropy: label {label} is not a class of logits {logits}; labels go from 0 to {last}"
@@ -22,37 +24,44 @@ _LABEL_RANGE = "cross_entropy: label {label} is not a class of logits {logits}; 
 
 def softmax(logits: Tensor, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`: same shape, each line adds up to 1. Large logits do not overflow."""
-    axis = axis % logits.ndim
+    (axis,) = as_axes("softmax", axis, logits.shape)
     kept = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
     return (logits - logsumexp(logits, axis).reshape(kept)).exp()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
     """Mean over the batch of -log softmax(logits)[label], a scalar.
 
     Args:
         logits: (batch, classes), unnormalised.
-        labels: (batch,), whole numbers from 0 to classes - 1.
+        labels: (batch,), whole numbers from 0 to classes - 1: a Tensor, an array or a list.
 
     Raises:
         ShapeError, DTypeError, IndexRangeError: shapes, dtype or range of the labels do not fit.
     """
-    _check_labels(logits, labels)
-    chosen = one_hot(logits.shape[1], labels, device=logits.device, dtype=logits.dtype)
+    if not isinstance(labels, Tensor):
+        labels = Tensor(labels, requires_grad=False)
+    _check_shapes(logits.shape, labels.shape)
+    try:
+        chosen = one_hot(logits.shape[1], labels, device=logits.device, dtype=logits.dtype)
+    except (IndexRangeError, DTypeError) as error:
+        raise _explain(logits.shape, labels.numpy(), error) from None
     return (logsumexp(logits, 1) - (logits * chosen).sum(1)).sum() / logits.shape[0]
 
 
-def _check_labels(logits: Any, labels: Any) -> None:
-    if len(logits.shape) != 2:
-        raise ShapeError(_LOGITS.format(shape=logits.shape))
-    batch, classes = logits.shape
-    if labels.shape != (batch,):
-        raise ShapeError(_LABELS.format(batch=batch, logits=logits.shape, shape=labels.shape))
-    if active.tracer is not None:
-        return  # one_hot checks the labels before each call
-    values = labels.numpy()
-    if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
-        raise DTypeError(_LABEL_DTYPE.format(dtype=values.dtype, value=values[values != np.floor(values)][0]))
-    if batch and not (values.min() >= 0 and values.max() < classes):
-        wrong = values[(values < 0) | (values >= classes)][0]
-        raise IndexRangeError(_LABEL_RANGE.format(label=wrong, logits=logits.shape, last=classes - 1))
+def _check_shapes(logits: Shape, labels: Shape) -> None:
+    if len(logits) != 2:
+        raise ShapeError(_LOGITS.format(shape=logits))
+    if labels != logits[:1]:
+        raise ShapeError(_LABELS.format(batch=logits[0], logits=logits, shape=labels))
+    if not logits[0]:
+        raise ShapeError(_EMPTY.format(logits=logits))
+
+
+def _explain(logits: Shape, labels: Array, error: NeedleError) -> NeedleError:
+    """What was wrong with labels that `one_hot` refused, in the words of this function."""
+    classes = logits[1]
+    if isinstance(error, IndexRangeError):
+        label = labels[(labels < 0) | (labels >= classes)][0]
+        return IndexRangeError(_LABEL_RANGE.format(label=label, logits=logits, last=classes - 1))
+    return DTypeError(_LABEL_DTYPE.format(dtype=labels.dtype, value=labels[labels != np.floor(labels)][0]))

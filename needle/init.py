@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from needle.device import Device, as_device
-from needle.dtype import as_dtype
+from needle.dtype import as_dtype, in_range
 from needle.errors import ArgumentError
 from needle.tensor import Tensor
 from needle.tracing import active
@@ -74,6 +74,8 @@ def randb(
     *shape: int, p: float = 0.5, device: Device | None = None, dtype: Any = "bool", requires_grad: bool = False
 ) -> Tensor:
     """True (or 1) with probability p."""
+    if not (in_range(p, 0) and p <= 1):
+        raise ArgumentError(_RANGE.format(name="randb", argument="p", rule="a probability from 0 to 1", value=p))
     device = as_device(device)
     if active.tracer is not None:
         return (active.tracer.uniform(shape) <= p).astype(dtype)
@@ -81,13 +83,14 @@ def randb(
 
 
 def one_hot(
-    n: int, i: Tensor, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False
+    n: int, i: Any, device: Device | None = None, dtype: Any = "float32", requires_grad: bool = False
 ) -> Tensor:
-    """Rows of the n x n identity for the integers in i: shape (*i.shape, n)."""
+    """Rows of the n x n identity for the integers in i (a Tensor, array or list): shape (*i.shape, n)."""
     device = as_device(device)
     if active.tracer is not None:
         return active.tracer.one_hot(n, i).astype(dtype)
-    return _tensor(device.one_hot(n, i.numpy(), dtype=dtype), device, dtype, requires_grad)
+    classes = i.numpy() if isinstance(i, Tensor) else i
+    return _tensor(device.one_hot(n, classes, dtype=dtype), device, dtype, requires_grad)
 
 
 def ones_like(array: Tensor, *, device: Device | None = None, requires_grad: bool = False) -> Tensor:
@@ -134,7 +137,7 @@ def kaiming_normal(fan_in: int, fan_out: int, nonlinearity: str = "relu", **kwar
 
 
 def _positive(name: str, *fans: int) -> int:
-    if min(fans) < 1:
+    if not min(fans) >= 1:
         raise ArgumentError(_RANGE.format(name=name, argument="a fan", rule="at least 1", value=min(fans)))
     return sum(fans)
 

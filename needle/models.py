@@ -1,8 +1,8 @@
 """Network architectures, and the one table that names them.
 
 In: sizes. Out: Modules with freshly drawn parameters.
-Invariant: a model is built from its name and a flat dictionary of numbers, both of which fit into JSON, so a checkpoint can
-say how to build the network whose arrays it holds. Layers draw their parameters in the order in which data passes them.
+Invariant: a model is built from its name and a flat dictionary of numbers, both of which fit into JSON, so a checkpoint
+can say how to build the network whose arrays it holds. Layers draw their parameters in the order in which data passes.
 Next: train/fit.py, which trains them.
 """
 

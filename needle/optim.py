@@ -4,8 +4,8 @@ In: parameters with `.grad`. Out: parameters with new values. Invariants: gradie
 graph alive, a parameter whose grad is None is left alone, and a parameter keeps its dtype.
 Next: data/dataset.py.
 
-`update` is plain arithmetic with in-place operators: on arrays `m *= b` reuses the optimizer's own memory, on Tensors
-it makes a new one, so the same lines serve both.
+`update` is plain arithmetic that returns the new parameter and the new state. In-place operators are for speed only:
+on arrays `m *= b` reuses the optimizer's own memory, on Tensors it makes a new one, so the same lines serve both.
 """
 
 import math
@@ -14,53 +14,85 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from needle.dtype import Array
-from needle.errors import ArgumentError, CheckpointError, GraphError
+from needle.dtype import Array, in_range, is_float
+from needle.errors import ArgumentError, CheckpointError, DTypeError, GraphError, ShapeError
 from needle.tensor import Tensor
 from needle.tracing import active
 
 _NO_PARAMETERS = "{name}: the list of parameters is empty; give model.parameters(), and check that the model has layers"
+_NOT_A_LIST = "{name}: params is a {found}, not a list of Tensors; give model.parameters()"
 _NOT_PARAMETER = "{name}: parameter {index} is a {found}, not a Tensor; give model.parameters()"
-_HYPER = "{name}: {argument} must be {rule}, not {value!r}"
+_TWICE = "{name}: parameter {index} is parameter {first} once more; give each Tensor once"
+_INTEGER = (
+    "{name}: parameter {index} has dtype {dtype}, which cannot move by small steps; "
+    "make it a float: ndl.Tensor(..., dtype='float32')"
+)
+_HYPER = "{argument} must be a {finite}number of at least {low:g}{below}, not {value!r}"
 _STATE = "{name}.load_state_dict: {problem}; the state must come from the same optimizer on the same parameters"
-_GRAD_SHAPE = "{name}: the gradient of parameter {index} has shape {found}, but the parameter has shape {shape}"
+_GRAD_TYPE = "{name}: the gradient of parameter {index} is a {found}, not a Tensor; write p.grad = ndl.Tensor(...)"
+_GRAD_SHAPE = (
+    "{name}: the gradient of parameter {index} has shape {found}, but the parameter has shape {shape}; "
+    "call reset_grad() and backward() again"
+)
+_NO_CLOSURE = "Newton.step: needs a function that computes the loss: optimizer.step(lambda: loss_of(model))"
+_CLOSURE_TYPE = "Newton.step: the closure must return the loss as a Tensor, not {found}"
+_LOSS_SHAPE = "Newton.step: the loss must be one number, not shape {shape}; use .sum() or .mean()"
+_NOT_REACHED = "Newton.step: the loss does not depend on every parameter; leave the others out of params"
+
+Range = tuple[float, float]
+
+
+def _fault(argument: str, value: Any, allowed: Range) -> str:
+    """What is wrong with a number, or nothing."""
+    low, below = allowed
+    if in_range(value, low, below):
+        return ""
+    bound, finite = ("", "finite ") if below == math.inf else (f" and below {below:g}", "")
+    return _HYPER.format(argument=argument, finite=finite, low=low, below=bound, value=value)
 
 
 class Optimizer:
-    """Base of all optimizers: write `update`, and list the names of its state arrays and numbers.
+    """Base of all optimizers: write `update`, and list the names of its state arrays and of its numbers.
 
     Args:
         params: the Tensors to change, usually `model.parameters()`.
+        numbers: the values of what `numbers` lists, such as the learning rate; they become attributes.
 
     Raises:
-        ArgumentError: no parameters, or a number outside its range.
+        ArgumentError: no parameters, or a number outside its range. DTypeError: a parameter of integers.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ()
     """Names of the arrays, in the shape of the parameter, that `update` gets after p and grad; they start at 0."""
 
-    hyper_names: ClassVar[tuple[str, ...]] = ("lr",)
-    """Names of the numbers, for checkpoints."""
+    numbers: ClassVar[dict[str, Range]] = {"lr": (0, math.inf)}
+    """The numbers that a checkpoint keeps: for each the least value, and the bound that it stays below."""
 
-    def __init__(self, params: Iterable[Tensor]) -> None:
+    lr: float
+
+    def __init__(self, params: Iterable[Tensor], **numbers: float) -> None:
+        name = type(self).__name__
+        if not isinstance(params, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(_NOT_A_LIST.format(name=name, found=type(params).__name__))
         self.params = [params] if isinstance(params, Tensor) else list(params)
         self.t = 0
-        self.state: dict[str, list[Array | None]] = {name: [None] * len(self.params) for name in self.state_names}
+        self.state: list[list[Array]] = [[] for _ in self.params]  # empty until the first step of a parameter
         if not self.params:
-            raise ArgumentError(_NO_PARAMETERS.format(name=type(self).__name__))
+            raise ArgumentError(_NO_PARAMETERS.format(name=name))
         for i, p in enumerate(self.params):
             if not isinstance(p, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ArgumentError(_NOT_PARAMETER.format(name=type(self).__name__, index=i, found=type(p).__name__))
-
-    def _require(self, argument: str, value: Any, low: float, below: float = math.inf) -> Any:
-        """`value`, if low <= value < below."""
-        if not hasattr(value, "__float__") or not low <= float(value) < below:
-            rule = f"a number of at least {low:g}" + ("" if below == math.inf else f" and below {below:g}")
-            raise ArgumentError(_HYPER.format(name=type(self).__name__, argument=argument, rule=rule, value=value))
-        return value
+                raise ArgumentError(_NOT_PARAMETER.format(name=name, index=i, found=type(p).__name__))
+            if (first := self.params.index(p)) != i:
+                raise ArgumentError(_TWICE.format(name=name, index=i, first=first))
+            if not is_float(p.dtype):
+                raise DTypeError(_INTEGER.format(name=name, index=i, dtype=p.dtype))
+        for argument, value in numbers.items():
+            if fault := _fault(argument, value, self.numbers[argument]):
+                raise ArgumentError(f"{name}: {fault}")
+            setattr(self, argument, value)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
-        """The new value of p; changes `state` in place."""
+        """The new p, followed by the new state; `p` and `grad` stay as they are, `state` may be changed in place."""
         raise NotImplementedError(f"{type(self).__name__}: write update(self, p, grad, *state), or step(self)")
 
     def step(self) -> Any:
@@ -71,24 +103,18 @@ class Optimizer:
         self.t += 1
         for i, p in enumerate(self.params):
             if p.grad is not None:
-                p.cached_data, *states = self.update(p.cached_data, self._gradient(i, p), *self._state(i, p))
-                for name, array in zip(self.state_names, states, strict=True):
-                    self.state[name][i] = array
+                array = p.cached_data
+                state = self.state[i] or [np.zeros_like(array) for _ in self.state_names]
+                moved, *self.state[i] = self.update(array, self._gradient(i, p), *state)
+                p.cached_data = moved.astype(array.dtype, copy=False)
 
     def _gradient(self, i: int, p: Tensor) -> Array:
+        if not isinstance(p.grad, Tensor):
+            raise ArgumentError(_GRAD_TYPE.format(name=type(self).__name__, index=i, found=type(p.grad).__name__))
         grad = p.grad.cached_data
         if grad.shape != p.shape:
             raise ArgumentError(_GRAD_SHAPE.format(name=type(self).__name__, index=i, found=grad.shape, shape=p.shape))
         return grad.astype(p.dtype, copy=False)
-
-    def _state(self, i: int, p: Tensor) -> list[Array]:
-        arrays: list[Array] = []
-        for name in self.state_names:
-            array = self.state[name][i]
-            if array is None:
-                array = self.state[name][i] = np.zeros(p.shape, p.dtype)
-            arrays.append(array)
-        return arrays
 
     def reset_grad(self) -> None:
         """Forget all gradients."""
@@ -101,9 +127,9 @@ class Optimizer:
 
     def clip_grad_norm(self, max_norm: float = 0.25) -> float:
         """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns it (Pascanu et al., 2013)."""
-        self._require("max_norm", max_norm, 0)
-        grads = [p.grad for p in self.params if p.grad is not None]
-        norm = _norm([grad.cached_data for grad in grads])
+        if fault := _fault("max_norm", max_norm, (0, math.inf)):
+            raise ArgumentError(f"{type(self).__name__}: {fault}")
+        norm = _norm([self._gradient(i, p) for i, p in enumerate(self.params) if p.grad is not None])
         if norm > max_norm:
             for p in self.params:
                 if p.grad is not None:
@@ -113,34 +139,49 @@ class Optimizer:
     # ------------------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of all state arrays ("m.0", ...), the step count "step", and the hyper-parameters."""
+        """Copies of all state arrays ("m.0", ...), the step count "step", and the numbers (the learning rate, ...)."""
         arrays = {
             f"{name}.{i}": array.copy()
-            for name, listed in self.state.items()
-            for i, array in enumerate(listed)
-            if array is not None
+            for i, state in enumerate(self.state)
+            for name, array in zip(self.state_names, state, strict=False)
         }
-        return {**arrays, "step": self.t, **{name: getattr(self, name) for name in self.hyper_names}}
+        return {**arrays, "step": self.t, **{name: getattr(self, name) for name in self.numbers}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all of `state_dict`. Raises `CheckpointError`, and changes nothing, unless it fits the parameters."""
-        fresh: dict[str, list[Array | None]] = {name: [None] * len(self.params) for name in self.state_names}
-        for key, value in state.items():
-            name, dot, index = key.rpartition(".")
-            if not dot:
-                continue
-            if name not in fresh or not index.isdecimal() or int(index) >= len(self.params):
-                raise self._unfit(f"{key!r} is not a state of this optimizer")
-            p = self.params[int(index)]
-            if np.shape(value) != p.shape:
-                raise self._unfit(f"{key!r} has shape {np.shape(value)}, but the parameter has {p.shape}")
-            fresh[name][int(index)] = np.array(value, p.dtype)
-        missing = [name for name in ("step", *self.hyper_names) if name not in state]
+        if not isinstance(state, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise self._unfit(f"the state must be a dict of names and values, not {type(state).__name__}")
+        missing = [name for name in ("step", *self.numbers) if name not in state]
         if missing:
             raise self._unfit(f"{', '.join(missing)} missing")
+        for key, value in state.items():
+            if fault := self._fault_in(key, value):
+                raise self._unfit(fault)
+        fresh = [self._loaded(i, state) for i in range(len(self.params))]
         self.t, self.state = int(state["step"]), fresh
-        for name in self.hyper_names:
+        for name in self.numbers:
             setattr(self, name, state[name])
+
+    def _fault_in(self, key: str, value: Any) -> str:
+        """What is wrong with one entry of a state_dict, or nothing."""
+        ranges: dict[str, Range] = {"step": (0, math.inf), **self.numbers}
+        if key in ranges:
+            return _fault(key, value, ranges[key])
+        name, _, index = key.rpartition(".")
+        if name not in self.state_names or not index.isdecimal() or int(index) >= len(self.params):
+            return f"{key!r} is not a state of this optimizer"
+        array, shape = np.asarray(value), self.params[int(index)].shape
+        if array.dtype.kind not in "biuf":
+            return f"{key!r} holds {array.dtype}, not real numbers"
+        return "" if array.shape == shape else f"{key!r} has shape {array.shape}, but the parameter has {shape}"
+
+    def _loaded(self, i: int, state: Mapping[str, Any]) -> list[Array]:
+        """Copies of the arrays of parameter i: all of them, or none."""
+        there = [name for name in self.state_names if f"{name}.{i}" in state]
+        absent = [name for name in self.state_names if name not in there]
+        if there and absent:
+            raise self._unfit(f"'{there[0]}.{i}' has no '{absent[0]}.{i}' beside it")
+        return [np.array(state[f"{name}.{i}"], self.params[i].dtype) for name in there]
 
     def _unfit(self, problem: str) -> CheckpointError:
         return CheckpointError(_STATE.format(name=type(self).__name__, problem=problem))
@@ -153,22 +194,20 @@ class SGD(Optimizer):
     """
 
     state_names = ("u",)
-    hyper_names = ("lr", "momentum", "weight_decay")
+    numbers: ClassVar = {"lr": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf)}
+    momentum: float
+    weight_decay: float
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(params)
-        self.lr = self._require("lr", lr, 0)
-        self.momentum = self._require("momentum", momentum, 0, 1)
-        self.weight_decay = self._require("weight_decay", weight_decay, 0)
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         (u,) = state
         if self.weight_decay:
             grad = grad + p * self.weight_decay
-        u *= self.momentum
-        u += grad * (1 - self.momentum)
+        u = u * self.momentum + grad * (1 - self.momentum) if self.momentum else grad
         return p - u * self.lr, u
 
 
@@ -180,7 +219,17 @@ class Adam(Optimizer):
     """
 
     state_names = ("m", "v")
-    hyper_names = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    numbers: ClassVar = {
+        "lr": (0, math.inf),
+        "beta1": (0, 1),
+        "beta2": (0, 1),
+        "eps": (0, math.inf),
+        "weight_decay": (0, math.inf),
+    }
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
 
     def __init__(
         self,
@@ -191,12 +240,7 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params)
-        self.lr = self._require("lr", lr, 0)
-        self.beta1 = self._require("beta1", beta1, 0, 1)
-        self.beta2 = self._require("beta2", beta2, 0, 1)
-        self.eps = self._require("eps", eps, 0)
-        self.weight_decay = self._require("weight_decay", weight_decay, 0)
+        super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         m, v = state
@@ -206,9 +250,11 @@ class Adam(Optimizer):
         m += grad * (1 - self.beta1)
         v *= self.beta2
         v += grad * grad * (1 - self.beta2)
-        scale = (v / (1 - self.beta2**self.t)) ** 0.5
-        scale += self.eps
-        return p - m * (self.lr / (1 - self.beta1**self.t)) / scale, m, v
+        # m_hat / (sqrt(v_hat) + eps), with numerator and denominator times sqrt(1 - beta2**t): one pass less.
+        correction = (1 - self.beta2**self.t) ** 0.5
+        scale = v**0.5
+        scale += self.eps * correction
+        return p - m / scale * (self.lr * correction / (1 - self.beta1**self.t)), m, v
 
 
 class Newton(Optimizer):
@@ -216,13 +262,25 @@ class Newton(Optimizer):
 
     The direction d solves (H + damping * I) d = -g by conjugate gradients. H is never formed: H v is the gradient of
     the number g . v, exact, by differentiating the gradient's graph. CG stops at the relative residual
-    min(0.5, sqrt(|g|)), which makes convergence superlinear, or where the curvature is not positive. Then the step
-    lr * d is halved until the loss falls by the Armijo condition.
+    min(tolerance, sqrt(|g| / |g at the first step|)), which makes convergence superlinear, or where the curvature is
+    not positive. Then the step lr * d is halved until the loss falls by the Armijo condition.
 
     For losses that are smooth and not stochastic: give `step` a closure over the whole data set.
     """
 
-    hyper_names = ("lr", "damping", "max_cg", "max_halvings")
+    numbers: ClassVar = {
+        "lr": (0, math.inf),
+        "damping": (0, math.inf),
+        "tolerance": (0, 1),
+        "max_cg": (1, math.inf),
+        "max_halvings": (0, math.inf),
+        "first_norm": (0, math.inf),
+    }
+    damping: float
+    tolerance: float
+    max_cg: float
+    max_halvings: int
+    first_norm: float
 
     def __init__(
         self,
@@ -231,12 +289,17 @@ class Newton(Optimizer):
         damping: float = 0.0,
         max_cg: int = 250,
         max_halvings: int = 30,
+        tolerance: float = 0.1,
     ) -> None:
-        super().__init__(params)
-        self.lr = self._require("lr", lr, 0)
-        self.damping = self._require("damping", damping, 0)
-        self.max_cg = self._require("max_cg", max_cg, 1)
-        self.max_halvings = self._require("max_halvings", max_halvings, 0)
+        super().__init__(
+            params,
+            lr=lr,
+            damping=damping,
+            max_cg=max_cg,
+            max_halvings=max_halvings,
+            tolerance=tolerance,
+            first_norm=0.0,
+        )
         self.grad_norm = math.inf
         """L2 norm of the gradient at the start of the last step."""
         self.cg_iterations = 0
@@ -247,24 +310,32 @@ class Newton(Optimizer):
 
         Returns the loss before the step. Leaves `.grad` at the gradient before the step.
         """
-        if closure is None:
-            raise ArgumentError(
-                "Newton.step: needs a function that computes the loss: optimizer.step(lambda: loss_of(model))"
-            )
+        if not callable(closure):
+            raise ArgumentError(_NO_CLOSURE)
+        loss, grads = self._differentiate(closure)
         self.t += 1
-        loss = closure()
-        self.reset_grad()
-        loss.backward()
-        grads = [p.grad for p in self.params]
-        if any(g is None for g in grads):
-            raise GraphError("Newton.step: the loss does not depend on every parameter; leave the others out of params")
         values = [g.numpy() for g in grads]
         self.grad_norm = _norm(values)
+        self.first_norm = self.first_norm or self.grad_norm
         direction = self._solve(grads, values)
         self._search(closure, float(loss), direction, _dot(values, direction))
         for p, grad in zip(self.params, grads, strict=True):
             p.grad = grad.detach()
         return loss.detach()
+
+    def _differentiate(self, closure: Callable[[], Tensor]) -> tuple[Tensor, list[Any]]:
+        """The loss, and its gradients with their graphs."""
+        loss = closure()
+        if not isinstance(loss, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise GraphError(_CLOSURE_TYPE.format(found=type(loss).__name__))
+        if loss.size != 1:
+            raise ShapeError(_LOSS_SHAPE.format(shape=loss.shape))
+        self.reset_grad()
+        loss.backward()
+        grads = [p.grad for p in self.params]
+        if any(g is None for g in grads):
+            raise GraphError(_NOT_REACHED)
+        return loss, grads
 
     def _hessian_product(self, grads: list[Any], vector: list[Array]) -> list[Array]:
         """(H + damping * I) v: the gradient of g . v, v held constant."""
@@ -283,7 +354,8 @@ class Newton(Optimizer):
         residual = [-g for g in values]
         along = residual
         square = _dot(residual, residual)
-        enough = (min(0.5, math.sqrt(self.grad_norm)) * self.grad_norm) ** 2
+        relative = min(self.tolerance, math.sqrt(self.grad_norm / self.first_norm)) if self.first_norm else 0.0
+        enough = (relative * self.grad_norm) ** 2
         self.cg_iterations = 0
         while square > enough and self.cg_iterations < self.max_cg:
             self.cg_iterations += 1
@@ -315,7 +387,9 @@ class Newton(Optimizer):
 
 
 def _dot(a: list[Array], b: list[Array]) -> float:
-    return sum(float(np.vdot(x, y)) for x, y in zip(a, b, strict=True))
+    """The sum of all products, in float64: in float32 a sum of squares overflows at 1e20."""
+    wide = [(x.astype("float64", copy=False), y.astype("float64", copy=False)) for x, y in zip(a, b, strict=True)]
+    return sum(float(np.vdot(x, y)) for x, y in wide)
 
 
 def _norm(a: list[Array]) -> float:

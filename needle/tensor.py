@@ -5,6 +5,7 @@ each apply one op. Invariant: nothing here computes or differentiates; `from_op`
 Next: autograd.py, the names that the course uses; functional.py, what is made of several ops.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Self, cast
 
@@ -13,8 +14,8 @@ import numpy as np
 from needle import ops
 from needle.backward import compute_gradient_of_variables, recording
 from needle.device import Device, as_device, default_device
-from needle.dtype import Array, DType, as_array
-from needle.errors import DeviceError, DTypeError, GraphError, IndexRangeError, ShapeError
+from needle.dtype import Array, DType, as_array, as_supported
+from needle.errors import ArgumentError, DeviceError, DTypeError, GraphError, IndexRangeError, ShapeError
 from needle.tracing import HostNumber, active
 from needle.value import Axes, Op, Shape, Value, explain
 
@@ -36,6 +37,8 @@ _NO_LENGTH = "a Tensor of shape () has no length and cannot be iterated over; us
 _UFUNC = (
     "numpy.{name} is not an operation of needle, so no gradient could flow; use ndl.ops, or numpy.{name}(x.numpy())"
 )
+_NUMPY_OPTION = "{name}={value!r} is an option of NumPy that needle does not have; use .astype(), or x.numpy()"
+_NO_DLPACK = "from_dlpack: {kind} has no __dlpack__; use ndl.Tensor(...)"
 
 Operand = Any
 """What may stand beside a Tensor in an expression: a Tensor, a Python number, or anything that NumPy reads."""
@@ -77,30 +80,34 @@ class Tensor(Value):
         """Apply `op` to `inputs` now, and remember both if a gradient may flow. In a trace, record it instead."""
         if active.tracer is not None:
             return active.tracer.record(op, inputs)
-        try:
-            arrays = [value.cached_data for value in inputs]
-        except AttributeError:  # an array or a number stands among them
-            inputs = tuple([_as_value(value) for value in inputs])
-            arrays = [value.cached_data for value in inputs]
-        device = inputs[0].device
+        arrays: list[Any] = []
+        device: Any = None
         requires_grad = False
         for value in inputs:
+            if not isinstance(value, Value):
+                return Tensor.from_op(op, as_values(inputs))
+            if device is not value.device and device is not None:
+                raise DeviceError(_DEVICES.format(op=op, devices=" and ".join(str(v.device) for v in inputs)))
+            device = value.device
+            arrays.append(value.cached_data)
             if value.requires_grad:
                 requires_grad = True
-            if value.device is not device:
-                raise DeviceError(_DEVICES.format(op=op, devices=" and ".join(str(v.device) for v in inputs)))
         try:
             data = device.run(op, arrays)
         except Exception as error:
             reason = explain(op, inputs, error)
             if reason is error:
                 raise
-            raise reason from None
+            try:
+                raise reason from None
+            finally:
+                del reason  # else its traceback, which holds this frame, keeps the inputs alive
         kind = Tensor
-        if type(data) is tuple:
-            kind = TensorTuple
-        elif type(data) is not np.ndarray:
-            data = np.asarray(data)  # NumPy gives scalars for 0-d results
+        if type(data) is not np.ndarray:
+            if type(data) is tuple:
+                kind = TensorTuple
+            else:
+                data = np.asarray(data)  # NumPy gives scalars for 0-d results
         if requires_grad and recording.enabled:
             return _make(kind, op, inputs, data, device, True)
         return _make(kind, None, (), data, device, False)
@@ -211,8 +218,9 @@ class Tensor(Value):
         """`ndarray + Tensor`, `np.exp(Tensor)` ... become needle's ops, so that gradients flow."""
         function = _UFUNCS.get(ufunc.__name__)
         if function is None or method != "__call__" or options:
-            raise DTypeError(_UFUNC.format(name=ufunc.__name__))
-        return function(*(_as_value(value) for value in inputs))
+            name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+            raise DTypeError(_UFUNC.format(name=name))
+        return function(*(_as_operand(value) for value in inputs))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A leaf of the same class with a copy of the values; the graph is not copied."""
@@ -225,6 +233,9 @@ class Tensor(Value):
 
     def __str__(self) -> str:
         return str(self.cached_data)
+
+    def __format__(self, spec: str) -> str:
+        return format(self._only(f"the format {spec!r}").item(), spec) if spec else str(self)
 
     # --------------------------------------------------------------------------------------------------- arithmetic
 
@@ -259,16 +270,22 @@ class Tensor(Value):
         return ops.GreaterEqualScalar(other)(self) if type(other) in _NUMBERS else self.__ge__(_as_operand(other))
 
     def __lt__(self, other: Operand) -> "Tensor":
-        return self._beside(other) > self
+        return self._compared(other) > self
 
     def __le__(self, other: Operand) -> "Tensor":
-        return self._beside(other) >= self
+        return self._compared(other) >= self
 
     def __sub__(self, other: Operand) -> "Tensor":
-        return self + -_as_operand(other)
+        other = _as_operand(other)
+        if isinstance(other, Tensor):
+            return self + -other._signed(self.dtype)
+        if self.dtype.kind == "u" and isinstance(other, int):
+            return -(-self + other)  # -other is outside of the dtype; modulo 2**bits this is the same
+        return self + -other
 
     def __rsub__(self, other: Operand) -> "Tensor":
-        return -self + other
+        other = _as_operand(other)
+        return -self._signed(other if type(other) in _NUMBERS else other.dtype) + other
 
     def __rtruediv__(self, other: Operand) -> "Tensor":
         other = _as_operand(other)
@@ -279,12 +296,20 @@ class Tensor(Value):
 
     def _beside(self, other: Operand) -> Any:
         """`other` as a Value; a Python number takes the dtype that it would have beside this Tensor."""
+        return as_values((self, _as_operand(other)))[1]
+
+    def _compared(self, other: Operand) -> Any:
+        """`other` as a Value; an int may lie outside of the dtype of this Tensor."""
         other = _as_operand(other)
-        return (
-            other
-            if isinstance(other, Value)
-            else Tensor(other, dtype=np.result_type(self.dtype, other), requires_grad=False)
-        )
+        free = type(other) is int and self.dtype.kind in "iu"
+        return Tensor(other, requires_grad=False) if free else self._beside(other)
+
+    def _signed(self, beside: Any) -> "Tensor":
+        """This Tensor, or where its dtype has no negative numbers, in the dtype that it gets `beside` another."""
+        if self.dtype.kind not in "bu":
+            return self
+        dtype = np.result_type(self.dtype, beside)
+        return self if dtype == self.dtype else self.astype(dtype)
 
     def __neg__(self) -> "Tensor":
         return ops.Negate()(self)
@@ -307,18 +332,18 @@ class Tensor(Value):
         """Matrix product: see `ndl.matmul`."""
         return self @ other
 
-    def sum(self, axes: Axes = None, keepdims: bool = False) -> "Tensor":
-        """Sum over `axes` (int, tuple, or None for all)."""
-        return ops.Summation(axes, keepdims)(self)
+    def sum(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
+        """Sum over `axes` (int, tuple, or None for all); `axis` is their name in NumPy."""
+        return ops.Summation(_axes(axes, numpy), keepdims)(self)
 
-    def mean(self, axes: Axes = None, keepdims: bool = False) -> "Tensor":
-        """Arithmetic mean over `axes`."""
-        total = self.sum(axes, keepdims)
+    def mean(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
+        """Arithmetic mean over `axes`; `axis` is their name in NumPy."""
+        total = self.sum(axes, keepdims, **numpy)
         return total / (self.size // max(total.size, 1))
 
-    def max(self, axes: Axes = None, keepdims: bool = False) -> "Tensor":
-        """Largest element along `axes`."""
-        return ops.Max(axes, keepdims)(self)
+    def max(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
+        """Largest element along `axes`; `axis` is their name in NumPy."""
+        return ops.Max(_axes(axes, numpy), keepdims)(self)
 
     def reshape(self, *shape: Any) -> "Tensor":
         """The same elements in another shape; one length may be -1."""
@@ -363,7 +388,7 @@ class TensorTuple(Value):
     """Several Tensors as one Value: `len`, index, iterate, `tuple()`."""
 
     __slots__ = ()
-    from_op = Tensor.from_op
+    from_op = staticmethod(Tensor.from_op)
 
     def __len__(self) -> int:
         return len(self.cached_data)
@@ -409,11 +434,13 @@ def _make(kind: Any, op: Op | None, inputs: tuple[Any, ...], data: Any, device: 
 
 
 def _as_operand(value: Any) -> Any:
-    """A Value, or a Python number: NumPy's scalars would otherwise impose their dtype."""
+    """A Value, or a Python number: NumPy's scalars would otherwise impose their dtype, and enums have a class."""
     if isinstance(value, Value) or type(value) in _NUMBERS:
         return value
     if isinstance(value, np.generic):
-        return cast("Any", value).item()
+        value = cast("Any", value).item()
+    if isinstance(value, bool | int | float):
+        return value if isinstance(value, bool) else int(value) if isinstance(value, int) else float(value)
     return _as_value(value)
 
 
@@ -422,19 +449,43 @@ def _as_value(value: Any) -> Value:
     return value if isinstance(value, Value) else Tensor(value, requires_grad=False)
 
 
+def as_values(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs of an op as Values; Python numbers take the dtype that they have beside the others."""
+    operands = [_as_operand(value) for value in inputs]
+    dtypes = [value.cached_data.dtype for value in operands if isinstance(value, Value)]
+    for i, value in enumerate(operands):
+        if not isinstance(value, Value):
+            operands[i] = Tensor(value, dtype=np.result_type(value, *dtypes), requires_grad=False)
+    return tuple(operands)
+
+
+def _axes(axes: Axes, numpy: dict[str, Any]) -> Axes:
+    """The axes of a reduction that NumPy may have called, as `np.sum(x)` does: `x.sum(axis=None, out=None)`."""
+    if not numpy:
+        return axes
+    axis = numpy.pop("axis", None)
+    for name, value in numpy.items():
+        if value is not None:
+            raise ArgumentError(_NUMPY_OPTION.format(name=name, value=value))
+    return axes if axis is None else axis
+
+
+_OPERATORS = {
+    "add": "add",
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "truediv",
+    "power": "pow",
+    "matmul": "matmul",
+    "negative": "neg",
+    "absolute": "abs",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
+}
 _UFUNCS: dict[str, Callable[..., Any]] = {
-    "add": Tensor.__add__,
-    "subtract": Tensor.__sub__,
-    "multiply": Tensor.__mul__,
-    "divide": Tensor.__truediv__,
-    "power": Tensor.__pow__,
-    "matmul": Tensor.__matmul__,
-    "negative": Tensor.__neg__,
-    "absolute": Tensor.__abs__,
-    "greater": Tensor.__gt__,
-    "greater_equal": Tensor.__ge__,
-    "less": Tensor.__lt__,
-    "less_equal": Tensor.__le__,
+    **{ufunc: getattr(operator, name) for ufunc, name in _OPERATORS.items()},
     "maximum": ops.maximum,
     "exp": ops.exp,
     "log": ops.log,
@@ -446,4 +497,8 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
 
 def from_dlpack(array: Any) -> Tensor:
     """A Tensor that shares memory with an array of another library (`__dlpack__`), without gradient."""
-    return Tensor.from_numpy(np.from_dlpack(array))
+    if not hasattr(array, "__dlpack__"):
+        raise DTypeError(_NO_DLPACK.format(kind=type(array).__name__))
+    shared = np.from_dlpack(array)
+    as_supported(shared.dtype)
+    return Tensor.from_numpy(shared)

@@ -31,7 +31,9 @@ Axes = int | Sequence[int] | None
 
 def as_tuple(thing: Any) -> tuple[Any, ...]:
     """A tuple or list as a tuple; anything else as a tuple of one."""
-    return tuple(cast("Sequence[Any]", thing)) if isinstance(thing, tuple | list) else (thing,)
+    if type(thing) is tuple:
+        return cast("tuple[Any, ...]", thing)
+    return tuple(cast("Sequence[Any]", thing)) if isinstance(thing, (tuple, list)) else (thing,)
 
 
 class Spec(NamedTuple):
@@ -106,22 +108,15 @@ def find_topo_sort(node_list: Sequence[Value]) -> list[Value]:
     first. The stack is explicit, because a Python recursion ends at depth 1,000.
     """
     order: list[Value] = []
-    seen: set[int] = set()
-    for root in node_list:
-        if id(root) in seen:
-            continue
-        seen.add(id(root))
-        stack = [(root, iter(root.inputs))]
-        while stack:
-            node, remaining = stack[-1]
-            for child in remaining:
-                if id(child) not in seen:
-                    seen.add(id(child))
-                    stack.append((child, iter(child.inputs)))
-                    break
-            else:
-                stack.pop()
-                order.append(node)
+    seen: set[Value] = set()
+    stack: list[Any] = [*reversed(node_list)]
+    while stack:
+        node = stack.pop()
+        if node is None:  # the mark above a node whose inputs are all in the order
+            order.append(stack.pop())
+        elif node not in seen:
+            seen.add(node)
+            stack += (node, None, *node.inputs[::-1])
     return order
 
 
@@ -163,11 +158,11 @@ class Op:
 
     def gradient_as_tuple(self, out_grad: Any, node: Any) -> tuple[Any, ...]:
         """`gradient`, always as a tuple, each entry in the shape and floating-point dtype of its input."""
-        given = self.gradient(out_grad, node)
-        grads = as_tuple(given)
-        if len(grads) != len(node.inputs):
-            raise GraphError(_GRADIENT_COUNT.format(op=self, given=len(grads), inputs=len(node.inputs)))
-        return tuple([_fit(self, grad, value) for grad, value in zip(grads, node.inputs, strict=True)])
+        grads = as_tuple(self.gradient(out_grad, node))
+        inputs = node.inputs
+        if len(grads) != len(inputs):
+            raise GraphError(_GRADIENT_COUNT.format(op=self, given=len(grads), inputs=len(inputs)))
+        return tuple([None if g is None else _fit(self, g, value) for g, value in zip(grads, inputs, strict=True)])
 
     def infer(self, *inputs: Spec) -> Spec:
         """Shape and dtype of the result, or the error that explains why there is none."""
@@ -183,26 +178,26 @@ class Op:
 
 def _fit(op: Op, grad: Any, value: Any) -> Any:
     """`grad` in the shape and dtype of `value`: broadcasting is undone here, for every op, by summation."""
-    if grad is None or type(value.cached_data) is tuple:
-        return grad
     if not isinstance(grad, Value):
         raise GraphError(_GRADIENT_TYPE.format(op=op, found=type(grad).__name__))
     found, wanted = grad.cached_data, value.cached_data
-    fitted: Any = grad
-    if found.shape != wanted.shape:
-        fitted = _unbroadcast(op, grad, wanted.shape)
+    if type(wanted) is tuple:
+        return grad
+    fitted: Any = grad if found.shape == wanted.shape else _unbroadcast(op, grad, wanted.shape)
     if found.dtype != wanted.dtype and is_float(wanted.dtype):
-        fitted = fitted.astype(wanted.dtype)
+        return fitted.astype(wanted.dtype)
     return fitted
 
 
 def _unbroadcast(op: Op, grad: Any, shape: Shape) -> Any:
     extra = len(grad.shape) - len(shape)
-    if extra < 0 or any(n not in (1, g) for n, g in zip(shape, grad.shape[extra:], strict=True)):
+    total = grad.sum((*range(extra),)) if extra > 0 else grad
+    stretched = tuple([i for i, (n, m) in enumerate(zip(shape, total.shape, strict=False)) if n == 1 != m])
+    if stretched:
+        total = total.sum(stretched, keepdims=True)
+    if total.shape != shape:
         raise ShapeError(_GRADIENT_SHAPE.format(op=op, found=grad.shape, shape=shape))
-    stretched = [extra + i for i, n in enumerate(shape) if n == 1 and grad.shape[extra + i] != 1]
-    total = grad.sum((*range(extra), *stretched))
-    return total if total.shape == shape else total.reshape(shape)
+    return total
 
 
 # ---------------------------------------------------------------------------------------------------- the five families
@@ -218,8 +213,9 @@ _NO_DTYPE = "{op}: is not defined for {dtypes} ({reason}); convert with .astype(
 _MATMUL_NDIM = "{op}: shapes {a} @ {b}: each side needs at least 2 axes; use reshape, or * for a product by elements"
 _MATMUL_INNER = (
     "{op}: shapes {a} @ {b}: the last axis of the first ({k}) must equal "
-    "the second-to-last axis of the second ({n}){hint}"
+    "the second-to-last axis of the second ({n}); {hint}"
 )
+_MATMUL_LEADING = "{op}: shapes {a} @ {b}: the leading axes {c} and {d} do not broadcast; use reshape on one of them"
 
 
 def probe_dtype(op: Op, *inputs: Spec) -> DType:
@@ -232,7 +228,7 @@ def probe_dtype(op: Op, *inputs: Spec) -> DType:
         ) from error
 
 
-def broadcast_shapes(op: Op, *shapes: Shape) -> Shape:
+def broadcast_shapes(op: Op | str, *shapes: Shape) -> Shape:
     """The common shape under NumPy's broadcasting rule. Raises `ShapeError`."""
     ndim = max(map(len, shapes), default=0)
     result: list[int] = []
@@ -246,7 +242,7 @@ def broadcast_shapes(op: Op, *shapes: Shape) -> Shape:
     return tuple(result)
 
 
-def as_axes(op: Op, axes: Axes, shape: Shape) -> tuple[int, ...]:
+def as_axes(op: Op | str, axes: Axes, shape: Shape) -> tuple[int, ...]:
     """`axes` (int, sequence or None for all) as a tuple of axes >= 0 of `shape`. Raises `ShapeError`."""
     ndim = len(shape)
     if axes is None:
@@ -289,22 +285,31 @@ class Reduction(TensorOp):
     keepdims: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.axes, list):
-            object.__setattr__(self, "axes", tuple(self.axes))
+        axes: Any = self.axes
+        if type(axes) is list:  # a list has no hash
+            object.__setattr__(self, "axes", tuple(cast("list[Any]", axes)))
 
     def infer(self, *inputs: Spec) -> Spec:
         """The input's shape without the reduced axes."""
         (a,) = inputs
-        reduced = as_axes(self, self.axes, a.shape)
+        reduced = self.reduced(a.shape)
         kept = [1 if i in reduced else n for i, n in enumerate(a.shape) if self.keepdims or i not in reduced]
         return Spec(tuple(kept), probe_dtype(self, a))
 
+    def reduced(self, shape: Shape) -> tuple[int, ...]:
+        """The axes of `shape` that are combined, as numbers >= 0. As in NumPy, a scalar counts as a line of one."""
+        return as_axes(self, self.axes, shape or (1,))
+
+    def align(self, value: Any, shape: Shape) -> Any:
+        """`value` (the reduced result, or its gradient) in a form that broadcasts against `shape`."""
+        reduced = self.reduced(shape)
+        if self.keepdims or max(reduced, default=-1) < len(reduced):  # leading axes need no mark
+            return value
+        return value.reshape(tuple([1 if i in reduced else n for i, n in enumerate(shape)]))
+
     def spread(self, value: Any, shape: Shape) -> Any:
-        """`value` (the reduced result, or its gradient) broadcast back over the reduced axes of `shape`."""
-        if not self.keepdims:
-            reduced = as_axes(self, self.axes, shape)
-            value = value.reshape(tuple([1 if i in reduced else n for i, n in enumerate(shape)]))
-        return value.broadcast_to(shape)
+        """`value` broadcast back over the reduced axes of `shape`."""
+        return self.align(value, shape).broadcast_to(shape)
 
 
 class Movement(TensorOp):
@@ -329,11 +334,16 @@ class Contraction(TensorOp):
         if len(a.shape) < 2 or len(b.shape) < 2:
             raise ShapeError(_MATMUL_NDIM.format(op=self, a=a.shape, b=b.shape))
         if a.shape[-1] != b.shape[-2]:
-            hint = "; the second would fit transposed" if a.shape[-1] == b.shape[-1] else ""
+            fits = a.shape[-1] == b.shape[-1]
+            hint = "the second would fit transposed" if fits else "use transpose or reshape on one of them"
             raise ShapeError(
                 _MATMUL_INNER.format(op=self, a=a.shape, b=b.shape, k=a.shape[-1], n=b.shape[-2], hint=hint)
             )
-        leading = broadcast_shapes(self, a.shape[:-2], b.shape[:-2])
+        c, d = a.shape[:-2], b.shape[:-2]
+        try:
+            leading = broadcast_shapes(self, c, d)
+        except ShapeError:
+            raise ShapeError(_MATMUL_LEADING.format(op=self, a=a.shape, b=b.shape, c=c, d=d)) from None
         return Spec((*leading, a.shape[-2], b.shape[-1]), probe_dtype(self, a, b))
 
 
@@ -353,7 +363,7 @@ def explain(op: Op, inputs: Sequence[Value], error: Exception) -> Exception:
         op.infer(*(value.spec for value in inputs))
     except NeedleError as reason:
         return reason
-    except (NotImplementedError, AttributeError):
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
         pass
     error.add_note(f"while computing {op} on " + ", ".join(str(value) for value in inputs))
     return error

@@ -8,6 +8,7 @@ from typing import Any
 
 from needle import init
 from needle.device import Device
+from needle.dtype import as_float_dtype, in_range
 from needle.errors import ArgumentError
 from needle.nn.module import Module, Parameter
 from needle.ops import relu
@@ -33,6 +34,7 @@ class Linear(Module):
         dtype: Any = "float32",
     ) -> None:
         super().__init__()
+        dtype = as_float_dtype(dtype, "Linear")
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if not hasattr(value, "__index__") or value < 1:
                 raise ArgumentError(_SIZE.format(name=name, value=value))
@@ -45,7 +47,9 @@ class Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x @ self.weight  # (..., out_features)
-        return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            return y
+        return y + (self.bias if y.ndim > 1 else self.bias.reshape((self.out_features,)))
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}" + (", bias=False" if self.bias is None else "")
@@ -66,15 +70,15 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p < 1:
+        if not in_range(p, 0, 1):
             raise ArgumentError(_PROBABILITY.format(p=p))
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = init.randb(*x.shape, p=1 - self.p, device=x.device)
-        return x * kept / (1 - self.p)
+        kept = init.randb(*x.shape, p=1 - self.p, device=x.device, dtype=x.dtype)
+        return x * (kept / (1 - self.p))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -6,17 +6,23 @@ registered, so reading the fields of a layer is reading the layer.
 Next: linear.py.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from needle.dtype import Array
-from needle.errors import CheckpointError, NeedleError
+from needle.errors import ArgumentError, CheckpointError, NeedleError, ShapeError
 from needle.tensor import Tensor
 from needle.tracing import active
 
 _MISSING = "load_state_dict: {missing}{unexpected}; the state must come from a model with the same layers"
+_NO_STATE = "load_state_dict: the state must be a dict of names and arrays, not {kind}"
+_NO_NUMBERS = "load_state_dict: {name} holds {found}, not {wanted}; the state must come from a model like this one"
+_NOT_CALLABLE = "Sequential: module {i} is a {kind}, not a Module or function; write nn.Sequential(*modules)"
+_RESIDUAL = "Residual: fn is a {kind}, not a Module or function"
+_FLATTEN = "Flatten: needs an input of shape (batch, ...), not {shape}"
 _SHAPE = (
     "load_state_dict: {name} has shape {have} in the model but {found} in the state; build both with the same sizes"
 )
@@ -26,29 +32,44 @@ class Parameter(Tensor):
     """A Tensor that an optimizer changes."""
 
 
-def _walk(prefix: str, thing: Any, seen: set[int]) -> "Iterator[tuple[str, Any]]":
-    """Every Tensor and Module under `thing` with its dotted name, in attribute order, each object once."""
+class Part(NamedTuple):
+    """A Tensor or a Module inside of a Module: its name from there, and where it stands in the whole."""
+
+    name: str
+    path: str
+    depth: int
+    owner: "Module | None"
+    thing: "Tensor | Module"
+
+
+def _members(name: str, thing: Any) -> "Iterator[tuple[str, Tensor | Module]]":
+    """The Tensors and Modules that an attribute holds, also in lists, tuples and dicts, with their dotted names."""
     if isinstance(thing, Tensor | Module):
-        if id(thing) in seen:
-            return
-        seen.add(id(thing))
-        yield prefix, thing
-    if isinstance(thing, Module):
-        children = vars(thing).items()
+        yield name, thing
     elif isinstance(thing, Mapping):
-        children = thing.items()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        for key, child in cast("Mapping[Any, Any]", thing).items():
+            yield from _members(f"{name}.{key}", child)
     elif isinstance(thing, list | tuple):
-        children = enumerate(thing)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    else:
-        return
-    for name, child in children:  # pyright: ignore[reportUnknownVariableType]
-        yield from _walk(f"{prefix}.{name}" if prefix else str(name), child, seen)  # pyright: ignore[reportUnknownArgumentType]
+        for i, child in enumerate(cast("list[Any]", thing)):
+            yield from _members(f"{name}.{i}", child)
+
+
+def _walk(part: Part, seen: set[int]) -> Iterator[Part]:
+    """A part and all parts below it, in attribute order, each object once."""
+    seen.add(id(part.thing))
+    yield part
+    if isinstance(part.thing, Module):
+        for attribute, value in vars(part.thing).items():
+            for name, thing in _members(attribute, value):
+                if id(thing) not in seen:
+                    path = f"{part.path}.{name}" if part.path else name
+                    yield from _walk(Part(name, path, part.depth + 1, part.thing, thing), seen)
 
 
 class Module:
     """Base of all layers and models: write `__init__` and `forward`."""
 
-    training: bool
+    training: bool = True  # here too, so that a class that forgets super().__init__() has it
 
     def __init__(self) -> None:
         self.training = True
@@ -63,13 +84,14 @@ class Module:
         try:
             return self.forward(*inputs, **options)
         except NeedleError as error:
-            error.add_note(f"in {self._describe()}")
+            error.add_note(f"in {self.describe()}")
             raise
 
     # ------------------------------------------------------------------------------------------ what it is made of
 
-    def _named(self) -> Iterator[tuple[str, Any]]:
-        return _walk("", self, set())
+    def parts(self) -> Iterator[Part]:
+        """This module and every Tensor and Module below it, in attribute order, each once."""
+        return _walk(Part("", "", 0, None, self), set())
 
     def parameters(self) -> list[Tensor]:
         """Every Parameter, in attribute order, each once."""
@@ -77,22 +99,19 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(dotted name, Parameter), such as ("modules.0.weight", ...)."""
-        return ((name, thing) for name, thing in self._named() if isinstance(thing, Parameter))
+        return ((part.path, part.thing) for part in self.parts() if isinstance(part.thing, Parameter))
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """(dotted name, Tensor) for state that is not trained, such as running statistics."""
-        named = ((name, thing) for name, thing in self._named() if isinstance(thing, Tensor))
-        return ((name, thing) for name, thing in named if not isinstance(thing, Parameter))
+        """(dotted name, Tensor) for state that is not trained, such as running statistics: no result of an op."""
+        return ((name, tensor) for name, tensor in self._tensors().items() if not isinstance(tensor, Parameter))
 
     def named_modules(self) -> "Iterator[tuple[str, Module]]":
         """(dotted name, Module) for this module ("") and all below it."""
-        return ((name, thing) for name, thing in self._named() if isinstance(thing, Module))
+        return ((part.path, part.thing) for part in self.parts() if isinstance(part.thing, Module))
 
     def children(self) -> "list[Module]":
         """The modules one level below."""
-        below = [(name, module) for name, module in self.named_modules() if module is not self]
-        names = [name for name, _ in below]
-        return [m for name, m in below if not any(name.startswith(other + ".") for other in names)]
+        return [part.thing for part in self.parts() if isinstance(part.thing, Module) and part.owner is self]
 
     # ----------------------------------------------------------------------------------------------------- its mode
 
@@ -115,7 +134,8 @@ class Module:
     # ---------------------------------------------------------------------------------------------------- its state
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: thing for name, thing in self._named() if isinstance(thing, Tensor)}
+        held = {part.path: part.thing for part in self.parts() if isinstance(part.thing, Tensor)}
+        return {path: tensor for path, tensor in held.items() if tensor.op is None}
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of every parameter and buffer, by dotted name."""
@@ -124,6 +144,8 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set every parameter and buffer, keeping dtypes. Unless all fit it raises `CheckpointError`."""
         tensors = self._tensors()
+        if not isinstance(state, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise CheckpointError(_NO_STATE.format(kind=type(state).__name__))
         missing = sorted(tensors.keys() - state.keys())
         unexpected = sorted(state.keys() - tensors.keys())
         if missing or unexpected:
@@ -133,7 +155,7 @@ class Module:
                 if names
             ]
             raise CheckpointError(_MISSING.format(missing=parts[0], unexpected="".join("; " + p for p in parts[1:])))
-        arrays = {name: np.asarray(state[name]) for name in tensors}
+        arrays = {name: _real(name, state[name]) for name in tensors}
         for name, tensor in tensors.items():
             if arrays[name].shape != tensor.shape:
                 raise CheckpointError(_SHAPE.format(name=name, have=tensor.shape, found=arrays[name].shape))
@@ -146,16 +168,27 @@ class Module:
         """What the layer is made with, for `repr`; each layer writes its own."""
         return ""
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """The layer without what is inside of it: `Linear(3, 4)`."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def __repr__(self) -> str:
-        lines = [self._describe()]
-        for name, module in self.named_modules():
-            if name:
-                depth = sum(name.startswith(other + ".") for other, _ in self.named_modules() if other)
-                lines.append("  " * (depth + 1) + f"{name}: {module._describe()}")
-        return "\n".join(lines)
+        modules = [(part, part.thing) for part in self.parts() if isinstance(part.thing, Module)]
+        lines = ["  " * part.depth + f"{part.name}: {module.describe()}" for part, module in modules]
+        return "\n".join([self.describe(), *lines[1:]])
+
+
+def _real(name: str, values: Any) -> Array:
+    """A value of a state_dict as an array. Raises `CheckpointError` unless it holds real numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        ragged = _NO_NUMBERS.format(name=name, found="rows of different lengths", wanted="an array")
+        raise CheckpointError(ragged) from None
+    if array.dtype.kind not in "biuf":
+        wanted = "real numbers" if array.dtype.kind == "c" else "numbers"
+        raise CheckpointError(_NO_NUMBERS.format(name=name, found=array.dtype, wanted=wanted))
+    return array
 
 
 class Identity(Module):
@@ -169,15 +202,26 @@ class Flatten(Module):
     """(batch, ...) -> (batch, product of the rest)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape((x.shape[0], -1)) if x.size else x.reshape((x.shape[0], int(np.prod(x.shape[1:]))))
+        if not x.shape:
+            raise ShapeError(_FLATTEN.format(shape=x.shape))
+        return x.reshape((x.shape[0], math.prod(x.shape[1:])))  # (batch, features)
 
 
 class Sequential(Module):
-    """Modules one after the other."""
+    """Modules (or functions) one after the other; `len(model)`, `model[i]` and iteration give them."""
 
-    def __init__(self, *modules: Module) -> None:
+    def __init__(self, *modules: "Module | Callable[[Any], Any]") -> None:
         super().__init__()
+        for i, module in enumerate(modules):
+            if not callable(module):  # pyright: ignore[reportUnnecessaryComparison]
+                raise ArgumentError(_NOT_CALLABLE.format(i=i, kind=type(module).__name__))
         self.modules = modules
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __getitem__(self, index: int) -> "Module | Callable[[Any], Any]":
+        return self.modules[index]
 
     def forward(self, x: Any) -> Any:
         for module in self.modules:
@@ -188,8 +232,10 @@ class Sequential(Module):
 class Residual(Module):
     """fn(x) + x (He et al., 2016)."""
 
-    def __init__(self, fn: Module) -> None:
+    def __init__(self, fn: "Module | Callable[[Any], Any]") -> None:
         super().__init__()
+        if not callable(fn):  # pyright: ignore[reportUnnecessaryComparison]
+            raise ArgumentError(_RESIDUAL.format(kind=type(fn).__name__))
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:

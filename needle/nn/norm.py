@@ -10,8 +10,10 @@ from typing import Any
 from needle import init
 from needle.backward import no_grad
 from needle.device import Device
+from needle.dtype import as_float_dtype, in_range
 from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
+from needle.ops import center, mean_square
 from needle.tensor import Tensor
 
 _INPUT = "{layer}: needs an input of shape (batch, {dim}), not {shape}"
@@ -24,20 +26,21 @@ class _Norm(Module):
 
     def __init__(self, dim: int, eps: float, device: Device | None, dtype: Any) -> None:
         super().__init__()
-        name = type(self).__name__
-        if not hasattr(dim, "__index__") or dim < 1:
-            raise ArgumentError(
-                _ARGUMENT.format(layer=name, name="dim", rule="a whole number of at least 1", value=dim)
-            )
-        if not eps >= 0:
-            raise ArgumentError(_ARGUMENT.format(layer=name, name="eps", rule="at least 0", value=eps))
+        dtype = as_float_dtype(dtype, type(self).__name__)
+        self._require("dim", dim, hasattr(dim, "__index__") and dim >= 1, "a whole number of at least 1")
+        self._require("eps", eps, in_range(eps, 0), "a number of at least 0")
         self.dim, self.eps = dim, eps
         self.weight = Parameter(init.ones(dim, device=device, dtype=dtype))
         self.bias = Parameter(init.zeros(dim, device=device, dtype=dtype))
 
+    def _require(self, name: str, value: Any, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ArgumentError(_ARGUMENT.format(layer=type(self).__name__, name=name, rule=rule, value=value))
+
     def _check(self, x: Tensor) -> None:
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ShapeError(_INPUT.format(layer=type(self).__name__, dim=self.dim, shape=x.shape))
+        shape = getattr(x, "shape", type(x).__name__)
+        if len(shape) != 2 or shape[1] != self.dim:
+            raise ShapeError(_INPUT.format(layer=type(self).__name__, dim=self.dim, shape=shape))
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
@@ -51,9 +54,9 @@ class LayerNorm1d(_Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        centred = x - x.mean(1, keepdims=True)  # (batch, dim)
-        variance = (centred * centred).mean(1, keepdims=True)  # (batch, 1)
-        return centred * (variance + self.eps) ** -0.5 * self.weight + self.bias
+        centered = center(x, 1)  # (batch, dim)
+        deviation = (mean_square(centered, 1, keepdims=True) + self.eps).sqrt()  # (batch, 1)
+        return centered / deviation * self.weight + self.bias
 
 
 class BatchNorm1d(_Norm):
@@ -67,10 +70,7 @@ class BatchNorm1d(_Norm):
         self, dim: int, eps: float = 1e-5, momentum: float = 0.1, device: Device | None = None, dtype: Any = "float32"
     ) -> None:
         super().__init__(dim, eps, device, dtype)
-        if not 0 <= momentum <= 1:
-            raise ArgumentError(
-                _ARGUMENT.format(layer="BatchNorm1d", name="momentum", rule="from 0 to 1", value=momentum)
-            )
+        self._require("momentum", momentum, in_range(momentum, 0) and momentum <= 1, "from 0 to 1")
         self.momentum = momentum
         self.running_mean = init.zeros(dim, device=device, dtype=dtype)
         self.running_var = init.ones(dim, device=device, dtype=dtype)
@@ -78,18 +78,17 @@ class BatchNorm1d(_Norm):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         if not self.training:
-            scale = (self.running_var + self.eps) ** -0.5 * self.weight
+            scale = self.weight / (self.running_var + self.eps).sqrt()  # (dim,)
             return (x - self.running_mean) * scale + self.bias
         if not x.shape[0]:
             raise ShapeError(_EMPTY_BATCH.format(layer=type(self).__name__, shape=x.shape))
-        mean = x.mean(0)  # (dim,)
-        centred = x - mean
-        variance = (centred * centred).mean(0)  # (dim,)
-        self._observe(mean, variance)
-        return centred * ((variance + self.eps) ** -0.5 * self.weight) + self.bias
+        centered = center(x, 0)  # (batch, dim)
+        variance = mean_square(centered, 0)  # (dim,)
+        self._observe(x, variance)
+        return centered * (self.weight / (variance + self.eps).sqrt()) + self.bias
 
     @no_grad()
-    def _observe(self, mean: Tensor, variance: Tensor) -> None:
+    def _observe(self, x: Tensor, variance: Tensor) -> None:
         keep, new = 1 - self.momentum, self.momentum
-        for running, observed in ((self.running_mean, mean), (self.running_var, variance)):
+        for running, observed in ((self.running_mean, x.mean(0)), (self.running_var, variance)):
             running.data = (running * keep + observed * new).astype(running.dtype)

@@ -68,7 +68,20 @@ from needle.ops.movement import (
     reshape,
     transpose,
 )
-from needle.ops.reduce import LogSoftmax, LogSumExp, Max, Summation, logsoftmax, logsumexp, reduce_max, summation
+from needle.ops.reduce import (
+    Center,
+    LogSoftmax,
+    LogSumExp,
+    Max,
+    MeanSquare,
+    Summation,
+    center,
+    logsoftmax,
+    logsumexp,
+    mean_square,
+    reduce_max,
+    summation,
+)
 from needle.ops.tuples import MakeTensorTuple, TensorTupleGetItem, make_tuple, tuple_get_item
 from needle.value import Op, TensorOp, TensorTupleOp
 
@@ -83,6 +96,7 @@ __all__ = [
     "AddScalar",
     "BroadcastTo",
     "Cast",
+    "Center",
     "DivScalar",
     "Divide",
     "EWiseAdd",
@@ -104,6 +118,7 @@ __all__ = [
     "MatMul",
     "Max",
     "Maximum",
+    "MeanSquare",
     "MulScalar",
     "Multiply",
     "Negate",
@@ -130,6 +145,7 @@ __all__ = [
     "add_scalar",
     "broadcast_to",
     "cast",
+    "center",
     "divide",
     "divide_scalar",
     "equal",
@@ -144,6 +160,7 @@ __all__ = [
     "make_tuple",
     "matmul",
     "maximum",
+    "mean_square",
     "mul_scalar",
     "multiply",
     "negate",

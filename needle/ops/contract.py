@@ -7,7 +7,10 @@ adds and removes an axis for vectors. Next: index.py.
 from dataclasses import dataclass
 from typing import Any
 
+from needle.errors import DTypeError
 from needle.value import Contraction
+
+_NO_TENSOR = "MatMul(): needs a Tensor, but was given {kinds}; wrap it as ndl.Tensor(...)"
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class MatMul(Contraction):
     """(..., m, k) @ (..., k, n) -> (..., m, n); leading axes broadcast."""
 
     def compute(self, a: Any, b: Any) -> Any:
+        if a.ndim < 2 or b.ndim < 2:
+            raise ValueError("NumPy would take vectors, but the gradient below would not")
         return a @ b
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
@@ -30,7 +35,11 @@ def matmul(a: Any, b: Any) -> Any:
 
     A vector on the left counts as a row, on the right as a column, and that axis is dropped from the result.
     """
-    row, column = len(a.shape) == 1, len(b.shape) == 1
+    try:
+        row, column = len(a.shape) == 1, len(b.shape) == 1
+    except AttributeError:
+        kinds = ", ".join(type(side).__name__ for side in (a, b) if not hasattr(side, "shape"))
+        raise DTypeError(_NO_TENSOR.format(kinds=kinds)) from None
     if not (row or column):
         return MatMul()(a, b)
     product = MatMul()(a.reshape((1, *a.shape)) if row else a, b.reshape((*b.shape, 1)) if column else b)

@@ -101,11 +101,11 @@ class Power(Elementwise):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         a, b = node.inputs
-        by_base = out_grad * b * a ** (b - 1.0) if a.requires_grad else None
-        if not b.requires_grad:
-            return by_base, None
-        is_zero = Equal()(a, a * 0)  # log(0) is -inf, and 0 * -inf is not a number
-        return by_base, out_grad * node * Log()(Where()(is_zero, a * 0 + 1, a))
+        is_zero = Equal()(a, 0)  # 0 ** -1 and log(0) are infinite, and 0 times infinity is not a number
+        safe = Where()(is_zero * Equal()(b, 0), 1, a)
+        by_base = out_grad * b * safe ** (b - 1.0) if a.requires_grad else None
+        by_exponent = out_grad * node * Log()(Where()(is_zero, 1, a)) if b.requires_grad else None
+        return by_base, by_exponent
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Cast(Elementwise):
         return a.astype(self.dtype)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        return out_grad.astype(node.inputs[0].dtype)
+        return out_grad  # converted by gradient_as_tuple
 
 
 # -------------------------------------------------------------------------------------------- comparison and selection
@@ -322,8 +322,7 @@ class Where(Elementwise):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         condition = node.inputs[0]
-        nothing = out_grad * 0
-        return None, Where()(condition, out_grad, nothing), Where()(condition, nothing, out_grad)
+        return None, Where()(condition, out_grad, 0), Where()(condition, 0, out_grad)
 
 
 # ---------------------------------------------------------------------------------------------------- as functions

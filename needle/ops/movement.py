@@ -14,12 +14,17 @@ import numpy as np
 from needle.errors import ShapeError
 from needle.value import Movement, Shape, as_axes, as_tuple
 
-_RESHAPE = "{op}: shape {shape} has {size} elements, which cannot be arranged as {target}{hint}"
+_RESHAPE = (
+    "{op}: shape {shape} has {size} elements, which cannot be arranged as {target}{count}; "
+    "the lengths must multiply to {size} (one may be -1)"
+)
+_WHOLE = "{op}: lengths must be whole numbers, not {target}"
 _NEGATIVE = "{op}: lengths must be 0 or more, with at most one -1 (to be inferred), not {target}"
 _BROADCAST_TO = (
     "{op}: shape {shape} does not broadcast to {target}: axes are aligned from the right, and each must be equal or 1; "
     "use reshape to insert axes of length 1"
 )
+_LAST_TWO = "{op}: axis -2 does not exist in shape {shape}; it swaps the last two axes, so it needs two"
 _TWO_AXES = "{op}: swaps two axes, but was given {axes}; use permute to reorder all axes"
 _ALL_AXES = "{op}: needs each of the {ndim} axes of shape {shape} once, not {axes}"
 
@@ -34,19 +39,27 @@ class Reshape(Movement):
         object.__setattr__(self, "shape", as_tuple(self.shape))
 
     def out_shape(self, shape: Shape) -> Shape:
+        _check_whole(self, self.shape)
         size, known = prod(shape), prod(n for n in self.shape if n != -1)
         if self.shape.count(-1) > 1 or any(n < -1 for n in self.shape):
             raise ShapeError(_NEGATIVE.format(op=self, target=self.shape))
         if -1 in self.shape and (known == 0 or size % known) or -1 not in self.shape and size != known:
-            hint = "" if -1 in self.shape else f" ({known} elements)"
-            raise ShapeError(_RESHAPE.format(op=self, shape=shape, size=size, target=self.shape, hint=hint))
+            count = "" if -1 in self.shape else f" ({known} elements)"
+            raise ShapeError(_RESHAPE.format(op=self, shape=shape, size=size, target=self.shape, count=count))
         return tuple(size // known if n == -1 else n for n in self.shape)
 
     def compute(self, a: Any) -> Any:
+        if min(self.shape, default=0) < -1:
+            raise ValueError("NumPy would take any negative length for -1")
         return a.reshape(self.shape)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         return out_grad.reshape(node.inputs[0].shape)
+
+
+def _check_whole(op: Movement, lengths: tuple[Any, ...]) -> None:
+    if not all(hasattr(n, "__index__") for n in lengths):
+        raise ShapeError(_WHOLE.format(op=op, target=lengths))
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class BroadcastTo(Movement):
         object.__setattr__(self, "shape", as_tuple(self.shape))
 
     def out_shape(self, shape: Shape) -> Shape:
+        _check_whole(self, self.shape)
         offset = len(self.shape) - len(shape)
         if offset < 0 or any(n not in (1, m) for n, m in zip(shape, self.shape[offset:], strict=True)):
             raise ShapeError(_BROADCAST_TO.format(op=self, shape=shape, target=self.shape))
@@ -79,6 +93,8 @@ class Transpose(Movement):
 
     def pair(self, shape: Shape) -> tuple[int, int]:
         """The two axes, as numbers >= 0."""
+        if self.axes is None and len(shape) < 2:
+            raise ShapeError(_LAST_TWO.format(op=self, shape=shape))
         axes = as_axes(self, (-2, -1) if self.axes is None else self.axes, shape)
         if len(axes) != 2:
             raise ShapeError(_TWO_AXES.format(op=self, axes=self.axes))
@@ -92,6 +108,8 @@ class Transpose(Movement):
 
     def compute(self, a: Any) -> Any:
         i, j = self.axes or (-2, -1)
+        if (i - j) % a.ndim == 0:
+            raise ValueError("NumPy would swap an axis with itself")
         return a.swapaxes(i, j)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:

@@ -10,14 +10,15 @@ overflows. `decompose` says the same with ops of the five families.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from needle.errors import ShapeError
-from needle.ops.elementwise import Equal, Exp, Log
-from needle.value import Axes, Reduction, Spec, TensorOp
+from needle.ops.elementwise import Abs, Equal, Exp, Log, Where
+from needle.value import Axes, Reduction, Shape, Spec, TensorOp, as_axes, probe_dtype
 
+_EMPTY = "{op}: shape {shape} has no element to take the {what} of; check that the input is not empty"
 _LOGSOFTMAX_NDIM = "{op}: takes logits of shape (batch, classes), not {shape}; reshape them to two axes"
 
 
@@ -32,25 +33,102 @@ class Summation(Reduction):
         return self.spread(out_grad, node.inputs[0].shape)
 
 
+def _check_not_empty(op: Reduction, shape: Shape, what: str) -> None:
+    reduced = op.reduced(shape)
+    if any(shape[i] == 0 for i in reduced) and all(n > 0 for i, n in enumerate(shape) if i not in reduced):
+        raise ShapeError(_EMPTY.format(op=op, shape=shape, what=what))
+
+
+def _as_float(a: Any) -> Any:
+    """What is not floating point as float64: products and differences of small integers would wrap."""
+    return a if a.dtype.kind == "f" else a.astype("float64")
+
+
 @dataclass(frozen=True)
 class Max(Reduction):
     """Largest element along `axes`; equal elements share the gradient."""
+
+    def infer(self, *inputs: Spec) -> Spec:
+        _check_not_empty(self, inputs[0].shape, "maximum")
+        return super().infer(*inputs)
 
     def compute(self, a: Any) -> Any:
         return a.max(axis=self.axes, keepdims=self.keepdims)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         (a,) = node.inputs
-        largest = Equal()(a, self.spread(node, a.shape)).astype(a.dtype)
+        largest = Equal()(a, self.align(node, a.shape)).astype(a.dtype)
         count = largest.sum(self.axes, keepdims=True)
-        return self.spread(out_grad, a.shape) * (largest / count)
+        return self.align(out_grad, a.shape) * (largest / count)
+
+
+@dataclass(frozen=True)
+class MeanSquare(Reduction):
+    """Mean of the squares over `axes`: the variance, where the input is centered."""
+
+    def infer(self, *inputs: Spec) -> Spec:
+        _check_not_empty(self, inputs[0].shape, "mean")
+        return super().infer(*inputs)
+
+    def compute(self, a: Any) -> Any:
+        a = _as_float(a)
+        total = (a * a).sum(axis=self.axes, keepdims=self.keepdims)
+        return total / _count(a, total)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        (a,) = node.inputs
+        return a * self.align(out_grad * (2 / _count(a, node)), a.shape)
+
+    def decompose(self, *inputs: Any) -> Any:
+        a = _as_float(inputs[0])
+        return (a * a).mean(self.axes, keepdims=self.keepdims)
+
+
+def _count(a: Any, result: Any) -> int:
+    """How many elements of `a` each element of `result` was made of; at least 1."""
+    if not a.size and result.size:
+        raise ValueError("nothing has no mean")
+    return a.size // max(result.size, 1) or 1
+
+
+@dataclass(frozen=True)
+class Center(TensorOp):
+    """a - mean(a) over `axes`. It is its own gradient: linear, and symmetric as a matrix."""
+
+    axes: Axes = None
+
+    def __post_init__(self) -> None:
+        axes: Any = self.axes
+        if type(axes) is list:  # a list has no hash
+            object.__setattr__(self, "axes", tuple(cast("list[Any]", axes)))
+
+    def infer(self, *inputs: Spec) -> Spec:
+        (a,) = inputs
+        as_axes(self, self.axes, a.shape or (1,))
+        return Spec(a.shape, probe_dtype(self, a))
+
+    def compute(self, a: Any) -> Any:
+        total = a.sum(axis=self.axes, keepdims=True)
+        return a - total / (a.size // max(total.size, 1) or 1)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return Center(self.axes)(out_grad)
+
+    def decompose(self, *inputs: Any) -> Any:
+        (a,) = inputs
+        return a - a.mean(self.axes, keepdims=True)
 
 
 @dataclass(frozen=True)
 class LogSumExp(Reduction):
     """log(sum(exp(a))) over `axes`, without overflow."""
 
+    def infer(self, *inputs: Spec) -> Spec:
+        _check_not_empty(self, inputs[0].shape, "maximum")
+        return super().infer(*inputs)
+
     def compute(self, a: Any) -> Any:
+        a = _as_float(a)
         largest = a.max(axis=self.axes, keepdims=True)
         # Where all elements are -inf (or one is inf) the maximum cannot be subtracted: inf - inf is not a number.
         largest = np.where(np.isfinite(largest), largest, 0)
@@ -60,11 +138,12 @@ class LogSumExp(Reduction):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         (a,) = node.inputs
-        return self.spread(out_grad, a.shape) * Exp()(a - self.spread(node, a.shape))
+        return self.align(out_grad, a.shape) * Exp()(a - self.align(node, a.shape))
 
     def decompose(self, *inputs: Any) -> Any:
-        (a,) = inputs
+        a = _as_float(inputs[0])
         largest = Max(self.axes, keepdims=True)(a)
+        largest = Where()(Abs()(largest) < np.inf, largest, 0)
         total = Log()(Exp()(a - largest).sum(self.axes, keepdims=True)) + largest
         return total if self.keepdims else total.sum(self.axes)
 
@@ -80,6 +159,8 @@ class LogSoftmax(TensorOp):
         return Spec(a.shape, LogSumExp(1).infer(a).dtype)
 
     def compute(self, a: Any) -> Any:
+        if a.ndim != 2:
+            raise ValueError("NumPy would take any number of axes")
         return a - LogSumExp(1, keepdims=True).compute(a)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
@@ -99,6 +180,16 @@ def summation(a: Any, axes: Axes = None, keepdims: bool = False) -> Any:
 def reduce_max(a: Any, axes: Axes = None, keepdims: bool = False) -> Any:
     """Largest element along `axes` (all for None)."""
     return Max(axes, keepdims)(a)
+
+
+def mean_square(a: Any, axes: Axes = None, keepdims: bool = False) -> Any:
+    """Mean of the squares over `axes` (all for None)."""
+    return MeanSquare(axes, keepdims)(a)
+
+
+def center(a: Any, axes: Axes = None) -> Any:
+    """a minus its mean over `axes` (all for None)."""
+    return Center(axes)(a)
 
 
 def logsumexp(a: Any, axes: Axes = None) -> Any:

@@ -37,7 +37,8 @@ class TensorTupleGetItem(TensorOp):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         (members,) = node.inputs
-        return MakeTensorTuple()(*(out_grad if i == self.index else m * 0 for i, m in enumerate(members)))
+        nothing = [(m > m) * 1.0 for m in members]  # not m * 0, which is not a number where m is infinite
+        return MakeTensorTuple()(*(out_grad if i == self.index else zeros for i, zeros in enumerate(nothing)))
 
 
 def make_tuple(*tensors: Any) -> Any:

@@ -1,0 +1,134 @@
+"""Runs the sides of a comparison in turn, each in a process of its own, and prints what was found as JSON.
+
+In: a script of this folder that, called with `--side NAME`, measures one side and prints one JSON object.
+Out: medians over rounds, ratios within each round, and the facts about the machine without which no number means much.
+Invariant: every side runs once per round, with the same number of threads, and the order of the sides rotates, so that
+a slow minute of a shared machine falls on all of them alike.
+Next: train_step.py, the comparison that matters most.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+THREADS = 2
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+NO_TORCH = "torch is not installed: make bench EXTRAS=dev,parity"
+
+Result = dict[str, Any]
+
+
+class BenchError(Exception):
+    """A side that failed, with what it printed."""
+
+
+def present(sides: Iterable[str]) -> list[str]:
+    """The sides that can run here: without PyTorch, those named after it cannot."""
+    have_torch = importlib.util.find_spec("torch") is not None
+    return [side for side in sides if have_torch or not side.startswith("torch")]
+
+
+def cpu_name() -> str:
+    """Name of the processor, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def installed(name: str) -> str | None:
+    """Version of a distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine() -> Result:
+    """Facts about this machine at this moment."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: installed(name) for name in ("needle-dl", "numpy", "torch")},
+        "threads": THREADS,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
+    """Run a command from the checkout with THREADS threads; return what it printed, or raise with its complaint."""
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(THREADS)) | (environment or {})
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def run_side(script: str, side: str, arguments: Sequence[str]) -> Result:
+    """Measure one side once, in a process of its own."""
+    output = run([sys.executable, script, "--side", side, *arguments])
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def in_turn(sides: Sequence[str], rounds: int, measure: Callable[[str, int], Result]) -> dict[str, list[Result]]:
+    """Call `measure(side, round)` for every side in every round, the order rotated by one from round to round."""
+    found: dict[str, list[Result]] = {side: [] for side in sides}
+    for number in range(rounds):
+        shift = number % len(sides)
+        for side in (*sides[shift:], *sides[:shift]):
+            print(f"round {number + 1}/{rounds}: {side}", file=sys.stderr)
+            found[side].append(measure(side, number))
+    return found
+
+
+def rows(found: dict[str, list[Result]], key: str) -> dict[str, list[float]]:
+    """One number of each measurement, by side."""
+    return {side: [float(result[key]) for result in results] for side, results in found.items()}
+
+
+def medians(values: dict[str, list[float]], digits: int = 4) -> dict[str, float]:
+    """Median over the rounds, by side."""
+    return {side: round(statistics.median(row), digits) for side, row in values.items()}
+
+
+def ratios(values: dict[str, list[float]], over: str, under: str) -> list[float]:
+    """`over / under` within each round: both sides of a ratio saw the same minute."""
+    return [round(a / b, 3) for a, b in zip(values[over], values[under], strict=True)]
+
+
+def claim(text: str, measured: float, limit: float, *, at_most: bool = True) -> Result:
+    """State a claim, the number measured for it, and whether it holds."""
+    holds = measured <= limit if at_most else measured >= limit
+    return {"claim": text, "measured": round(measured, 4), "at_most" if at_most else "at_least": limit, "holds": holds}
+
+
+def options(description: str | None, sides: Sequence[str], rounds: int) -> argparse.ArgumentParser:
+    """Build the parser that all scripts share."""
+    summary = (description or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=summary)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"times that each side runs (default {rounds})")
+    parser.add_argument("--quick", action="store_true", help="a short look: few rounds, numbers too rough to quote")
+    parser.add_argument("--side", choices=sides, help="measure this side alone, in this process")
+    return parser
+
+
+def report(name: str, started: float, **content: object) -> None:
+    """Print the outcome of a script as one JSON object."""
+    head = {"bench": name, "machine": machine(), "seconds": round(time.perf_counter() - started, 1)}
+    left_out = [] if present(["torch"]) else [NO_TORCH]
+    print(json.dumps(head | content | {"left_out": left_out}, indent=2))

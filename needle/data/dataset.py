@@ -1,0 +1,129 @@
+"""Data sets: something with a length that gives sample number i as a tuple of fields.
+
+In: arrays, or a user's own class. Out: `dataset[i]`, one sample; `dataset[slice]`, a batch of them.
+Invariant: `take(indices)`, where a data set has it, gives what stacking `dataset[i]` for each index gives, and draws
+the same random numbers in the same order; it only saves the way through Python for each sample.
+Next: transforms.py, which changes samples on their way out.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from needle.errors import ArgumentError, ShapeError
+
+Array = NDArray[Any]
+Fields = tuple[Any, ...]
+Index = int | slice | Sequence[int] | Array
+
+_NOT_DEFINED = "{name} does not define {method}; a Dataset needs __getitem__(index) and __len__()"
+_NO_ARRAYS = "NDArrayDataset: no array was given; pass one array for each field, as in NDArrayDataset(images, labels)"
+_SCALAR_FIELD = "NDArrayDataset: field {field} is a single number; the first axis of each array must count the samples"
+_UNEQUAL = "NDArrayDataset: the fields hold {lengths} samples; the first axes of all arrays must have the same length"
+
+
+class Dataset:
+    """Base class of data sets; a subclass defines `__getitem__` and `__len__`.
+
+    `transforms`: callables that `apply_transforms` puts a value through, first to last.
+    """
+
+    transforms: Sequence[Callable[[Any], Any]] | None = None
+
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]] | None = None) -> None:
+        self.transforms = transforms
+
+    def __getitem__(self, index: Any) -> Any:
+        """Sample `index` (an int), or the batch of samples of a slice."""
+        raise NotImplementedError(_NOT_DEFINED.format(name=type(self).__name__, method="__getitem__(index)"))
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        raise NotImplementedError(_NOT_DEFINED.format(name=type(self).__name__, method="__len__()"))
+
+    def apply_transforms(self, x: Any) -> Any:
+        """`x` after every transform, in order."""
+        for transform in self.transforms or ():
+            x = transform(x)
+        return x
+
+
+class NDArrayDataset(Dataset):
+    """Samples from arrays that share their first axis: sample i is the tuple of `array[i]`, one for each array.
+
+    Raises `ArgumentError` where no array is given and `ShapeError` where the first axes differ.
+    """
+
+    def __init__(self, *arrays: Any) -> None:
+        super().__init__()
+        self.arrays: tuple[Array, ...] = tuple(np.asarray(array) for array in arrays)
+        if not arrays:
+            raise ArgumentError(_NO_ARRAYS)
+        for field, array in enumerate(self.arrays):
+            if array.ndim == 0:
+                raise ShapeError(_SCALAR_FIELD.format(field=field))
+        lengths = [len(array) for array in self.arrays]
+        if len(set(lengths)) > 1:
+            raise ShapeError(_UNEQUAL.format(lengths=" and ".join(map(str, lengths))))
+
+    def __getitem__(self, index: Index) -> Fields:
+        return tuple(array[index] for array in self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def take(self, indices: Array) -> Fields:
+        """The batch of samples `indices`, as new arrays."""
+        return self[indices]
+
+
+class ImageDataset(Dataset):
+    """Labelled grey pictures, kept as bytes and given as float32 in [0, 1].
+
+    images: uint8 (n, height, width) with values 0 to `white`; labels: uint8 (n,).
+    `dataset[i]` is (flat picture (height * width,), label); a slice or an array of indices gives (n, height * width)
+    and (n,). With `transforms`, each picture goes through them as float32 (height, width, 1), and is then flattened.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.uint8],
+        transforms: Sequence[Callable[[Any], Any]] | None = None,
+        *,
+        white: int = 255,
+    ) -> None:
+        super().__init__(transforms)
+        self.images = images
+        self.labels = labels
+        self.white = white
+
+    def __getitem__(self, index: Index) -> Fields:
+        pixels: Array = self.images[index]
+        # Bytes become floats here, a batch at a time: a float32 copy of the data set would take four times the memory.
+        pictures = np.divide(pixels, self.white, dtype=np.float32)
+        if pictures.ndim == 2:
+            return self._transformed(pictures), self.labels[index]
+        if self.transforms and len(pictures):
+            return np.stack([self._transformed(picture) for picture in pictures]), self.labels[index]
+        return as_rows(pictures), self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Array) -> Fields:
+        """The batch of samples `indices`, as new arrays."""
+        return self[indices]
+
+    def _transformed(self, picture: Array) -> Array:
+        if not self.transforms:
+            return picture.reshape(-1)
+        return np.asarray(self.apply_transforms(picture[:, :, None])).reshape(-1)  # (height, width, 1) -> flat
+
+
+def as_rows(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, height, width) -> (n, height * width), also for n = 0, where NumPy cannot infer a -1."""
+    return pictures.reshape(len(pictures), math.prod(pictures.shape[1:]))

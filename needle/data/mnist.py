@@ -1,0 +1,168 @@
+"""MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels, in gzipped IDX files.
+
+In: file names, or folders to look in. Out: `MNISTDataset`, or plain arrays (`parse_mnist`).
+Invariant: arrays come only from files that were read to their end and checked; otherwise a `DataError` names the file,
+what was expected and what was found.
+Next: download.py, which fetches the four files.
+
+IDX: 2 zero bytes, the type of the values (8: unsigned byte), the number of axes, the length of each axis as a 32-bit
+big-endian integer, then the values. Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits".
+"""
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from needle import config
+from needle.data.dataset import ImageDataset, as_rows
+from needle.errors import DataError
+
+FileName = str | os.PathLike[str]
+Bytes = NDArray[np.uint8]
+
+TRAIN_FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
+TEST_FILES = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+CLASSES = 10
+
+_IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801
+_CONTENT = {_IMAGES_MAGIC: "images", _LABELS_MAGIC: "labels"}
+
+_MISMATCH = "{file}: expected {expected}, found {found}; {advice}"
+_FETCH_AGAIN = "the file is damaged or incomplete: delete it and download it again"
+_CHECK_NAME = (
+    "check the file name; `needle train --data mnist` downloads MNIST, NEEDLE_DATA names the folder that has it"
+)
+_NOT_IDX = "give an IDX file of unsigned bytes, as MNIST and Fashion-MNIST are stored"
+_SWAPPED = "the image file name comes first, the label file name second"
+_PAIR = "{images}: expected one image for each of the {labels} labels in {label_file}, found {found} images; {advice}"
+_NOT_A_PAIR = "take both files from the same data set and the same part of it (train or t10k)"
+_NOT_FOUND = "MNIST: expected the files {files} in one of {folders}, found none of these folders complete; {advice}"
+
+
+class MNISTDataset(ImageDataset):
+    """MNIST, or a data set in its format: `dataset[i]` is (float32 (784,) in [0, 1], label).
+
+    A slice gives (n, 784) and (n,). With `transforms`, each picture goes through them as (28, 28, 1) and is then
+    flattened. Labels are integers from 0 to 9. Raises `DataError` for files that are missing, damaged or no pair.
+    """
+
+    def __init__(
+        self,
+        image_filename: FileName,
+        label_filename: FileName,
+        transforms: Sequence[Callable[[Any], Any]] | None = None,
+    ) -> None:
+        super().__init__(*read_mnist(image_filename, label_filename), transforms)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: FileName | None = None,
+        train: bool = True,
+        transforms: Sequence[Callable[[Any], Any]] | None = None,
+    ) -> Self:
+        """The training or test part, from the folder that `find_mnist(folder)` finds; `DataError` if it finds none."""
+        found = find_mnist(folder)
+        if found is None:
+            searched = ", ".join(map(str, _places(folder)))
+            raise DataError(
+                _NOT_FOUND.format(files=", ".join(TRAIN_FILES + TEST_FILES), folders=searched, advice=_CHECK_NAME)
+            )
+        images, labels = TRAIN_FILES if train else TEST_FILES
+        return cls(found / images, found / labels, transforms)
+
+
+def find_mnist(data_dir: FileName | None = None) -> Path | None:
+    """The first folder with all four MNIST files, or None.
+
+    Looks in `data_dir`, then in each folder of `config.data_dirs()` (NEEDLE_DATA, then the cache), and in the folder
+    `mnist` inside each of these.
+    """
+    for folder in _places(data_dir):
+        if all((folder / name).is_file() for name in TRAIN_FILES + TEST_FILES):
+            return folder
+    return None
+
+
+def parse_mnist(image_filename: FileName, label_filename: FileName) -> tuple[NDArray[np.float32], Bytes]:
+    """Images float32 (n, 784) in [0, 1] and labels uint8 (n,). Raises `DataError`."""
+    images, labels = read_mnist(image_filename, label_filename)
+    return as_rows(np.divide(images, 255, dtype=np.float32)), labels
+
+
+def read_mnist(image_filename: FileName, label_filename: FileName) -> tuple[Bytes, Bytes]:
+    """Images uint8 (n, height, width) and labels uint8 (n,) from 0 to 9, as stored. Raises `DataError`."""
+    images = _read_idx(image_filename, _IMAGES_MAGIC)
+    labels = _read_idx(label_filename, _LABELS_MAGIC)
+    if len(images) != len(labels):
+        raise DataError(
+            _PAIR.format(
+                images=image_filename,
+                label_file=label_filename,
+                labels=len(labels),
+                found=len(images),
+                advice=_NOT_A_PAIR,
+            )
+        )
+    outside = np.flatnonzero(labels >= CLASSES)
+    if len(outside):
+        at = int(outside[0])
+        found = f"label {labels[at]} at position {at} ({len(outside)} labels are outside)"
+        raise _mismatch(label_filename, f"labels from 0 to {CLASSES - 1}", found, _FETCH_AGAIN)
+    return images, labels
+
+
+def _places(data_dir: FileName | None) -> list[Path]:
+    named = [] if data_dir is None else [Path(data_dir).expanduser()]
+    return [place for folder in named + config.data_dirs() for place in (folder, folder / "mnist")]
+
+
+def _read_idx(filename: FileName, magic: int) -> Bytes:
+    content = _gunzip(filename, f"gzipped IDX {_CONTENT[magic]}")
+    axes = magic & 0xFF
+    header = 4 + 4 * axes
+    found, *shape = (int.from_bytes(content[at : at + 4], "big") for at in range(0, header, 4))
+    if len(content) >= 4 and found != magic:
+        advice = _SWAPPED if found in _CONTENT else _NOT_IDX
+        raise _mismatch(filename, _describe(magic), _describe(found), advice)
+    if len(content) < header:
+        raise _mismatch(filename, f"an IDX header of {header} bytes", f"{len(content)} bytes", _FETCH_AGAIN)
+    size = math.prod(shape)  # of Python integers: the lengths in a damaged header must not overflow
+    if len(content) != header + size:
+        expected = f"{header} + {size} bytes for {_CONTENT[magic]} of shape {tuple(shape)}"
+        raise _mismatch(filename, expected, f"{len(content)} bytes", _FETCH_AGAIN)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _gunzip(filename: FileName, expected: str) -> bytes:
+    try:
+        stored = Path(filename).read_bytes()
+    except FileNotFoundError:
+        raise _mismatch(filename, expected, "no such file", _CHECK_NAME) from None
+    except OSError as error:
+        raise _mismatch(filename, expected, f"a file that cannot be read ({error.strerror})", _CHECK_NAME) from error
+    try:
+        return gzip.decompress(stored)
+    except EOFError:
+        found = f"a gzip file that ends early, after {len(stored)} bytes"
+    except zlib.error as error:
+        found = f"damaged gzip data ({error})"
+    except gzip.BadGzipFile as error:
+        found = f"data that is not gzip or is damaged ({error})"
+    raise _mismatch(filename, expected, found, _FETCH_AGAIN)
+
+
+def _describe(magic: int) -> str:
+    content = _CONTENT.get(magic)
+    return f"magic number 0x{magic:08x}" + (f" ({content})" if content else "")
+
+
+def _mismatch(file: FileName, expected: str, found: str, advice: str) -> DataError:
+    return DataError(_MISMATCH.format(file=os.fspath(file), expected=expected, found=found, advice=advice))

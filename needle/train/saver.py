@@ -1,0 +1,55 @@
+"""When a run is saved: after each epoch, and when a person stops it.
+
+In: the moments of a run (`Callback`), Ctrl-C, and a function that saves. Out: calls of that function.
+Invariant: it is called only between two batches, when model, optimizer and random numbers belong together.
+Next: run.py.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from needle.train.fit import Callback, FitState, Phase
+from needle.train.metrics import Totals
+
+
+class Saver(Callback):
+    """Saves after each epoch. Ctrl-C lets the batch under way finish, saves, and only then raises KeyboardInterrupt.
+
+    A second Ctrl-C stops at once, and the checkpoint stays as it was. Signals are left alone outside the main thread.
+    """
+
+    def __init__(self, save: Callable[[], None]) -> None:
+        self.save = save
+        self.interrupted = False
+        self.earlier: Any = None
+
+    def begin_fit(self, state: FitState, epochs: int) -> None:
+        """From now on, Ctrl-C is a request."""
+        if threading.current_thread() is threading.main_thread():
+            self.earlier = signal.signal(signal.SIGINT, self._interrupt)
+
+    def after_batch(self, phase: Phase, state: FitState, totals: Totals) -> None:
+        """Stop here if asked to. During a test there is nothing to save yet: that waits for the end of the epoch."""
+        if self.interrupted and phase == "train":
+            self.save()
+            raise KeyboardInterrupt
+
+    def after_epoch(self, state: FitState) -> None:
+        """Save, and stop here if asked to."""
+        self.save()
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def end_fit(self, state: FitState) -> None:
+        """Ctrl-C does again what it did before."""
+        if self.earlier is not None:
+            signal.signal(signal.SIGINT, self.earlier)
+            self.earlier = None
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True

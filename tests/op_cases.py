@@ -1,0 +1,183 @@
+"""The table of ops: one row or more for each class that `needle.ops` exports.
+
+In: nothing. Out: `CASES` and `DTYPES`. A row says how to call the op on Tensors, what NumPy gives for the same arrays,
+which shapes to try, how to draw inputs, and whether the op has a gradient.
+Invariant: a sampler that gives floats may be converted to any dtype and differentiated; one that gives integers or
+booleans (an index, a mask) is used as it is. Next: test_ops.py, which runs every row through every property.
+"""
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+import needle as ndl
+from needle import ops
+from needle.dtype import Array
+
+Shapes = tuple[tuple[int, ...], ...]
+DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+DTYPES += ("float16", "float32", "float64")
+
+
+def real(shape: Any) -> Array:
+    return np.asarray(np.random.uniform(-2, 2, shape))
+
+
+def positive(shape: Any) -> Array:
+    return np.asarray(np.random.uniform(0.5, 2, shape))
+
+
+def away(shape: Any) -> Array:
+    """Numbers that keep 0.25 from 0, where relu and abs have a kink."""
+    return np.asarray(np.random.uniform(0.25, 2, shape) * np.random.choice([-1, 1], shape))
+
+
+def distinct(shape: Any) -> Array:
+    """Numbers that keep 0.1 from each other, so that a small step does not change which is the largest."""
+    return np.random.permutation(int(np.prod(shape))).reshape(shape) * 0.1 - 1
+
+
+def mask(shape: Any) -> Array:
+    return np.asarray(np.random.rand(*shape) > 0.5)
+
+
+def index(shape: Any) -> Array:
+    """Positions along an axis of length 4."""
+    return np.asarray(np.random.randint(-4, 4, shape))
+
+
+def convert(array: Array, dtype: str) -> Array:
+    """A sample in another dtype; integers are positive, so that every op is defined on them."""
+    if array.dtype.kind != "f":
+        return array
+    kind = np.dtype(dtype).kind
+    return array.astype(dtype) if kind == "f" else array > 0 if kind == "b" else (np.abs(array) * 10 + 1).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call the op class `name`. The last of `samples` serves all further inputs."""
+
+    name: str
+    call: Callable[..., Any]
+    reference: Callable[..., Any]
+    shapes: Iterable[Shapes]
+    samples: tuple[Callable[[Any], Array], ...] = (real,)
+    smooth: bool = True
+
+    def arrays(self, shapes: Shapes, dtype: str = "float64") -> list[Array]:
+        samples = [self.samples[min(i, len(self.samples) - 1)](shape) for i, shape in enumerate(shapes)]
+        return [convert(a, dtype) for a in samples]
+
+
+def rows(name: str, call: Any, reference: Any, arguments: Any, shapes: Any = None, **options: Any) -> list[Case]:
+    """A row for each argument after the Tensor; without `shapes`, each argument comes with those that it fits."""
+    pairs = [(x, shapes) for x in arguments] if shapes else [(x, [(s,) for s in fits]) for x, fits in arguments]
+    return [Case(name, lambda a, x=x: call(a, x), lambda a, x=x: reference(a, x), s, **options) for x, s in pairs]
+
+
+def reductions(name: str, reference: Any, shapes: Any, **options: Any) -> list[Case]:
+    """A row for each way to name axes."""
+
+    def expected(a: Array, x: Any) -> Any:
+        return reference(a, axis=tuple(x[0]) if isinstance(x[0], list) else x[0], keepdims=x[1])
+
+    ways = list(product((None, 0, -1, (0, 2), [1], (-3, 1), (0, 1, 2)), (False, True)))
+    return rows(name, lambda a, x: getattr(ops, name)(*x)(a), expected, ways, shapes, **options)
+
+
+def log_sum_exp(a: Array, **options: Any) -> Any:
+    return np.log(np.sum(np.exp(a * 1.0), **options))  # integers count as float64
+
+
+def center(a: Array, axes: Any) -> Any:
+    return a - np.mean(a, tuple(axes) if isinstance(axes, list) else axes, keepdims=True)
+
+
+def put_back(a: Array) -> Array:
+    out = np.zeros((5, 4), a.dtype)
+    out[1::3, ::-2] = a
+    return out
+
+
+def add_rows(a: Array, positions: Array) -> Array:
+    return np.array([a[positions % 4 == k].sum(0) for k in range(4)]).astype(a.dtype)
+
+
+ONE = (((),), ((3,),), ((2, 3),), ((2, 0, 3),), ((2, 1, 3),))
+TWO = (
+    ((), ()),
+    ((3,), ()),
+    ((2, 3), (3,)),
+    ((2, 1), (1, 3)),
+    ((0, 3), (1, 3)),
+    ((2, 3), (2, 3)),
+    ((4, 1), (2, 1, 3)),
+)
+THREE = (((), (), ()), ((2, 3), (3,), ()), ((2, 1), (1, 3), (2, 3)), ((0,), (1,), (0,)))
+CUBES = (((2, 3, 4),), ((1, 3, 1),))
+LINES = (((2, 3),), ((0, 3),))
+RESHAPES = [((2, 3), [(6,), (3, 2), (2, 3)]), ((-1,), [(2, 3), (), (5,)]), ((3, -1), [(2, 3), (3, 0)])]
+RESHAPES += [((), [(1, 1), ()]), ((0, 5), [(5, 0), (0,)]), ([1, 6], [(2, 3)]), (6, [(2, 3)])]
+BROADCASTS = [((2, 3), [(), (3,), (2, 1), (1, 3), (2, 3)]), ((0, 3), [(1, 3), ()]), ((4, 2, 3), [(2, 1)]), ((), [()])]
+SWAPS = [(None, [(2, 3), (2, 3, 4)]), ((0, 1), [(2, 3, 4)]), ((-1, 0), [(2, 3, 4)]), ((1, 3), [(2, 3, 0, 4)])]
+ORDERS = [((2, 0, 1), [(2, 3, 4), (0, 3, 1)]), ((0, -1, 1), [(2, 3, 4)]), ((), [()]), ((0,), [(3,)])]
+SLICES = [(np.s_[1:, ::-2], [(3, 5), (3, 1, 2)]), (np.s_[3:0:-2], [(4,), (5, 2)]), (np.s_[2:2], [(3,)]), (1, [(2, 3)])]
+PRODUCTS = (((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((5, 2, 3), (3, 4)), ((3,), (2, 3, 4)))
+PRODUCTS += (((2, 1, 3, 4), (5, 4, 2)), ((1, 2, 3), (4, 3, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)))
+GATHERS = (((4, 3), (2,)), ((4,), ()), ((4, 2), (2, 3)), ((4,), (0,)))
+
+CASES: list[Case] = [
+    Case("Add", ndl.add, np.add, TWO),
+    Case("Multiply", ndl.multiply, np.multiply, TWO),
+    Case("Divide", ndl.divide, np.divide, TWO, (real, away)),
+    Case("Power", ndl.power, np.power, TWO, (positive, real)),
+    Case("Maximum", ndl.maximum, np.maximum, TWO),
+    Case("Greater", ndl.greater, np.greater, TWO, smooth=False),
+    Case("GreaterEqual", ndl.greater_equal, np.greater_equal, TWO, smooth=False),
+    Case("Equal", ndl.equal, np.equal, TWO, smooth=False),
+    Case("Where", ndl.where, np.where, THREE, (mask, real)),
+    *rows("AddScalar", ndl.add_scalar, np.add, (2, 1.5, True), ONE),
+    *rows("MulScalar", ndl.mul_scalar, np.multiply, (2, -1.5, 0), ONE),
+    *rows("DivScalar", ndl.divide_scalar, np.divide, (2, 1.5), ONE),
+    *rows("PowerScalar", ndl.power_scalar, operator.pow, (0, 1, 2, 3, True), ONE),
+    *rows("PowerScalar", ndl.power_scalar, operator.pow, (-1.5, 0.5, 2.0), ONE, samples=(positive,)),
+    *rows("GreaterScalar", operator.gt, np.greater, (0, 0.1), ONE, samples=(away,), smooth=False),
+    *rows("GreaterEqualScalar", operator.ge, np.greater_equal, (0, 0.1), ONE, samples=(away,), smooth=False),
+    Case("Negate", ndl.negate, np.negative, ONE),
+    Case("Log", ndl.log, np.log, ONE, (positive,)),
+    Case("Exp", ndl.exp, np.exp, ONE),
+    Case("Sqrt", ndl.sqrt, np.sqrt, ONE, (positive,)),
+    Case("Tanh", ndl.tanh, np.tanh, ONE),
+    Case("Sigmoid", ndl.sigmoid, lambda a: 1 / (1 + np.exp(a * -1.0)), ONE),
+    Case("ReLU", ndl.relu, lambda a: np.maximum(a, 0), ONE, (away,)),
+    Case("Abs", ndl.absolute, np.abs, ONE, (away,)),
+    Case("Sign", ndl.sign, np.sign, ONE, (away,), smooth=False),
+    Case("Cast", lambda a: ndl.cast(a, "float64"), lambda a: a.astype("float64"), ONE),
+    *reductions("Summation", np.sum, (*CUBES, ((2, 0, 3),))),
+    *reductions("Max", np.max, CUBES, samples=(distinct,)),
+    *reductions("LogSumExp", log_sum_exp, CUBES),
+    *reductions("MeanSquare", lambda a, **options: np.mean(np.square(a * 1.0), **options), CUBES),
+    *rows("Center", ndl.center, center, (None, 0, -1, (0, 2), [1]), CUBES),
+    Case("Summation", ndl.summation, np.sum, ONE),
+    Case("Max", lambda a: ndl.reduce_max(a, -1), lambda a: np.max(a, -1), (*LINES, ((5,),)), (distinct,)),
+    Case("LogSumExp", lambda a: ndl.logsumexp(a, -1), lambda a: log_sum_exp(a, axis=-1), (*LINES, ((5,),))),
+    Case("LogSoftmax", ndl.logsoftmax, lambda a: a - log_sum_exp(a, axis=1, keepdims=True), LINES),
+    *rows("Reshape", ndl.reshape, np.reshape, RESHAPES),
+    *rows("BroadcastTo", ndl.broadcast_to, np.broadcast_to, BROADCASTS),
+    *rows("Transpose", ndl.transpose, lambda a, axes: np.swapaxes(a, *(axes or (-2, -1))), SWAPS),
+    *rows("Permute", ndl.permute, np.transpose, ORDERS),
+    *rows("Slice", operator.getitem, operator.getitem, SLICES),
+    Case("Embed", ops.Embed(((1, 2, 3), (3, 2, -2)), (5, 4)), put_back, (((2, 2),),)),
+    Case("MatMul", ndl.matmul, np.matmul, PRODUCTS),
+    Case("Gather", ndl.gather, lambda a, i: np.take(a, i, axis=0), GATHERS, (real, index)),
+    Case("Gather", lambda a, i: ndl.gather(a, i, 1), lambda a, i: a[:, i], (((2, 4), (3,)),), (real, index)),
+    Case("Gather", lambda a, i, j: a[:, i, j], lambda a, i, j: a[:, i, j], (((2, 4, 4), (3, 1), (2,)),), (real, index)),
+    Case("ScatterAdd", ops.ScatterAdd((0,), (4, 3)), add_rows, (((6, 3), (6,)), ((0, 3), (0,))), (real, index)),
+    Case("MakeTensorTuple", lambda a, b: (t := ndl.make_tuple(a, b))[0] * t[1] * t[1], lambda a, b: a * b * b, TWO),
+    Case("TensorTupleGetItem", lambda a, b: ndl.tuple_get_item(ndl.make_tuple(a, b), 1), lambda a, b: b, TWO),
+]

@@ -1,0 +1,366 @@
+"""Wrong programs, and the sentence that each must print.
+
+In: PROGRAMS: each mistake, and below it the class of its error and the sentence, or the part of it that matters.
+Out: a failure for each mistake that passes silently, leaks another library's error, or does not help.
+Invariant: a sentence names the operation or layer, what was found, the rule, and what to write instead.
+Next: test_nn.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle as ndl
+import text_table
+from needle import errors, nn, optim
+from needle.errors import CheckpointError, NeedleError
+
+
+class NoForward(nn.Module):
+    pass
+
+
+class NoCompute(ndl.ops.TensorOp):
+    pass
+
+
+class NoGradient(ndl.ops.TensorOp):
+    def compute(self, a: Any) -> Any:
+        return a * 2
+
+
+class Odd(ndl.ops.TensorOp):
+    """A user's op with a mistake: its gradient is `answer(out_grad)`."""
+
+    def __init__(self, answer: Callable[[Any], Any]) -> None:
+        self.answer = answer
+
+    def compute(self, a: Any) -> Any:
+        return a * 2
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return self.answer(out_grad)
+
+
+def T(*shape: int) -> ndl.Tensor:
+    return ndl.Tensor(np.ones(shape))
+
+
+def labels(*values: Any) -> ndl.Tensor:
+    return ndl.Tensor(list(values))
+
+
+def unrecorded(make: Callable[[], ndl.Tensor]) -> ndl.Tensor:
+    with ndl.no_grad():
+        return make()
+
+
+def derivative(y: ndl.Tensor, x: ndl.Tensor) -> ndl.Tensor:
+    y.backward()
+    return x.grad
+
+
+def step(optimizer: optim.Optimizer, grad: Any) -> None:
+    optimizer.params[0].grad = grad
+    optimizer.step()
+
+
+def load(optimizer: optim.Optimizer, drop: str = "", **changes: Any) -> None:
+    """Load the optimizer's own state after a step, with these changes (`__` stands for a dot)."""
+    step(optimizer, optimizer.params[0] * 0)
+    state = {name: value for name, value in optimizer.state_dict().items() if name != drop}
+    optimizer.load_state_dict(state | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def linear_state(**changes: Any) -> dict[str, Any]:
+    return {"weight": np.ones((2, 2)), "bias": np.ones((1, 2))} | changes
+
+
+PROGRAMS = """
+# shapes of ops
+T(3, 4) + T(5, 4)
+    ShapeError: Add(): shapes (3, 4) and (5, 4) do not fit together: axis -2 has lengths 3 and 5. Axes are aligned
+    from the right and must be equal or 1; use reshape or broadcast_to on one of them
+ndl.where(T(2) > 0, T(3), T(2))
+    ShapeError: Where(): shapes (2,) and (3,) and (2,) do not fit together
+T(2, 3) @ T(2, 3)
+    ShapeError: MatMul(): shapes (2, 3) @ (2, 3): the last axis of the first (3) must equal the second-to-last axis
+    of the second (2); the second would fit transposed
+T(2, 3) @ T(4, 5)
+    ShapeError: MatMul(): shapes (2, 3) @ (4, 5): the last axis of the first (3) must equal the second-to-last axis
+    of the second (4); use transpose or reshape
+T(2, 3) @ 3
+    ShapeError: MatMul(): shapes (2, 3) @ (): each side needs at least 2 axes; use reshape, or * for a product by
+    elements
+T(2, 2, 3) @ T(3, 3, 4)
+    ShapeError: MatMul(): shapes (2, 2, 3) @ (3, 3, 4): the leading axes (2,) and (3,) do not broadcast
+ndl.matmul(3, T(2, 3))
+    DTypeError: needs a Tensor, but was given int
+ndl.relu(np.ones(3))
+    DTypeError: ReLU(): needs a Tensor, but was given ndarray; wrap it as ndl.Tensor(...)
+T(2, 3).reshape((4, 2))
+    ShapeError: Reshape(shape=(4, 2)): shape (2, 3) has 6 elements, which cannot be arranged as (4, 2) (8 elements)
+T(2, 3).reshape((-1, -1))
+    ShapeError: Reshape(shape=(-1, -1)): lengths must be 0 or more, with at most one -1 (to be inferred), not (-1,
+    -1)
+T(2, 3).reshape((-2, 3))
+    ShapeError: Reshape(shape=(-2, 3)): lengths must be 0 or more, with at most one -1 (to be inferred), not (-2, 3)
+T(2, 3).reshape((2.0, 3))
+    ShapeError: lengths must be whole numbers, not (2.0, 3)
+T(2, 3).broadcast_to((3, 3))
+    ShapeError: BroadcastTo(shape=(3, 3)): shape (2, 3) does not broadcast to (3, 3): axes are aligned from the
+    right, and each must be equal or 1
+T(2, 3).sum(2)
+    ShapeError: Summation(axes=2, keepdims=False): axis 2 does not exist in shape (2, 3); axes go from -2 to 1
+T(2, 3).sum((0, -2))
+    ShapeError: Summation(axes=(0, -2), keepdims=False): axes (0, -2) name an axis of shape (2, 3) twice; name each
+    axis once
+T(2, 3).sum('rows')
+    ShapeError: axes must be an int, a tuple of ints or None, not 'rows'
+T(0, 3).max(0)
+    ShapeError: Max(axes=0, keepdims=False): shape (0, 3) has no element to take the maximum of
+ndl.logsoftmax(T(3))
+    ShapeError: LogSoftmax(): takes logits of shape (batch, classes), not (3,); reshape them to two axes
+ndl.softmax(T(2, 3), 5)
+    ShapeError: softmax: axis 5 does not exist in shape (2, 3); axes go from -2 to 1
+T(3).transpose()
+    ShapeError: Transpose(axes=None): axis -2 does not exist in shape (3,)
+ndl.transpose(T(2, 3, 4), (0, 1, 2))
+    ShapeError: Transpose(axes=(0, 1, 2)): swaps two axes, but was given (0, 1, 2); use permute to reorder all axes
+T(2, 3).permute((0,))
+    ShapeError: Permute(axes=(0,)): needs each of the 2 axes of shape (2, 3) once, not (0,)
+# dtypes and devices
+ndl.Tensor([1], dtype='float31')
+    DTypeError: 'float31' is not a dtype that needle knows; use one of bool, uint8, int8, int16, int32, int64,
+    float16, float32, float64
+ndl.Tensor(['a'])
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype <U1
+ndl.Tensor(1j)
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype complex128
+ndl.from_dlpack(np.array([1j]))
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype complex128
+ndl.from_dlpack(3)
+    DTypeError: from_dlpack: int has no __dlpack__; use ndl.Tensor(...)
+ndl.Tensor([[1, 2], [3]])
+    DTypeError: cannot make an array of list: its rows have different lengths; give rows of equal length
+-ndl.Tensor([True])
+    DTypeError: Negate(): is not defined for bool
+ndl.Tensor([2]) ** -1
+    DTypeError: PowerScalar(scalar=-1): is not defined for int64
+ndl.Tensor([1], device='gpu')
+    DeviceError: 'gpu' is not a device; use one of cpu, cuda, such as ndl.cpu()
+ndl.Tensor([1], device=ndl.cuda())
+    DeviceError: cuda() cannot be used: this version of needle runs on the CPU only; use ndl.cpu(), or ask
+    `device.enabled()`
+ndl.cuda().zeros(3)
+    DeviceError: cuda() cannot be used
+# indexing
+T(2, 3)[0, 3]
+    IndexRangeError: index 3 is outside axis 1 of shape (2, 3); indices go from -3 to 2
+T(2, 3)[[0, 5]]
+    IndexRangeError: index 5 is outside axis 0 of shape (2, 3); indices go from -2 to 1
+ndl.gather(T(2, 3), [0.5])
+    DTypeError: Gather(axes=(0,)): indices must be integers, not float64; convert with .astype('int64')
+ndl.gather(T(2, 3), [0], axis=4)
+    ShapeError: gather: axis 4 does not exist in shape (2, 3); axes go from -2 to 1
+T(2, 3)[0, 0, 0]
+    ShapeError: index (0, 0, 0): 3 indices for shape (2, 3), which has 2 axes; use fewer
+T(2, 3)[1.5]
+    DTypeError: cannot index with 1.5 (float of float64); use ints, slices, None, ..., or arrays of ints or booleans
+T(2, 3)[0.5:]
+    DTypeError: cannot index with slice(0.5, None, None)
+T(2, 3)[np.array([True, False, True])]
+    ShapeError: a boolean mask of shape (3,) does not fit axes 0 to 0 of shape (2, 3); make the shapes equal
+T(2).__setitem__(0, 1)
+    GraphError: make a new Tensor with ndl.where(mask, value, x), or change a leaf through x.numpy()[...] = value
+ndl.make_tuple(T(2), T(2))[2]
+    IndexRangeError: index 2 is outside a TensorTuple of 2 members
+ndl.init.one_hot(3, labels(3))
+    IndexRangeError: one_hot: 3 is not one of 3 classes; integers go from 0 to 2
+ndl.init.one_hot(3, labels(0.5))
+    DTypeError: one_hot: classes must be whole numbers, not float64 such as 0.5
+# as Python's values
+bool(T(2))
+    ShapeError: the truth of a Tensor of shape (2,) is not one value; to ask whether it exists, write `x is not
+    None`
+float(T(2))
+    ShapeError: float() needs a Tensor with one element, but this one has shape (2,); index it, or use .sum() or
+    .numpy()
+list(T())
+    ShapeError: a Tensor of shape () has no length and cannot be iterated over; use .item()
+np.sin(T(2))
+    DTypeError: numpy.sin is not an operation of needle, so no gradient could flow; use ndl.ops, or
+    numpy.sin(x.numpy())
+np.add.reduce(T(2))
+    DTypeError: numpy.add.reduce is not an operation of needle
+setattr(T(2), 'data', np.ones(2))
+    DTypeError: .data can only be set to a Tensor, not to ndarray; write p.data = ndl.Tensor(...)
+setattr(T(2), 'data', T(2).astype('float32'))
+    DTypeError: .data has dtype float64 and cannot be set to float32; convert with .astype('float64')
+# backward
+(T(2) * 2).backward(T(3))
+    ShapeError: backward: out_grad has shape (3,), but the Tensor has shape (2,); give a gradient of the same shape
+(T(2) * 2).backward(np.ones(2))
+    GraphError: backward: out_grad must be a Tensor of shape (2,), not ndarray; write ndl.Tensor(...)
+T(2).backward()
+    GraphError: backward: this Tensor of shape (2,) has no graph: it was not computed from a Tensor with
+    requires_grad=True, or it was detached or made under no_grad()
+unrecorded(lambda: T(2) * 2).backward()
+    GraphError: made under no_grad(). Call backward() on a result of operations
+[derivative(x * 3, x).backward() for x in [T(2)]]
+    GraphError: the derivative of a linear function is a constant, which has no graph either
+NoCompute()(T(2))
+    NotImplementedError: NoCompute(): compute() is not defined; write `def compute(self, *arrays)`
+NoGradient()(T(2)).backward()
+    NotImplementedError: NoGradient(): gradient() is not defined; write `def gradient(self, out_grad, node)`
+Odd(lambda g: (g, g))(T(2)).backward()
+    GraphError: Odd(): gradient() gave 2 gradients for 1 inputs; return one for each input
+Odd(lambda g: g.numpy())(T(2)).backward()
+    GraphError: Odd(): gradient() gave a ndarray; return a Tensor that is made by operations on out_grad
+Odd(lambda g: T(5))(T(2)).backward()
+    ShapeError: Odd(): gradient() gave shape (5,) for an input of shape (2,); return the input's shape, or one that
+# layers
+nn.Linear(0, 3)
+    ArgumentError: Linear: in_features must be a whole number of at least 1, not 0
+nn.Linear(3, 2, dtype='int32')
+    DTypeError: Linear: dtype must be a floating-point dtype, not int32
+nn.Residual(3)
+    ArgumentError: Residual: fn is a int, not a Module or function
+nn.Sequential([nn.ReLU()])
+    ArgumentError: Sequential: module 0 is a list, not a Module or function; write nn.Sequential(*modules)
+nn.Flatten()(T())
+    ShapeError: Flatten: needs an input of shape (batch, ...), not ()
+nn.BatchNorm1d(0)
+    ArgumentError: BatchNorm1d: dim must be a whole number of at least 1, not 0
+nn.BatchNorm1d(3, momentum=2)
+    ArgumentError: BatchNorm1d: momentum must be from 0 to 1, not 2
+nn.BatchNorm1d(3)(T(4, 5))
+    ShapeError: BatchNorm1d: needs an input of shape (batch, 3), not (4, 5)
+nn.BatchNorm1d(3)(T(0, 3))
+    ShapeError: BatchNorm1d: the batch is empty (shape (0, 3)), so it has no mean; skip empty batches
+nn.LayerNorm1d(3)(T(4, 3, 3))
+    ShapeError: LayerNorm1d: needs an input of shape (batch, 3), not (4, 3, 3)
+nn.Dropout(1.0)
+    ArgumentError: Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not 1.0
+nn.Dropout('a')
+    ArgumentError: Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not 'a'
+NoForward()(T(2))
+    NotImplementedError: NoForward has no forward(); write `def forward(self, x)` in it
+ndl.summary(nn.ReLU(), 5)
+    ArgumentError: summary: input_shape must be a tuple with the batch axis, such as (1, 784), not 5
+nn.SoftmaxLoss()(T(3), labels(0, 1, 2))
+    ShapeError: cross_entropy: logits must have shape (batch, classes), not (3,)
+nn.SoftmaxLoss()(T(4, 3), labels(0, 1))
+    ShapeError: cross_entropy: labels must have shape (4,), one class for each row of logits (4, 3), not (2,)
+nn.SoftmaxLoss()(T(2, 3), labels(0, 3))
+    IndexRangeError: cross_entropy: label 3 is not a class of logits (2, 3); labels go from 0 to 2
+nn.SoftmaxLoss()(T(2, 3), labels(0, 1.5))
+    DTypeError: cross_entropy: labels must be whole numbers, the index of a class, not float64 such as 1.5
+nn.SoftmaxLoss()(T(0, 3), labels())
+    ShapeError: cross_entropy: the batch is empty
+# state_dicts
+nn.Linear(2, 2).load_state_dict({'weight': np.ones((2, 2)), 'bais': 0})
+    CheckpointError: load_state_dict: missing bias; unexpected bais; the state must come from a model with the same
+    layers
+nn.Linear(2, 2).load_state_dict(linear_state(weight=np.ones((2, 3))))
+    CheckpointError: load_state_dict: weight has shape (2, 2) in the model but (2, 3) in the state; build both with
+    the same sizes
+nn.Linear(2, 2).load_state_dict(linear_state(bias=[['a', 'b']]))
+    CheckpointError: load_state_dict: bias holds <U1, not numbers
+nn.Linear(2, 2).load_state_dict(None)
+    CheckpointError: load_state_dict: the state must be a dict of names and arrays, not NoneType
+optim.SGD([T(2)]).load_state_dict({})
+    CheckpointError: SGD.load_state_dict: step, lr, momentum, weight_decay missing; the state must come from the
+    same optimizer on the same parameters
+load(optim.SGD([T(2)]), u__1=np.ones(2))
+    CheckpointError: SGD.load_state_dict: 'u.1' is not a state of this optimizer
+load(optim.SGD([T(2)]), beta1=0.9)
+    CheckpointError: SGD.load_state_dict: 'beta1' is not a state of this optimizer
+load(optim.SGD([T(2)]), lr=-1)
+    CheckpointError: SGD.load_state_dict: lr must be a finite number of at least 0, not -1
+load(optim.Adam([T(2)]), v__0=np.ones(3))
+    CheckpointError: Adam.load_state_dict: 'v.0' has shape (3,), but the parameter has (2,)
+load(optim.Adam([T(2)]), drop='v.0')
+    CheckpointError: Adam.load_state_dict: 'm.0' has no 'v.0' beside it
+# optimizers
+optim.SGD([])
+    ArgumentError: SGD: the list of parameters is empty; give model.parameters(), and check that the model has
+    layers
+optim.Adam(nn.Linear(2, 2))
+    ArgumentError: Adam: params is a Linear, not a list of Tensors; give model.parameters()
+optim.SGD(nn.Linear(2, 2).named_parameters())
+    ArgumentError: SGD: parameter 0 is a tuple, not a Tensor; give model.parameters()
+[optim.SGD([x, x]) for x in [T(2)]]
+    ArgumentError: SGD: parameter 1 is parameter 0 once more; give each Tensor once
+optim.SGD([labels(1, 2)])
+    DTypeError: SGD: parameter 0 has dtype int64
+optim.SGD([T(2)], lr=-1)
+    ArgumentError: SGD: lr must be a finite number of at least 0, not -1
+optim.SGD([T(2)], lr=float('nan'))
+    ArgumentError: SGD: lr must be a finite number of at least 0, not nan
+optim.SGD([T(2)], momentum=1.0)
+    ArgumentError: SGD: momentum must be a number of at least 0 and below 1, not 1.0
+optim.Adam([T(2)], beta1=1.0)
+    ArgumentError: Adam: beta1 must be a number of at least 0 and below 1, not 1.0
+optim.SGD([T(2)]).clip_grad_norm(-1)
+    ArgumentError: SGD: max_norm must be a finite number of at least 0, not -1
+step(optim.SGD([T(2)]), T(3))
+    ArgumentError: SGD: the gradient of parameter 0 has shape (3,), but the parameter has shape (2,)
+step(optim.SGD([T(2)]), np.ones(2))
+    ArgumentError: SGD: the gradient of parameter 0 is a ndarray, not a Tensor
+optim.Newton([T(2)]).step()
+    ArgumentError: Newton.step: needs a function that computes the loss: optimizer.step(lambda: loss_of(model))
+optim.Newton([T(2)]).step(lambda: 3.0)
+    GraphError: Newton.step: the closure must return the loss as a Tensor, not float
+[optim.Newton([x]).step(lambda x=x: x * x) for x in [T(2)]]
+    ShapeError: Newton.step: the loss must be one number, not shape (2,); use .sum() or .mean()
+[optim.Newton([x, T(2)]).step(lambda x=x: (x * x).sum()) for x in [T(2)]]
+    GraphError: Newton.step: the loss does not depend on every parameter
+optim.Newton([T(2)], max_cg=0)
+    ArgumentError: Newton: max_cg must be a finite number of at least 1, not 0
+# initial values
+ndl.init.kaiming_uniform(0, 2)
+    ArgumentError: kaiming_uniform: a fan must be at least 1, not 0
+ndl.init.kaiming_normal(2, 2, nonlinearity='tanh')
+    ArgumentError: kaiming_normal: nonlinearity must be 'relu', not 'tanh'
+ndl.init.rand(-1)
+    ShapeError: lengths must be whole numbers of 0 or more, not (-1,)
+ndl.init.ones(2.5)
+    ShapeError: lengths must be whole numbers of 0 or more, not (2.5,)
+ndl.init.randb(3, p=2)
+    ArgumentError: randb: p must be a probability from 0 to 1, not 2
+"""
+
+NAMES: dict[str, Any] = {name: thing for name, thing in globals().items() if not name.startswith("_")}
+ANSWERS = [(program, *answer.split(": ", 1)) for program, answer in text_table.read(PROGRAMS)]
+ROWS = [(program, getattr(errors, kind, NotImplementedError), sentence) for program, kind, sentence in ANSWERS]
+
+
+@pytest.mark.parametrize(("program", "kind", "sentence"), ROWS, ids=[row[0] for row in ROWS])
+def test_a_wrong_program_prints_its_sentence(program: str, kind: type[Exception], sentence: str) -> None:
+    with pytest.raises(kind) as caught:
+        eval(program, dict(NAMES))
+    assert caught.type is kind
+    assert sentence in str(caught.value)
+
+
+def test_every_error_is_needles_own_and_a_builtin_one() -> None:
+    builtin = (ValueError, TypeError, IndexError, RuntimeError)
+    kinds = NeedleError.__subclasses__()
+    assert all(issubclass(kind, builtin) for kind in kinds)
+    assert {kind for _, kind, _ in ROWS} <= {*kinds, NotImplementedError}
+    assert len({program for program, _, _ in ROWS}) == len(ROWS) >= 100
+
+
+def test_a_failed_load_changes_nothing() -> None:
+    model, optimizer = nn.Linear(2, 2), optim.Adam([T(2)])
+    before = model.state_dict()
+    for state in (linear_state(bias=np.ones(3)), linear_state(bias=[["a", "b"]]), {"weight": np.ones((2, 2))}):
+        with pytest.raises(CheckpointError):
+            model.load_state_dict(state)
+    assert all(np.array_equal(model.state_dict()[name], array) for name, array in before.items())
+    with pytest.raises(CheckpointError):
+        load(optimizer, v__0=np.ones(3), step=7)
+    assert optimizer.state_dict()["step"] == 1

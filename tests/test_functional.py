@@ -1,0 +1,68 @@
+"""Softmax and cross-entropy beside their formulas, and where the formulas would overflow.
+
+In: logits and labels. Out: a failure where a value or a gradient differs from NumPy in float64.
+Invariant: the reference subtracts the maximum itself.
+Next: test_course.py.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn
+
+LOGITS = np.random.RandomState(2).randn(5, 4) * 3
+LABELS = np.array([3, 0, 1, 1, 2])
+
+
+def softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_softmax(axis: int) -> None:
+    x, weights = ndl.Tensor(LOGITS), np.random.randn(5, 4)
+    y = ndl.softmax(x, axis)
+    expected = softmax(LOGITS, axis)
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-12)
+    (y * ndl.Tensor(weights)).sum().backward()
+    inner = (weights * expected).sum(axis, keepdims=True)
+    np.testing.assert_allclose(x.grad.numpy(), expected * (weights - inner), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e300])
+def test_large_logits_do_not_overflow(scale: float) -> None:
+    x = ndl.Tensor([[scale, -scale, 0.0]])
+    np.testing.assert_allclose(ndl.softmax(x).numpy(), softmax(x.numpy(), 1), atol=1e-12)
+    loss = ndl.cross_entropy(x, ndl.Tensor([1]))
+    np.testing.assert_allclose(loss.item(), 2 * scale + (0.4076059644443803 if scale == 1 else 0))
+    loss.backward()
+    np.testing.assert_allclose(x.grad.numpy(), softmax(x.numpy(), 1) - [[0, 1, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["int64", "uint8", "float32", "array", "list"])
+def test_cross_entropy(kind: str, dtype: str) -> None:
+    labels: Any = {"array": LABELS, "list": LABELS.tolist()}.get(kind)
+    labels = ndl.Tensor(LABELS, dtype=kind) if labels is None else labels
+    logits = ndl.Tensor(LOGITS, dtype=dtype)
+    loss = nn.SoftmaxLoss()(logits, labels)
+    expected = softmax(LOGITS, 1)
+    assert (loss.shape, loss.dtype) == ((), np.dtype(dtype))
+    rounding = 4 * float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(loss.item(), -np.log(expected[range(5), LABELS]).mean(), rtol=rounding)
+    loss.backward()
+    np.testing.assert_allclose(logits.grad.numpy(), (expected - np.eye(4)[LABELS]) / 5, atol=rounding)
+    assert logits.grad.dtype == dtype
+
+
+def test_cross_entropy_has_a_hessian() -> None:
+    logits, v = ndl.Tensor(LOGITS), np.random.randn(5, 4)
+    ndl.cross_entropy(logits, ndl.Tensor(LABELS)).backward()
+    (logits.grad * ndl.Tensor(v)).sum().backward()
+    p = softmax(LOGITS, 1)
+    expected = (p * v - p * (p * v).sum(1, keepdims=True)) / 5
+    np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-12)

@@ -1,0 +1,268 @@
+"""Optimizers beside their formulas in NumPy, their checkpoints, and Newton's method on real digits.
+
+In: parameters and gradients. Out: a failure where a step differs from its formula, changes a gradient or keeps a graph.
+Invariant: the reference is float64 NumPy, a few lines for each optimizer, written from the formula.
+Next: test_init.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn, optim
+
+Arrays = list[np.ndarray]
+
+
+def sgd(p: np.ndarray, grads: Arrays, lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0) -> np.ndarray:
+    u = np.zeros_like(p)
+    for grad in grads:
+        u = momentum * u + (1 - momentum) * (grad + weight_decay * p)
+        p = p - lr * u
+    return p
+
+
+def adam(
+    p: np.ndarray,
+    grads: Arrays,
+    lr: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> np.ndarray:
+    m = v = np.zeros_like(p)
+    for t, grad in enumerate(grads, 1):
+        g = grad + weight_decay * p
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        p = p - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return p
+
+
+CASES: list[tuple[Any, Callable[..., np.ndarray], dict[str, float]]] = [
+    (optim.SGD, sgd, {}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9}),
+    (optim.SGD, sgd, {"lr": 0.1, "weight_decay": 0.2}),
+    (optim.SGD, sgd, {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.1}),
+    (optim.Adam, adam, {}),
+    (optim.Adam, adam, {"lr": 0.1, "beta1": 0.0, "beta2": 0.0, "eps": 1e-3}),
+    (optim.Adam, adam, {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "weight_decay": 0.3}),
+]
+IDS = [f"{kind.__name__} {numbers}" for kind, _, numbers in CASES]
+FIRST_ORDER = [(optim.SGD, {"momentum": 0.9}), (optim.Adam, {"weight_decay": 0.1})]
+
+
+def set_grads(params: list[ndl.Tensor], arrays: Arrays) -> None:
+    for p, array in zip(params, arrays, strict=True):
+        p.grad = ndl.Tensor(array)
+
+
+# ----------------------------------------------------------------------------------------------------- the formulas
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("kind", "formula", "numbers"), CASES, ids=IDS)
+def test_steps_follow_the_formula(kind: Any, formula: Any, numbers: dict[str, float], dtype: str) -> None:
+    starts = [np.random.randn(3, 2), np.random.randn(4)]
+    grads = [[np.random.randn(*start.shape) for start in starts] for _ in range(60)]
+    params = [ndl.Tensor(start, dtype=dtype) for start in starts]
+    optimizer = kind(params, **numbers)
+    for arrays in grads:  # float64 gradients on float32 parameters too
+        set_grads(params, arrays)
+        optimizer.step()
+        assert all(np.array_equal(p.grad.numpy(), array) for p, array in zip(params, arrays, strict=True))
+    for i, (p, start) in enumerate(zip(params, starts, strict=True)):
+        expected = formula(start, [arrays[i] for arrays in grads], **numbers)
+        np.testing.assert_allclose(p.numpy(), expected, rtol=0, atol=1e-12 if dtype == "float64" else 2e-5)
+        assert p.dtype == dtype
+
+
+@pytest.mark.parametrize(("kind", "numbers"), FIRST_ORDER)
+def test_a_parameter_without_gradient_is_left_alone(kind: Any, numbers: dict[str, float]) -> None:
+    still, moved = ndl.Tensor([1.0, 2.0]), ndl.Tensor([1.0])
+    optimizer = kind([still, moved], **numbers)
+    set_grads([moved], [np.ones(1)])
+    optimizer.step()
+    assert np.array_equal(still.numpy(), [1, 2])
+    assert moved.item() != 1
+    for reset in (optimizer.reset_grad, optimizer.zero_grad):
+        set_grads([moved], [np.ones(1)])
+        reset()
+        assert still.grad is None
+        assert moved.grad is None
+
+
+@pytest.mark.parametrize(("kind", "numbers"), FIRST_ORDER)
+def test_a_step_keeps_no_graph_and_no_memory_of_others(kind: Any, numbers: dict[str, float]) -> None:
+    w = ndl.Tensor([1.0, 2.0])
+    optimizer = kind([w], **numbers)
+    held = w.numpy()
+    counts = []
+    for _ in range(3):
+        optimizer.reset_grad()
+        (w * w * w).sum().backward()  # the gradient has a graph
+        optimizer.step()
+        counts.append(ndl.autograd.TENSOR_COUNTER)
+    assert (w.op, w.inputs, w.requires_grad) == (None, (), True)
+    assert len(set(counts)) == 1
+    assert np.array_equal(held, [1, 2])  # an array that was read before is not changed
+
+
+def test_a_generator_or_one_tensor_serves_as_parameters() -> None:
+    w = ndl.Tensor([1.0])
+    assert optim.SGD(p for p in [w]).params == optim.SGD(w).params == [w]
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize(("kind", "formula", "numbers"), CASES, ids=IDS)
+def test_a_loaded_optimizer_continues_bit_for_bit(kind: Any, formula: Any, numbers: dict[str, float]) -> None:
+    def made() -> tuple[list[ndl.Tensor], Any]:
+        params = [ndl.Tensor([1.0, -2.0], dtype="float32"), ndl.Tensor(3.0, dtype="float32")]
+        return params, kind(params, **numbers)
+
+    grads = [[np.random.randn(2), np.random.randn()] for _ in range(20)]
+    (whole, optimizer), (half, other), (rest, fresh) = made(), made(), made()
+    for arrays in grads:
+        set_grads(whole, arrays)
+        optimizer.step()
+    for arrays in grads[:10]:
+        set_grads(half, arrays)
+        other.step()
+    fresh.lr = 123.0
+    state = other.state_dict()
+    fresh.load_state_dict(state)
+    for array in (value for name, value in state.items() if "." in name):
+        array += 1  # what was loaded is a copy
+    for p, q in zip(rest, half, strict=True):
+        p.data = q
+    set_grads(half, grads[0])
+    other.step()  # must not reach the one that was loaded
+    for arrays in grads[10:]:
+        set_grads(rest, arrays)
+        fresh.step()
+    assert fresh.state_dict()["step"] == 20
+    assert all(np.array_equal(p.numpy(), q.numpy()) for p, q in zip(whole, rest, strict=True))
+
+
+def test_state_dict_is_flat_and_a_copy() -> None:
+    w = ndl.Tensor([1.0, 2.0], dtype="float32")
+    optimizer = optim.Adam([w, ndl.Tensor([3.0])], lr=0.5)
+    set_grads([w], [np.ones(2)])
+    optimizer.step()
+    state = optimizer.state_dict()
+    numbers = {"step": 1, "lr": 0.5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+    assert {name: value for name, value in state.items() if "." not in name} == numbers
+    assert [name for name in state if "." in name] == ["m.0", "v.0"]  # the other parameter has had no gradient
+    state["m.0"] += 7
+    np.testing.assert_allclose(optimizer.state_dict()["m.0"], [0.1, 0.1], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------- clipping
+
+
+def test_clip_grad_norm() -> None:
+    params = [ndl.Tensor([0.0, 0.0]), ndl.Tensor([0.0]), ndl.Tensor([0.0])]
+    optimizer = optim.SGD(params)
+    set_grads(params[:2], [np.array([3.0, 0.0]), np.array([4.0])])
+    before = [p.grad for p in params[:2]]
+    assert optimizer.clip_grad_norm(10.0) == 5
+    assert [p.grad.numpy().tolist() for p in params[:2]] == [[3, 0], [4]]
+    assert optimizer.clip_grad_norm() == 5
+    np.testing.assert_allclose(params[0].grad.numpy(), [0.15, 0], rtol=1e-6)
+    np.testing.assert_allclose(params[1].grad.numpy(), [0.2], rtol=1e-6)
+    assert params[2].grad is None
+    assert before[0].numpy().tolist() == [3, 0]  # clipped, not changed in place
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-30])
+def test_clip_grad_norm_of_huge_and_tiny_gradients(size: float) -> None:
+    w = ndl.Tensor([0.0, 0.0], dtype="float32")
+    set_grads([w], [np.array([3 * size, 4 * size], "float32")])
+    assert optim.SGD([w]).clip_grad_norm(size) == pytest.approx(5 * size)
+    if size > 1:  # a norm far below the 1e-6 in the divisor is not scaled to max_norm
+        np.testing.assert_allclose(w.grad.numpy(), [0.6 * size, 0.8 * size], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ Newton
+
+
+def gradient_norm(loss: Callable[[], ndl.Tensor], params: list[ndl.Tensor]) -> float:
+    loss().backward()
+    return float(np.sqrt(sum((p.grad.numpy() ** 2).sum() for p in params)))
+
+
+def test_newton_solves_a_quadratic_in_one_step() -> None:
+    root = np.random.randn(6, 6)
+    matrix, b = root @ root.T + np.eye(6), np.random.randn(6)
+    x, target = ndl.Tensor(np.random.randn(6)), ndl.Tensor(b)
+
+    def loss() -> ndl.Tensor:
+        return (x * (ndl.Tensor(matrix, requires_grad=False) @ x)).sum() / 2 - (target * x).sum()
+
+    optim.Newton([x], tolerance=1e-12).step(loss)
+    np.testing.assert_allclose(x.numpy(), np.linalg.solve(matrix, b), rtol=1e-10)
+
+
+def regression(count: int = 300, decay: float = 1e-2) -> tuple[Callable[[], ndl.Tensor], list[ndl.Tensor]]:
+    """L2-regularised logistic regression on real digits, in float64."""
+    images, labels = ndl.data.DigitsDataset(train=True)[:count]
+    x = ndl.Tensor(np.asarray(images).reshape(count, -1), dtype="float64", requires_grad=False)
+    y = ndl.Tensor(np.asarray(labels))
+    weight, bias = ndl.Tensor(np.zeros((x.shape[1], 10))), ndl.Tensor(np.zeros((1, 10)))
+
+    def loss() -> ndl.Tensor:
+        return ndl.cross_entropy(x @ weight + bias, y) + ((weight * weight).sum() + (bias * bias).sum()) * (decay / 2)
+
+    return loss, [weight, bias]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e-6])
+def test_newton_solves_a_logistic_regression_on_digits_to_machine_precision(scale: float) -> None:
+    loss, params = regression()
+    start, optimizer, norms, losses = gradient_norm(loss, params), optim.Newton(params), [], []
+    for _ in range(12):
+        losses.append(float(optimizer.step(lambda: loss() * scale)))
+        norms.append(optimizer.grad_norm / scale)
+    assert norms[0] == pytest.approx(start)
+    assert min(norms) <= 1e-12 * norms[0]
+    assert all(after <= before + 1e-14 * scale for before, after in zip(losses, losses[1:], strict=False))
+    tail = [norm / norms[0] for norm in norms if 1e-10 < norm / norms[0] < 0.05]
+    # Superlinear: near the solution each step multiplies the number of right digits.
+    assert all(after <= before**1.3 for before, after in zip(tail, tail[1:], strict=False))
+    assert 2 <= len(tail) <= 5
+
+
+def test_newton_does_not_diverge_where_the_curvature_is_negative() -> None:
+    w = ndl.Tensor([0.1, 3.0])
+
+    def loss() -> ndl.Tensor:  # a double well in the first coordinate: maximum at 0, minima at -1 and 1
+        p = w * ndl.Tensor([1.0, 0.0], requires_grad=False)
+        return ((p * p - 1) ** 2).sum() + (w * w).sum() * 0.01
+
+    optimizer, losses = optim.Newton([w]), [float(loss())]
+    for _ in range(30):
+        optimizer.step(loss)
+        losses.append(float(loss()))
+    assert all(after <= before + 1e-12 for before, after in zip(losses, losses[1:], strict=False))
+    assert gradient_norm(loss, [w]) < 1e-8
+    assert abs(w.numpy()[0]) == pytest.approx(1, abs=0.01)
+
+
+def test_newton_where_no_step_helps_stays() -> None:
+    w = ndl.Tensor([1.0, -2.0])
+    optimizer = optim.Newton([w])
+    optimizer.step(lambda: (w * ndl.Tensor([0.0, 0.0])).sum())  # the gradient is 0 everywhere
+    assert np.array_equal(w.numpy(), [1, -2])
+    model = nn.Linear(3, 1, dtype="float64")
+    optimizer = optim.Newton(model.parameters(), damping=0.1)
+    x = ndl.Tensor(np.random.randn(10, 3), requires_grad=False)
+    start = float(optimizer.step(lambda: (model(x) ** 2).sum()))
+    for _ in range(60):
+        optimizer.step(lambda: (model(x) ** 2).sum())
+    assert float((model(x) ** 2).sum()) < 1e-12 * start
+    assert all(p.op is None and p.grad.op is None for p in model.parameters())

@@ -1,0 +1,87 @@
+"""needle/train/source.py: MNIST where it can be had, else the embedded digits, and a line that says so.
+
+In: folders with and without a tiny MNIST, and a download that works or fails. Out: a verdict.
+Invariant: nothing here uses the network. Next: test_train_report.py.
+"""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from needle.data.mnist import TEST_FILES, TRAIN_FILES
+from needle.errors import ArgumentError, DataError
+from needle.train import open_data
+
+
+def write_mnist(folder: Path, labels: int = 3) -> Path:
+    """Three pictures of 28 x 28 in the four files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for images, names in zip((TRAIN_FILES[0], TEST_FILES[0]), (TRAIN_FILES[1], TEST_FILES[1]), strict=True):
+        header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (3, 28, 28))
+        (folder / images).write_bytes(gzip.compress(header + bytes(3 * 784)))
+        (folder / names).write_bytes(gzip.compress(b"\0\0\x08\x01" + labels.to_bytes(4, "big") + bytes(labels)))
+    return folder
+
+
+@pytest.fixture
+def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No MNIST anywhere, no network; what is said goes into the list."""
+    monkeypatch.setenv("NEEDLE_DATA", str(tmp_path / "none"))
+    monkeypatch.setenv("NEEDLE_CACHE", str(tmp_path / "cache"))
+
+    def offline(*_: object, **__: object) -> Path:
+        raise DataError("no mirror answered")
+
+    monkeypatch.setattr("needle.train.source.download_mnist", offline)
+    return []
+
+
+def test_auto_takes_mnist_where_it_is_found(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = write_mnist(tmp_path / "cache" / "data" / "mnist")
+    assert open_data("auto", say=lines.append).origin == f"MNIST in {cached}"
+    monkeypatch.setenv("NEEDLE_DATA", str(write_mnist(tmp_path / "named")))
+    assert open_data("auto", say=lines.append).origin == f"MNIST in {tmp_path / 'named'}"
+    given = write_mnist(tmp_path / "given" / "mnist")
+    data = open_data("mnist", tmp_path / "given", say=lines.append)
+    assert (data.name, data.origin, data.input_shape, len(data.train)) == ("mnist", f"MNIST in {given}", (28, 28), 3)
+    assert lines == []
+
+
+def test_auto_downloads_then_uses_mnist(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(folder: Path | None, *, timeout: float, progress: bool) -> Path:
+        assert not progress or timeout
+        return write_mnist(folder or tmp_path / "fetched")
+
+    monkeypatch.setattr("needle.train.source.download_mnist", download)
+    assert open_data("auto", say=lines.append).origin == f"MNIST in {tmp_path / 'fetched'}"
+    assert open_data("mnist", tmp_path / "wanted").origin == f"MNIST in {tmp_path / 'wanted'}"
+    assert lines == ["MNIST was not found on this machine: downloading it (11 MB)."]
+
+
+def test_auto_says_why_it_uses_the_digits(lines: list[str]) -> None:
+    data = open_data("auto", say=lines.append)
+    assert (data.name, data.input_shape, len(data.train), len(data.test)) == ("digits", (8, 8), 1437, 360)
+    assert lines[1:] == [
+        "no mirror answered",
+        "MNIST could not be downloaded: using the 1,797 digits of 8 x 8 pixels that come with needle.",
+    ]
+    lines.clear()
+    assert open_data("auto", download=False, say=lines.append).name == "digits"
+    assert len(lines) == 1
+    assert lines[0].startswith("MNIST was not found, and --no-download was given: using the 1,797 digits of 8 x 8")
+    assert open_data("auto").name == open_data("auto", download=False).name == open_data("digits").name == "digits"
+
+
+def test_mnist_by_name_is_never_replaced_by_something_else(tmp_path: Path, lines: list[str]) -> None:
+    with pytest.raises(DataError, match="no mirror answered"):
+        open_data("mnist")
+    with pytest.raises(
+        DataError, match=f"MNIST was not found in here, {tmp_path}/none, .*Name its folder with --data-dir"
+    ):
+        open_data("mnist", "here", download=False)
+    write_mnist(tmp_path / "damaged", labels=2)
+    with pytest.raises(DataError, match="expected one image for each of the 2 labels"):
+        open_data("auto", tmp_path / "damaged", say=lines.append)
+    with pytest.raises(ArgumentError, match="--data must be one of auto, mnist, digits, but it is 'cifar'"):
+        open_data("cifar")
