@@ -5,6 +5,7 @@ Next: ARCHITECTURE.md, the tour; then value.py.
 
 from needle import autograd, data, errors, functional, init, nn, ops, optim
 from needle.backward import no_grad
+from needle.compile import compile
 from needle.data import DataLoader, Dataset
 from needle.device import Device, all_devices, cpu, cuda, default_device
 from needle.functional import cross_entropy, softmax
@@ -66,6 +67,7 @@ __all__ = [
     "autograd",
     "broadcast_to",
     "cast",
+    "compile",
     "center",
     "cpu",
     "cross_entropy",

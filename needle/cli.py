@@ -1,4 +1,4 @@
-"""The command `needle`: train, evaluate, predict, info.
+"""The command `needle`: train, evaluate, predict, explain, cache, info.
 
 In: the arguments of the command line. Out: tables on stdout, progress and errors on stderr, and an exit status: 0 for
 done, 1 for an error that the message explains, 2 for a wrong command line, 130 for an interrupt.
@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 
 from needle import __version__
+from needle.compile import compile
 from needle.data.loader import DataLoader
 from needle.errors import ArgumentError, DataError, NeedleError
+from needle.explain import PARTS
 from needle.models import MODELS
 from needle.nn import SoftmaxLoss
+from needle.runtime import cache
+from needle.tensor import Tensor
 from needle.train.checkpoint import INDEX, load_checkpoint
 from needle.train.extras import MissingExtraError
 from needle.train.files import check_free, claim_folder
@@ -56,6 +60,7 @@ examples:
   needle train --resume runs/mlp_resnet --epochs 20
   needle evaluate runs/mlp_resnet
   needle predict runs/mlp_resnet digit.png
+  needle explain mlp_resnet kernels time           what a compiled training step does, and how fast
 """
 RESUME_FIXED = (
     "--resume goes on with the settings of the saved run, so {options} cannot be given with it; --epochs can. "
@@ -143,7 +148,7 @@ def _resume_run(chosen: argparse.Namespace) -> Run:
 def _given(chosen: argparse.Namespace) -> dict[str, Any]:
     """The settings that stand on the command line."""
     names = [field.name for field in fields(Settings) if field.name != "data"]
-    return {name: value for name in names if (value := getattr(chosen, name)) is not None}
+    return {name: value for name in names if (value := getattr(chosen, name, None)) is not None}
 
 
 def _introduce(run: Run) -> None:
@@ -162,6 +167,8 @@ def _conclude(run: Run) -> None:
     peak = f" (best {percent(best)}, after epoch {accuracies.index(best) + 1})" if best > last else ""
     took = duration(sum(metrics.seconds for metrics in history))
     count = f"{len(history)} epoch{'s' if len(history) != 1 else ''}"
+    compiled = run.state.compile_seconds
+    took += f", of which {compiled:.1f} s to compile" if compiled else ""
     say(f"test accuracy {percent(last)} after {count}{peak}, {took}")
     try:
         say(f"saved in {run.folder}; curves and mistakes as pictures: {run.write_report()}")
@@ -243,6 +250,36 @@ def _answer_table(names: list[str], rows: FloatArray) -> list[str]:
     return lines
 
 
+def _explain(chosen: argparse.Namespace) -> int:
+    settings = replace(DEFAULTS, **_given(chosen))
+    model = settings.build_model(chosen.inputs, chosen.classes)
+    optimizer, loss_fn = settings.build_optimizer(model), SoftmaxLoss()
+
+    @compile
+    def train_step(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.reset_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    x = Tensor(np.random.rand(settings.batch_size, chosen.inputs), dtype="float32", requires_grad=False)
+    y = Tensor(np.arange(settings.batch_size) % chosen.classes, requires_grad=False)
+    explanation = train_step.explain(x, y)
+    say(str(explanation) if not chosen.show else "\n\n".join(getattr(explanation, part) for part in chosen.show))
+    return 0
+
+
+def _cache(chosen: argparse.Namespace) -> int:
+    if chosen.action == "clear":
+        count, size = cache.clear()
+        say(f"removed {count} files, {size / 2**20:.1f} MiB, from {cache.folder()}")
+    else:
+        files = [path.stat().st_size for path in cache.folder().glob("*.o")]
+        say(f"{len(files)} files, {sum(files) / 2**20:.1f} of at most {cache.LIMIT / 2**20:.0f} MiB, in {cache.folder()}")
+    return 0
+
+
 def _info(chosen: argparse.Namespace) -> int:
     for line in describe(chosen.data_dir):
         say(line)
@@ -263,6 +300,8 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, _add_train, "train a model, and save it with a report"),
         ("evaluate", _evaluate, _add_evaluate, "measure a trained model on the test set"),
         ("predict", _predict, _add_predict, "say which digits pictures show"),
+        ("explain", _explain, _add_explain, "show what becomes of a training step when it is compiled"),
+        ("cache", _cache, _add_cache, "show or clear the compiled code that is kept on disk"),
         ("info", _info, _add_data_dir, "show versions, devices, and where data is looked for"),
     ):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -289,7 +328,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what --out already holds")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run saved in DIR")
+    parser.add_argument("--eager", action="store_true", default=None, help="run op by op in NumPy, without compiling")
     parser.add_argument("-q", "--quiet", action="store_true", help="show only the result")
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", choices=tuple(MODELS), help=f"architecture (default: {DEFAULTS.model})")
+    parser.add_argument("show", nargs="*", metavar="PART", help=f"parts to show, of {', '.join(PARTS)}; all but ir")
+    for name in ("batch_size", "hidden_dim", "num_blocks", "optimizer"):
+        default: object = getattr(DEFAULTS, name)
+        kind = str if isinstance(default, str) else int
+        parser.add_argument(option(name), type=kind, metavar="N", help=f"{HELP[name]} (default: {default})")
+    parser.add_argument("--inputs", type=int, default=784, metavar="N", help="numbers in a sample (default: 784)")
+    parser.add_argument("--classes", type=int, default=10, metavar="N", help="number of classes (default: 10)")
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", choices=("show", "clear"), default="show", help="(default: show)")
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

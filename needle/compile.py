@@ -349,6 +349,8 @@ class Step:
         self.compiled: dict[Any, list[Compiled]] = {}
         self.lock = threading.RLock()
         self.last: Compiled | None = None
+        self.seconds = 0.0
+        """Time spent on compiling, in all."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if active.tracer is not None:  # inside another compiled function
@@ -389,6 +391,7 @@ class Step:
         trace, result, grads = self._trace(args, kwargs, leaves)
         entry = self._build(trace, result, grads, len(leaves), reason)
         entry.seconds = time.perf_counter() - start
+        self.seconds += entry.seconds
         self.compiled.setdefault(key, []).append(entry)
         self.last = entry
         return entry

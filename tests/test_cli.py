@@ -53,7 +53,7 @@ def test_train_saves_all_files_and_prints_a_table(
     assert lines[0] == "digits that come with needle: 1,437 training and 360 test pictures of 8 x 8 pixels"
     assert "adam, seed 7" in lines[1]
     assert [line.split()[0] for line in lines[4:8]] == ["epoch", "-----", "1", "2"]
-    assert re.fullmatch(r"test accuracy \d+\.\d\d % after 2 epochs( \(best .*\))?, .* s", lines[9])
+    assert re.fullmatch(r"test accuracy \d+\.\d\d % after 2 epochs( \(best .*\))?, .* s, of which .* s to compile", lines[9])
     folder = Path("runs/mlp_resnet")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3

@@ -17,6 +17,7 @@ import numpy as np
 
 from needle import nn
 from needle.backward import no_grad
+from needle.compile import compile
 from needle.errors import ArgumentError, NeedleError
 from needle.tensor import Tensor
 from needle.train.metrics import EpochMetrics, Totals
@@ -24,6 +25,7 @@ from needle.train.metrics import EpochMetrics, Totals
 Phase = Literal["train", "test"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Schedule = Callable[[int], float]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 DIVERGED = (
     "the loss became {loss} in epoch {epoch}, after {samples:,} samples, at learning rate {lr:g}. "
@@ -58,6 +60,8 @@ class FitState:
     epoch: int = 0
     history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
     totals: Totals = field(default_factory=Totals)
+    compile_seconds: float = 0.0
+    """Time that compiling the steps took, in this process."""
 
     def finish_epoch(self, lr: float, test: Totals | None) -> None:
         """Move the totals of the epoch under way into the history."""
@@ -107,25 +111,29 @@ def fit(
     state: FitState | None = None,
     schedule: Schedule | None = None,
     callbacks: Sequence[Callback] = (),
+    compiled: bool = False,
 ) -> list[EpochMetrics]:
     """Train until `epochs` epochs are complete, counting those in `state`; returns one EpochMetrics per epoch.
 
     `loss_fn(logits, labels)` is the mean loss of a batch. `schedule(number of complete epochs)` is the learning rate of
-    the next epoch; without it, the optimizer keeps its own. Raises DivergenceError when a loss is not finite.
+    the next epoch; without it, the optimizer keeps its own. `compiled` runs each batch as one native function (see
+    `needle.compile`). Raises DivergenceError when a loss is not finite.
 
         history = fit(model, optimizer, nn.SoftmaxLoss(), train_loader, test_loader, epochs=10, callbacks=[Progress()])
     """
     if epochs < 0:
         raise ArgumentError(f"fit: epochs must be 0 or more, but it is {epochs}")
     state = FitState() if state is None else state
+    steps = _Steps(model, optimizer, loss_fn, compiled)
     try:
         for callback in callbacks:
             callback.begin_fit(state, epochs)
         while state.epoch < epochs:
             if schedule is not None:
                 optimizer.lr = schedule(state.epoch)
-            _train_pass(model, optimizer, loss_fn, train_loader, state, callbacks)
-            test = None if test_loader is None else _test_pass(model, test_loader, loss_fn, state, callbacks)
+            _train_pass(model, optimizer, steps, train_loader, state, callbacks)
+            test = None if test_loader is None else _test_pass(model, test_loader, steps.test, state, callbacks)
+            state.compile_seconds = steps.compile_seconds
             state.finish_epoch(optimizer.lr, test)
             for callback in callbacks:
                 callback.after_epoch(state)
@@ -135,16 +143,54 @@ def fit(
     return state.history
 
 
+class _Steps:
+    """What happens to one batch in training and in a test: functions of (inputs, labels) that give (loss, logits)."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: GradientOptimizer, loss_fn: LossFunction, compiled: bool
+    ) -> None:
+        def train(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            optimizer.reset_grad()
+            logits = model(inputs)
+            loss = loss_fn(logits, labels)
+            if compiled or math.isfinite(loss.item()):  # a compiled step cannot stop half-way
+                loss.backward()
+                optimizer.step()
+            return loss, logits
+
+        self.train: Step = compile(train) if compiled else train
+        self.test: Step = compile(_tester(model, loss_fn)) if compiled else _tester(model, loss_fn)
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling has taken so far."""
+        return sum(getattr(step, "seconds", 0.0) for step in (self.train, self.test))
+
+
+def _tester(model: nn.Module, loss_fn: LossFunction) -> Step:
+    def test(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(inputs)
+        return loss_fn(logits, labels), logits
+
+    return test
+
+
 def evaluate(
     model: nn.Module, loader: Loader, loss_fn: LossFunction, after_batch: Callable[[Totals], None] | None = None
 ) -> Totals:
     """Loss and error of `model` in eval mode over all of `loader`; changes nothing and draws nothing."""
+    return _evaluate(model, loader, _tester(model, loss_fn), after_batch)
+
+
+def _evaluate(
+    model: nn.Module, loader: Loader, step: Step, after_batch: Callable[[Totals], None] | None
+) -> Totals:
     totals, start, was_training = Totals(), time.perf_counter(), model.training
     model.eval()
     with no_grad():
         for inputs, labels in loader:
-            logits = model(inputs)
-            _count(totals, loss_fn(logits, labels).item(), logits, labels)
+            loss, logits = step(inputs, labels)
+            _count(totals, loss.item(), logits, labels)
             totals.seconds = time.perf_counter() - start
             if after_batch is not None:
                 after_batch(totals)
@@ -156,7 +202,7 @@ def evaluate(
 def _train_pass(
     model: nn.Module,
     optimizer: GradientOptimizer,
-    loss_fn: LossFunction,
+    steps: _Steps,
     loader: Loader,
     state: FitState,
     callbacks: Sequence[Callback],
@@ -168,13 +214,9 @@ def _train_pass(
     model.train()
     for inputs, labels in loader:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported below, in words
-            optimizer.reset_grad()
-            logits = model(inputs)
-            loss = loss_fn(logits, labels)
+            loss, logits = steps.train(inputs, labels)
             if not math.isfinite(value := loss.item()):
                 raise DivergenceError(_diverged(value, state, optimizer.lr))
-            loss.backward()
-            optimizer.step()
         _count(totals, value, logits, labels)
         totals.seconds = time.perf_counter() - start
         for callback in callbacks:
@@ -182,7 +224,7 @@ def _train_pass(
 
 
 def _test_pass(
-    model: nn.Module, loader: Loader, loss_fn: LossFunction, state: FitState, callbacks: Sequence[Callback]
+    model: nn.Module, loader: Loader, step: Step, state: FitState, callbacks: Sequence[Callback]
 ) -> Totals:
     def tell(totals: Totals) -> None:
         for callback in callbacks:
@@ -190,7 +232,7 @@ def _test_pass(
 
     for callback in callbacks:
         callback.begin_pass("test", state, len(loader))
-    return evaluate(model, loader, loss_fn, tell)
+    return _evaluate(model, loader, step, tell)
 
 
 def _diverged(loss: float, state: FitState, lr: float) -> str:

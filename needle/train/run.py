@@ -84,6 +84,7 @@ class Run:
             state=self.state,
             schedule=self.settings.learning_rate,
             callbacks=[*callbacks, Saver(self.save)],
+            compiled=not self.settings.eager,
         )
 
     def save(self) -> None:

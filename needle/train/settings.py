@@ -62,6 +62,7 @@ class Settings:
     num_blocks: int = 3
     dropout: float = 0.1
     seed: int = 0
+    eager: bool = False
 
     def __post_init__(self) -> None:
         for name, (rule, holds) in _RULES.items():

@@ -1,0 +1,730 @@
+"""Random programs for the compiler: made from a seed, run in every way, compared, and made small when they fail.
+
+In: a seed. Out: a `Program`: Python source that uses every family of ops, views, reductions, products, gathers, state
+that is written, gradients and optimizer steps. Invariants: a seed always gives the same program; every line of it has
+already run eagerly when it was chosen, and gave numbers of ordinary size. Next: test_fuzz.py.
+
+As a command (`make fuzz`), it runs programs until the time is over, and prints each failure as a small script:
+
+    python tests/random_programs.py --seconds 600 --native
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import needle as ndl
+from interpreted import Evaluated, Interpreted, built_by, compile_module
+from needle.compiler import emit
+from needle.dtype import Array
+from needle.errors import NeedleError, TraceError
+
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 19)
+MOST_ELEMENTS = 700
+LARGEST = 100.0
+TOLERANCE = {"float16": 2e-2, "float32": 2e-4, "float64": 1e-9}
+CALLS = 2
+Env = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An argument (`x`), a parameter (`p`, captured, with gradient) or other state (`s`, captured)."""
+
+    name: str
+    arrays: tuple[Array, ...]
+    """One for each call; of a parameter or of state only the first is used."""
+    requires_grad: bool = False
+    strided: bool = False
+
+    def tensor(self, call: int) -> ndl.Tensor:
+        """A fresh Tensor, whose memory is not contiguous where `strided`."""
+        array = self.arrays[call].copy()
+        if self.strided:
+            array = np.stack([array, array], axis=-1)[..., 0]
+        return ndl.Tensor.from_numpy(array, requires_grad=self.requires_grad)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Source text: `lines` of (name it defines or "", code)."""
+
+    seed: int
+    given: tuple[Given, ...]
+    lines: tuple[tuple[str, str], ...]
+    results: tuple[str, ...]
+    optimizer: str = ""
+
+    @property
+    def arguments(self) -> list[Given]:
+        """What the function takes; everything else given is captured."""
+        return [g for g in self.given if g.name.startswith("x")]
+
+    def source(self, name: str = "program") -> str:
+        """The function."""
+        head = f"def {name}({', '.join(g.name for g in self.arguments)}):"
+        body = [f"{target} = {code}" if target else code for target, code in self.lines]
+        return "\n    ".join([head, *body, f"return [{', '.join(self.results)}]"]) + "\n"
+
+    def script(self) -> str:
+        """A file that runs it eagerly and compiled."""
+        made = [
+            f"{g.name} = ndl.Tensor(np.array({np.array2string(g.arrays[0], separator=', ', threshold=10**6)}, "
+            f'"{g.arrays[0].dtype}").reshape({g.arrays[0].shape}), requires_grad={g.requires_grad})'
+            for g in self.given
+        ]
+        made += [f"optimizer = {self.optimizer}"] if self.optimizer else []
+        called = ", ".join(g.name for g in self.arguments)
+        check = f"for a, b in zip(program({called}), ndl.compile(program)({called})):\n    print(a, b)"
+        head = "import numpy as np\nimport needle as ndl\n\nnan, inf = np.nan, np.inf\n"
+        return "\n".join([head, *made, "\n", self.source(), "", check, ""])
+
+
+@dataclass
+class Instance:
+    """A program with Tensors of its own: what the calls of one way of running it share."""
+
+    program: Program
+    env: Env = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        self.env |= {"ndl": ndl, "np": np}
+        self.env |= {g.name: g.tensor(0) for g in self.program.given if not g.name.startswith("x")}
+        if self.program.optimizer:
+            self.env["optimizer"] = eval(self.program.optimizer, self.env)  # noqa: S307
+        exec(self.program.source(), self.env)  # noqa: S102
+        self.function: Callable[..., Any] = self.env["program"]
+
+    def arguments(self, call: int) -> list[ndl.Tensor]:
+        """Fresh arguments for a call."""
+        return [g.tensor(call) for g in self.program.arguments]
+
+    def outcome(self, result: list[Any], arguments: list[ndl.Tensor]) -> list[tuple[str, Array]]:
+        """Everything that the call has changed or given, by name."""
+        found = [(name, t.numpy()) for name, t in zip(self.program.results, result, strict=True)]
+        tensors = {g.name: self.env[g.name] for g in self.program.given if not g.name.startswith("x")}
+        found += [(f"{name} afterwards", t.numpy().copy()) for name, t in tensors.items()]
+        tensors |= {g.name: t for g, t in zip(self.program.arguments, arguments, strict=True)}
+        for name, t in tensors.items():
+            if t.grad is not None:
+                try:
+                    found.append((f"{name}.grad", t.grad.numpy()))
+                except TraceError:  # used up by the optimizer's update inside the compiled function
+                    found.append((f"{name}.grad", np.array([])))
+        return found
+
+
+# ------------------------------------------------------------------------------------------------------------- making
+
+
+class Maker:
+    """A program in the making. Each line is run at once, so shapes and values are known without rules of their own."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.numbers = np.random.default_rng(seed)
+        self.env: Env = {"ndl": ndl, "np": np}
+        self.given: list[Given] = []
+        self.lines: list[tuple[str, str]] = []
+        self.names: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.float = self.random.choice(("float32", "float32", "float32", "float64"))
+        self.special = self.random.random() < 0.05
+        """Whether inputs contain NaN, infinities and negative zero."""
+        self.optimizer = ""
+
+    # ------------------------------------------------------------------------------------------------- arrays
+
+    def fresh(self, letter: str) -> str:
+        """A name that is not in use."""
+        self.counts[letter] = self.counts.get(letter, -1) + 1
+        return f"{letter}{self.counts[letter]}"
+
+    def shape(self, ndim: int | None = None) -> tuple[int, ...]:
+        """A small shape, rarely with an empty axis."""
+        lengths = (*LENGTHS, 0) if self.random.random() < 0.03 else LENGTHS
+        while True:
+            n = self.random.choice((0, 1, 2, 2, 2, 3, 3, 4)) if ndim is None else ndim
+            found = tuple(self.random.choice(lengths) for _ in range(n))
+            if np.prod(found) <= MOST_ELEMENTS:
+                return found
+
+    def draw(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """Random values; half of the floats are multiples of 1/4, so that equal values occur."""
+        if dtype == "bool":
+            return np.asarray(self.numbers.random(shape) > 0.5)
+        if dtype.startswith("int"):
+            return np.asarray(self.numbers.integers(-3, 4, shape, dtype))
+        if self.random.random() < 0.5:
+            values = np.asarray(self.numbers.integers(-8, 9, shape) / 4)
+        else:
+            values = np.asarray(self.numbers.normal(size=shape))
+        if self.special and values.size and values.ndim:
+            values.flat[self.numbers.integers(values.size)] = self.random.choice((np.nan, np.inf, -np.inf, -0.0))
+        return values.astype(dtype)
+
+    def give(self, shape: tuple[int, ...], dtype: str | None = None, letter: str = "") -> str:
+        """A new argument, parameter or state."""
+        dtype = dtype or self.float
+        real = dtype.startswith("float")
+        letter = letter or self.random.choice("xxps" if real else "xxs")
+        arrays = tuple(self.draw(shape, dtype) for _ in range(CALLS))
+        return self._give(letter, arrays, letter == "p" or (real and letter == "x" and self.random.random() < 0.2))
+
+    def positions(self, n: int) -> str:
+        """A new argument with indices of an axis of length n."""
+        shape = self.random.choice(((), (1,), (3,), (5,), (17,), (2, 3), (4, 1)))
+        dtype = self.random.choice(("int64", "int32"))
+        arrays = tuple(np.asarray(self.numbers.integers(-n, n, shape), dtype) for _ in range(CALLS))
+        return self._give("x", arrays, False)
+
+    def _give(self, letter: str, arrays: tuple[Array, ...], requires_grad: bool) -> str:
+        given = Given(self.fresh(letter), arrays, requires_grad, self.random.random() < 0.1)
+        self.given.append(given)
+        self.env[given.name] = given.tensor(0)
+        self.names.append(given.name)
+        return given.name
+
+    # ------------------------------------------------------------------------------------------------ choosing
+
+    def pick(self, test: Callable[[Any], bool] = lambda _: True) -> str | None:
+        """A value that passes `test`; recent ones more often."""
+        fitting = [name for name in self.names if test(self.env[name])]
+        if not fitting:
+            return None
+        return self.random.choice(fitting[-4:] if self.random.random() < 0.6 else fitting)
+
+    def real(self, ndim: int = 0) -> str:
+        """A floating-point value with at least so many axes."""
+        if self.random.random() < 0.1:
+            return self.give(self.shape(max(ndim, self.random.choice((1, 2, 3)))))
+        return self.pick(lambda t: t.dtype.kind == "f" and t.ndim >= ndim) or self.give(self.shape(max(ndim, 2)))
+
+    def any(self, ndim: int = 0) -> str:
+        """Any value."""
+        return self.pick(lambda t: t.ndim >= ndim) or self.real(ndim)
+
+    def beside(self, name: str) -> str:
+        """A value that broadcasts with `name`."""
+        a = self.env[name]
+
+        def fits(t: Any) -> bool:
+            pairs = zip(a.shape[::-1], t.shape[::-1], strict=False)
+            return t.dtype == a.dtype and all(n == m or 1 in (n, m) for n, m in pairs)
+
+        found = self.pick(fits) if self.random.random() < 0.7 else None
+        return found or self.give(self.part(a.shape), str(a.dtype) if a.dtype != "float16" else "float32")
+
+    def part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape that broadcasts to `shape`."""
+        kept = shape[self.random.choice((0, 0, 0, 1, 2)) :]
+        return tuple(1 if self.random.random() < 0.25 else n for n in kept)
+
+    def axis(self, name: str) -> int:
+        """An axis of a value, counted from either end."""
+        ndim = self.env[name].ndim
+        return self.random.randrange(-ndim, ndim) if ndim else 0
+
+    # -------------------------------------------------------------------------------------------------- lines
+
+    def add(self, code: str, target: str = "v", quiet: bool = False) -> str | None:
+        """Append `target = code` if it runs and gives small numbers; returns the name."""
+        name = self.fresh(target) if target else ""
+        before = dict(self.env)
+        try:
+            exec(f"{name} = {code}" if name else code, self.env)  # noqa: S102
+        except (NeedleError, ValueError, TypeError, ZeroDivisionError):
+            self.env.clear()
+            self.env.update(before)
+            return None
+        if name and not self._ordinary(self.env[name]):
+            del self.env[name]
+            return None
+        self.lines.append((name, code))
+        if name and not quiet:
+            self.names.append(name)
+        return name
+
+    def _ordinary(self, t: Any) -> bool:
+        if not isinstance(t, ndl.Tensor) or t.size > MOST_ELEMENTS:
+            return False
+        array = t.numpy().astype("float64")
+        if self.special:
+            array = array[np.isfinite(array)]
+        return bool(np.isfinite(array).all() and (array.size == 0 or np.abs(array).max() <= LARGEST))
+
+
+Line = Callable[[Maker], str | None]
+
+
+def _unary(m: Maker) -> str:
+    forms = (
+        "ndl.exp({a})",
+        "ndl.exp(-({a} * {a}))",
+        "ndl.log({a} * {a} + 1)",
+        "ndl.sqrt({a} * {a} + 0.5)",
+        "ndl.tanh({a})",
+        "ndl.sigmoid({a})",
+        "ndl.relu({a})",
+        "ndl.absolute({a})",
+        "ndl.sign({a})",
+        "-{a}",
+        "{a} ** 2",
+        "{a} ** 3",
+        "({a} * {a} + 1) ** -1.5",
+        "({a} * {a} + 1) ** -1",
+        "({a} * {a} + 1) ** 0.3",
+        "1 / ({a} * {a} + 1)",
+        "{a} * 0.5",
+        "{a} * -1.5",
+        "{a} + 1",
+        "2 - {a}",
+        "{a} / 3",
+        "{a}.detach()",
+        "{a}.data",
+    )
+    return m.random.choice(forms).format(a=m.real())
+
+
+def _binary(m: Maker) -> str:
+    a = m.real()
+    b = m.beside(a)
+    forms = ("{a} + {b}", "{a} * {b}", "{a} - {b}", "{a} / ({b} * {b} + 1)", "ndl.maximum({a}, {b})")
+    forms += ("({a} * {a} + 1) ** {b}",) if m.random.random() < 0.3 else ()
+    return m.random.choice(forms).format(a=a, b=b)
+
+
+def _compare(m: Maker) -> str:
+    a = m.any()
+    b = m.random.choice((m.beside(a), "0.3", "1"))
+    sign = m.random.choice((">", ">=", "<", "<="))
+    equal = "ndl.equal({a}, {b})" if b[0] in "xpsvg" else "{a} > {b}"
+    return m.random.choice(("{a} {sign} {b}", equal)).format(a=a, b=b, sign=sign)
+
+
+def _integer(m: Maker) -> str | None:
+    a = m.pick(lambda t: t.dtype.kind in "bi") or m.give(m.shape(), m.random.choice(("int32", "int64")))
+    b = m.beside(a)
+    forms = ("{a} + {b}", "{a} * {b}", "ndl.maximum({a}, {b})", "{a} * 2", "{a} + 1", "{a} * 0.5", "{a} / 2")
+    forms += ("ndl.absolute({a})", "ndl.sign({a})", "{a} ** 2", "{a} - {b}", "-{a}")
+    return m.random.choice(forms).format(a=a, b=b)
+
+
+def _where(m: Maker) -> str:
+    a = m.real()
+    condition = m.pick(lambda t: t.dtype == "bool") or f"({m.beside(a)} > 0)"
+    b = m.random.choice((m.beside(a), m.beside(a), "0.0"))
+    return f"ndl.where({condition}, {a}, {b})"
+
+
+def _cast(m: Maker) -> str:
+    # Of a float that is not small, float to integer is a step that rounding can tip over: only exact ones are cast.
+    exact = m.pick(lambda t: t.dtype.kind in "bi")
+    if exact and m.random.random() < 0.5:
+        return f'{exact}.astype("{m.random.choice(("float32", "float64", "int32", "int64", "bool"))}")'
+    return f'{m.real()}.astype("{m.random.choice(("float32", "float64", "float16"))}")'
+
+
+def _move(m: Maker) -> str:
+    a = m.any(1)
+    shape = m.env[a].shape
+    ndim = len(shape)
+    kind = m.random.choice(("transpose", "permute", "reshape", "reshape", "slice", "slice", "broadcast", "unit"))
+    if kind == "transpose":
+        return f"{a}.transpose(({m.axis(a)}, {m.axis(a)}))" if m.random.random() < 0.5 else f"{a}.transpose()"
+    if kind == "permute":
+        axes = [i - ndim if m.random.random() < 0.3 else i for i in m.random.sample(range(ndim), ndim)]
+        return f"{a}.permute({tuple(axes)})"
+    if kind == "reshape":
+        return f"{a}.reshape({_other_shape(m, shape)})"
+    if kind == "unit":
+        at = m.random.randrange(ndim + 1)
+        return f"{a}.reshape({(*shape[:at], 1, *shape[at:])})"
+    if kind == "broadcast":
+        wide = tuple(m.random.choice((1, 2, 3)) if n == 1 else n for n in shape)
+        extra = m.random.choice(((), (2,), (3, 1)))
+        return f"{a}.broadcast_to({(*extra, *wide)})"
+    return f"{a}[{', '.join(_slice(m, n) for n in shape[: m.random.randint(1, ndim)])}]"
+
+
+def _other_shape(m: Maker, shape: tuple[int, ...]) -> tuple[int, ...]:
+    size = int(np.prod(shape))
+    if size == 0:
+        return m.random.choice((shape[::-1], (0,), (2, 0)))
+    found: list[int] = []
+    while size > 1 and len(found) < 3:
+        n = m.random.choice([k for k in range(1, size + 1) if size % k == 0])
+        found.append(n)
+        size //= n
+    return (*found, size) if size > 1 or not found else tuple(found)
+
+
+def _slice(m: Maker, n: int) -> str:
+    if m.random.random() < 0.2 and n:
+        return str(m.random.randrange(-n, n))
+    if m.random.random() < 0.3:
+        return ":"
+    ends = [m.random.choice(("", str(m.random.randint(-n, n)))) for _ in range(2)]
+    return f"{ends[0]}:{ends[1]}:{m.random.choice((1, 1, 2, 3, -1, -2))}"
+
+
+def _reduce(m: Maker) -> str:
+    a = m.any() if m.random.random() < 0.2 else m.real()
+    ndim = m.env[a].ndim
+    chosen = tuple(sorted(m.random.sample(range(ndim), m.random.randint(0, ndim))))
+    axes: Any = m.random.choice((None, chosen, chosen, chosen, chosen[0] if chosen else None))
+    keep = m.random.random() < 0.5
+    forms = [f"{a}.sum({axes}, keepdims={keep})", f"{a}.sum({axes}, keepdims={keep})", f"{a}.mean({axes})"]
+    forms += [f"{a}.max({axes}, keepdims={keep})", f"ndl.logsumexp({a}, {axes})", f"{a} - {a}.max({axes}, True)"]
+    forms += [f"ndl.logsoftmax({a})"] * (ndim == 2)
+    forms += [f"ndl.functional.softmax({a}, {m.axis(a)})"] * (ndim > 0)
+    forms += [f"{a} / ({a} * {a}).sum({axes}, keepdims=True)"]
+    return m.random.choice(forms)
+
+
+def _product(m: Maker) -> str:
+    a = m.real(1)
+    *batch, k = m.env[a].shape
+    n = m.random.choice(LENGTHS)
+    if m.random.random() < 0.3:
+        b = m.pick(lambda t: t.dtype == m.env[a].dtype and t.ndim >= 1 and k in t.shape[-2:]) or m.give((k, n))
+        if m.env[b].ndim >= 2 and m.env[b].shape[-2] != k:
+            b += ".transpose()"
+    elif m.random.random() < 0.15:
+        b = m.give((k,))
+    else:
+        front = tuple(batch[:-1]) if m.random.random() < 0.3 else m.random.choice(((), (), (), (2,)))
+        turned = m.random.random() < 0.3
+        b = m.give((*front, n, k) if turned else (*front, k, n)) + ".transpose()" * turned
+    return f"({a} @ {b}) * 0.25" if m.random.random() < 0.5 else f"{a} @ {b}"
+
+
+def _gather(m: Maker) -> str | None:
+    a = m.any(1)
+    shape = m.env[a].shape
+    axis = m.random.randrange(len(shape))
+    if not shape[axis]:
+        return None
+    i = m.positions(shape[axis])
+    form = m.random.random()
+    if form < 0.5:
+        return f"ndl.gather({a}, {i}, {axis})"
+    if form < 0.8 or axis + 1 == len(shape) or not shape[axis + 1]:
+        return f"{a}[{':, ' * axis}{i}]"
+    n = shape[axis + 1]
+    return f"{a}[{':, ' * axis}{i}, {m.random.choice((m.positions(n), str(m.random.randrange(n))))}]"
+
+
+def _uses_twice(m: Maker) -> str:
+    """A value beside itself at another index."""
+    a = m.real(2)
+    forms = ("{a} - {a}.mean(-1).reshape({one})", "{a} @ {a}.transpose()", "{a} + {a}[{back}]", "{a} * {a}.sum()")
+    shape = m.env[a].shape
+    return m.random.choice(forms).format(a=a, one=(*shape[:-1], 1), back="::-1")
+
+
+LINES: tuple[tuple[int, Line], ...] = (
+    (6, _unary),
+    (6, _binary),
+    (1, _compare),
+    (1, _integer),
+    (2, _where),
+    (1, _cast),
+    (5, _move),
+    (5, _reduce),
+    (3, _product),
+    (1, _gather),
+    (2, _uses_twice),
+)
+
+
+def _write_state(m: Maker) -> None:
+    """`s.data = ...` or `p.data = ...`, or two of them exchanged."""
+    value = m.real()
+    shape, dtype = m.env[value].shape, str(m.env[value].dtype)
+    state = m.pick(lambda t: any(t is m.env[g.name] for g in m.given if g.name[0] in "sp") and t.shape == shape)
+    if state is None or m.env[state].dtype != dtype:
+        if dtype == "float16":
+            return
+        state = m.give(shape, dtype, m.random.choice("sp"))
+    forms = ["{v}", "{s} * 0.5 + {v}.detach()", "{s} + {v}", "{s} - 0.1 * {v}", "{v} * 0 + {s}[...]"]
+    m.add(f"{state}.data = " + m.random.choice(forms).format(s=state, v=value), "")
+
+
+def _differentiate(m: Maker) -> None:
+    """A scalar, its gradients as values, and perhaps an optimizer step."""
+    parts = {name for name in (m.pick(lambda t: t.requires_grad and t.dtype.kind == "f") for _ in range(3)) if name}
+    if not parts:
+        return
+    terms = [m.random.choice(("({n} * {n}).sum()", "{n}.sum()", "ndl.tanh({n}).sum()")).format(n=n) for n in parts]
+    total = m.add(" + ".join(sorted(terms)), "t")
+    if total is None or m.add(f"{total}.backward()", "") is None:
+        return
+    for given in m.given:
+        if m.env[given.name].grad is not None and m.random.random() < 0.7:
+            m.add(f"{given.name}.grad", "g")
+    step = m.random.random()
+    params = [g.name for g in m.given if g.name.startswith("p") and m.env[g.name].grad is not None]
+    if step < 0.5 and params and (m.optimizer or step < 0.3):
+        if not m.optimizer:
+            kind = ("SGD({}, lr=0.1)", "SGD({}, lr=0.05, momentum=0.9, weight_decay=0.01)", "Adam({}, lr=0.01)")
+            kind += ("Adam({}, lr=0.01, weight_decay=0.01)",)
+            m.optimizer = "ndl.optim." + m.random.choice(kind).format(f"[{', '.join(params)}]")
+            m.env["optimizer"] = eval(m.optimizer, m.env)  # noqa: S307
+        m.add("optimizer.step()", "")
+
+
+def make(seed: int, length: int | None = None) -> Program:
+    """The program of this seed."""
+    m = Maker(seed)
+    weights = [w for w, _ in LINES]
+    with np.errstate(all="ignore"):
+        for _ in range(m.random.randint(1, 2)):
+            m.give(m.shape())
+        for _ in range(length or m.random.choice((3, 6, 10, 16))):
+            code = m.random.choices(LINES, weights)[0][1](m)
+            if code:
+                m.add(code)
+            if m.random.random() < 0.06:
+                _write_state(m)
+            if m.random.random() < 0.06:
+                _differentiate(m)
+        if m.random.random() < 0.5:
+            _differentiate(m)
+    read = " ".join(code for _, code in m.lines)
+    made = [name for name, _ in m.lines if name]
+    results = [n for n in made if n not in read or m.random.random() < 0.2] or m.names[-1:]
+    if m.random.random() < 0.1:
+        results.append(m.random.choice(results))
+    if m.random.random() < 0.1:
+        results.append(m.random.choice(m.names))
+    return without_unused(Program(seed, tuple(m.given), tuple(m.lines), tuple(results), m.optimizer))
+
+
+# ------------------------------------------------------------------------------------------------------------ running
+
+
+@contextmanager
+def split_small_work() -> Iterator[None]:
+    """Within this block even the smallest kernels are divided among threads."""
+    before, emit.SERIAL = emit.SERIAL, 1
+    try:
+        yield
+    finally:
+        emit.SERIAL = before
+
+
+WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "evaluate": lambda: built_by(Evaluated),
+    "interpret": lambda: built_by(Interpreted),
+    "native": nullcontext,
+    "split": split_small_work,
+}
+
+
+def run_eager(program: Program, shift: float = 0.0) -> list[list[tuple[str, Array]]]:
+    """What each call gives; with `shift`, on inputs that differ by about so much."""
+    if shift:
+        program = replace(program, given=tuple(_shifted(g, shift) for g in program.given))
+    instance = Instance(program)
+    outcomes: list[list[tuple[str, Array]]] = []
+    with np.errstate(all="ignore"):
+        for call in range(CALLS):
+            arguments = instance.arguments(call)
+            outcomes.append(instance.outcome(instance.function(*arguments), arguments))
+    return outcomes
+
+
+def _shifted(given: Given, shift: float) -> Given:
+    if given.arrays[0].dtype.kind != "f":
+        return given
+    noise = np.random.default_rng(len(given.name))
+    moved = [(a + shift * noise.normal(size=a.shape)).astype(a.dtype) for a in given.arrays]
+    return replace(given, arrays=tuple(moved))
+
+
+def run_compiled(programs: list[Program], way: str, keep_grads: bool = True) -> list[list[list[tuple[str, Array]]]]:
+    """What each call of each program gives, with all of them in one compiled function."""
+    instances = [Instance(p) for p in programs]
+
+    def together(*arguments: Any) -> Any:
+        return [i.function(*own) for i, own in zip(instances, arguments, strict=True)]
+
+    step = compile_module.compile(together, keep_grads=keep_grads)
+    outcomes: list[list[list[tuple[str, Array]]]] = [[] for _ in programs]
+    with WAYS[way](), np.errstate(all="ignore"):
+        for call in range(CALLS):
+            arguments = [i.arguments(call) for i in instances]
+            results = step(*arguments)
+            for outcome, i, result, own in zip(outcomes, instances, results, arguments, strict=True):
+                outcome.append(i.outcome(result, own))
+    return outcomes
+
+
+def difference(wanted: list[list[tuple[str, Array]]], found: list[list[tuple[str, Array]]]) -> str | None:
+    """None if two outcomes agree; else where they do not."""
+    for call, (first, second) in enumerate(zip(wanted, found, strict=True)):
+        names, others = [n for n, _ in first], [n for n, _ in second]
+        if names != others:
+            return f"call {call}: eager gives {names}, but compiled {others}"
+        for (name, a), (_, b) in zip(first, second, strict=True):
+            if b.shape == (0,) and name.endswith(".grad"):
+                continue
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                return f"call {call}: {name} is {a.dtype}{a.shape}, but compiled {b.dtype}{b.shape}"
+            if not _close(a, b):
+                return f"call {call}: {name} differs:\n{a}\n{b}"
+    return None
+
+
+def _close(a: Array, b: Array) -> bool:
+    if a.dtype.kind != "f":
+        return bool((a == b).all())
+    finite = np.isfinite(a)
+    scale = 1 + np.abs(a[finite]).max(initial=0)
+    near = np.abs(a[finite].astype("f8") - b[finite].astype("f8")) <= TOLERANCE[str(a.dtype)] * scale
+    return bool(near.all() and np.array_equal(a[~finite], b[~finite], equal_nan=True))
+
+
+def is_sensitive(program: Program, wanted: list[list[tuple[str, Array]]]) -> bool:
+    """Whether rounding alone could change the results: eager results move as much when the inputs move a little."""
+    return any(difference(wanted, run_eager(program, shift)) is not None for shift in (1e-7, 1e-6, -1e-6))
+
+
+def failure(program: Program, way: str, keep_grads: bool = True) -> str | None:
+    """None if this way agrees with eager; else what is wrong."""
+    wanted = run_eager(program)
+    try:
+        (found,) = run_compiled([program], way, keep_grads)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    problem = difference(wanted, found)
+    return None if problem is None or is_sensitive(program, wanted) else problem
+
+
+def failures(seeds: Iterable[int], way: str, together: int = 1) -> dict[int, str]:
+    """The seeds whose programs fail, and why. Programs that fail together are tried alone."""
+    found: dict[int, str] = {}
+    waiting = list(seeds)
+    while waiting:
+        batch, waiting = waiting[:together], waiting[together:]
+        programs = [make(seed) for seed in batch]
+        try:
+            outcomes = run_compiled(programs, way, keep_grads=batch[0] % 2 == 0)
+            suspects = [p for p, o in zip(programs, outcomes, strict=True) if difference(run_eager(p), o)]
+        except Exception:
+            suspects = programs
+        for p in suspects:
+            problem = failure(p, way, keep_grads=batch[0] % 2 == 0)
+            if problem is not None:
+                found[p.seed] = problem
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- shrinking
+
+
+def without_unused(program: Program) -> Program:
+    """The program without lines and inputs that nothing uses."""
+    lines: list[tuple[str, str]] = []
+    used = " ".join((*program.results, program.optimizer))
+    for target, code in reversed(program.lines):
+        if not target or target in _words(used):
+            lines.insert(0, (target, code))
+            used += " " + code
+    given = tuple(g for g in program.given if g.name in _words(used))
+    return replace(program, lines=tuple(lines), given=given)
+
+
+def _words(text: str) -> set[str]:
+    return set("".join(c if c.isalnum() else " " for c in text).split())
+
+
+def shrink(program: Program, fails: Callable[[Program], bool]) -> Program:
+    """The same failure from fewer lines: results and lines are left out, values become inputs, while it still fails."""
+    changed = True
+    while changed:
+        changed = False
+        for candidate in _smaller(program):
+            try:
+                if fails(candidate):
+                    program, changed = candidate, True
+                    break
+            except Exception:  # it does not even run eagerly
+                continue
+    return program
+
+
+def _smaller(program: Program) -> Iterator[Program]:
+    for name in program.results:
+        if len(program.results) > 1:
+            rest = list(program.results)
+            rest.remove(name)
+            yield without_unused(replace(program, results=tuple(rest)))
+    for i, (target, _) in reversed(list(enumerate(program.lines))):
+        lines = (*program.lines[:i], *program.lines[i + 1 :])
+        if not target:
+            yield without_unused(replace(program, lines=lines))
+            continue
+        instance = Instance(replace(program, results=(target,)))
+        with np.errstate(all="ignore"):
+            arrays = tuple(instance.function(*instance.arguments(call))[0].numpy() for call in range(CALLS))
+        name = f"x{target}"
+        renamed = [(t, _renamed(code, target, name)) for t, code in lines]
+        results = tuple(name if r == target else r for r in program.results)
+        yield without_unused(
+            replace(program, lines=tuple(renamed), given=(*program.given, Given(name, arrays)), results=results)
+        )
+        if target in program.results and len(program.results) > 1:
+            continue
+        for used in _words(program.lines[i][1]):
+            if any(used == t for t, _ in program.lines[:i]):
+                results = tuple(used if r == target else r for r in program.results)
+                renamed = [(t, _renamed(code, target, used)) for t, code in lines]
+                yield without_unused(replace(program, lines=tuple(renamed), results=results))
+
+
+def _renamed(code: str, name: str, other: str) -> str:
+    words, word = "", ""
+    for c in code + " ":
+        if c.isalnum():
+            word += c
+        else:
+            words += (other if word == name else word) + c
+            word = ""
+    return words[:-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run random programs in every way, and print the failures.")
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--first", type=int, default=None, help="first seed; else one from the clock")
+    parser.add_argument("--native", action="store_true", help="run machine code, too")
+    parser.add_argument("--stop", type=int, default=5, help="stop after so many failures")
+    options = parser.parse_args()
+    seed = int(time.time()) * 1000 if options.first is None else options.first
+    start, count, bad = time.monotonic(), 0, 0
+    while time.monotonic() - start < options.seconds and bad < options.stop:
+        seeds = range(seed, seed + 50)
+        wrong = {("interpret", s): text for s, text in failures(seeds, "interpret").items()}
+        if options.native:
+            wrong |= {("split", s): t for s, t in failures(seeds, "split", together=10).items()}
+        for (way, s), text in wrong.items():
+            small = shrink(make(s), lambda p, way=way: failure(p, way) is not None)
+            print(f"# seed {s}, {way}: {failure(small, way) or text}\n{small.script()}", flush=True)
+            bad += 1
+        seed, count = seed + 50, count + 50
+    print(f"{count} programs from seed {seed - count}, {bad} failures")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
