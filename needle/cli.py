@@ -276,7 +276,7 @@ def _cache(chosen: argparse.Namespace) -> int:
         say(f"removed {count} files, {size / 2**20:.1f} MiB, from {cache.folder()}")
     else:
         files = [path.stat().st_size for path in cache.folder().glob("*.o")]
-        say(f"{len(files)} files, {sum(files) / 2**20:.1f} of at most {cache.LIMIT / 2**20:.0f} MiB, in {cache.folder()}")
+        say(f"{len(files)} files, {sum(files) / 2**20:.1f} of at most {cache.LIMIT >> 20} MiB, in {cache.folder()}")
     return 0
 
 

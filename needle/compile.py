@@ -84,6 +84,7 @@ class Trace:
         self.draws = 0
         self.steps: dict[int, tuple[Optimizer, int]] = {}
         self.states: dict[tuple[int, tuple[int, int]], Tensor] = {}
+        self.stands: list[Tensor] = []  # what the function gets as arguments
         self.labels: list[tuple[Node, int]] = []  # (input, classes): to be checked before each call
         self.guard = Guard()
 
@@ -158,6 +159,12 @@ class Trace:
         self.before.append(array)
         return len(self.inputs) - 1
 
+    def write(self, target: Tensor, value: Tensor) -> None:
+        """`target.data = value`; the array that a Tensor from outside had before is remembered."""
+        new = self._symbol(value)
+        self.node_of(target)
+        target.cached_data = new  # pyright: ignore[reportAttributeAccessIssue]
+
     def detach(self, value: Any) -> Tensor:
         """The same node without the graph."""
         return self._wrap(Tensor, (None, ()), self._symbol(value), False)
@@ -228,7 +235,7 @@ class Trace:
 
     def updates(self) -> dict[int, Node]:
         """Inputs that the function has written, with their new values."""
-        changed: dict[int, Node] = {}
+        changed = {i: self.node_of(stand) for i, stand in enumerate(self.stands)}
         for i, cell in enumerate(self.cells):
             if cell is not None and cell.key is None and isinstance(cell.get(), Symbol):
                 changed[i] = cell.get().node  # pyright: ignore[reportAttributeAccessIssue]
@@ -238,7 +245,10 @@ class Trace:
 
     def sort(self, arguments: int) -> None:
         """Inputs in the order in which a call gathers them: arguments, Tensors, optimizer state."""
-        order = sorted(range(len(self.inputs)), key=lambda i: (i >= arguments, self.cells[i] is not None and self.cells[i].key is not None))  # pyright: ignore[reportOptionalMemberAccess]
+        order = sorted(
+            range(len(self.inputs)),
+            key=lambda i: (i >= arguments, self.cells[i] is not None and self.cells[i].key is not None),
+        )  # pyright: ignore[reportOptionalMemberAccess]
         self.inputs = [self.inputs[i] for i in order]
         self.cells = [self.cells[i] for i in order]
         self.before = [self.before[i] for i in order]
@@ -295,7 +305,7 @@ class Compiled:
     cells: dict[int, Cell]
     tensors: list[Any]
     listed: list[tuple[Any, Any]]
-    grads: list[tuple[Tensor, int | None]]
+    grads: list[tuple[Tensor | int, int | None]]
     numbers: list[HostNumber]
     reason: str
     seconds: float
@@ -321,11 +331,15 @@ class Compiled:
         numbers = [number.compute() for number in self.numbers]
         outputs, updates = self.program.run(arrays, numbers)
         for index, array in updates.items():
-            self.cells[index].set(array)
+            if index < self.arguments:
+                leaves[index].cached_data = array
+            else:
+                self.cells[index].set(array)
         for optimizer, count in self.trace.steps.values():
             optimizer.t += count
         fresh = [Tensor.from_numpy(array) for array in outputs]
-        for tensor, index in self.grads:
+        for owner, index in self.grads:
+            tensor = leaves[owner] if isinstance(owner, int) else owner
             tensor.grad = _FUSED if index is None else fresh[index]
         return rebuild(self.result, fresh[: self.outputs])
 
@@ -396,10 +410,10 @@ class Step:
         self.last = entry
         return entry
 
-    def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any, list[tuple[Tensor, Any]]]:
+    def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any, list[tuple[Tensor | int, Any]]]:
         trace = Trace()
         trace.guard.watch_function(self.function)
-        stands: list[Any] = []
+        stands = trace.stands
         for leaf in leaves:
             data = leaf.cached_data if isinstance(leaf, Tensor) else leaf
             node = trace.inputs[trace.add_input(Spec(data.shape, data.dtype), None, None)]
@@ -411,7 +425,7 @@ class Step:
         try:
             result = self.function(*call_args, **call_kwargs)
             trace.guard.check_unchanged()
-            return trace, result, _take_grads(trace, zip(leaves, stands, strict=True))
+            return trace, result, _take_grads(trace, enumerate(stands))
         except BaseException:
             trace.restore()
             _take_grads(trace, ())
@@ -420,13 +434,15 @@ class Step:
             active.tracer = None
             np.random.set_state(random)
 
-    def _build(self, trace: Trace, result: Any, grads: list[tuple[Tensor, Any]], arguments: int, reason: str) -> Compiled:
+    def _build(
+        self, trace: Trace, result: Any, grads: list[tuple[Tensor | int, Any]], arguments: int, reason: str
+    ) -> Compiled:
         found: list[Any] = []
         flatten_result(result, found)
         nodes = [trace.node_of(t) for t in found]
         outputs = len(nodes)
         consumed = {id(p) for optimizer, _ in trace.steps.values() for p in optimizer.params}
-        kept: list[tuple[Tensor, int | None]] = []
+        kept: list[tuple[Tensor | int, int | None]] = []
         for tensor, grad in grads:
             if id(tensor) in consumed and not self.keep_grads:
                 kept.append((tensor, None))
@@ -469,9 +485,9 @@ def flatten_result(thing: Any, found: list[Any]) -> None:
         raise TraceError(_RESULT.format(found=type(thing).__name__))
 
 
-def _take_grads(trace: Trace, arguments: Any) -> list[tuple[Tensor, Any]]:
-    """The gradients that the function left on Tensors from outside, which are put back to None."""
-    taken: list[tuple[Tensor, Any]] = []
+def _take_grads(trace: Trace, arguments: Any) -> list[tuple[Tensor | int, Any]]:
+    """The gradients that the function left on Tensors from outside (or on its arguments), which are put back to None."""
+    taken: list[tuple[Tensor | int, Any]] = []
     owners = [(cell.holder, cell.holder) for cell in trace.cells if cell is not None and cell.key is None]
     for owner, traced in [*owners, *arguments]:
         grad = getattr(traced, "grad", None)

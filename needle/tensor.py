@@ -150,7 +150,10 @@ class Tensor(Value):
             raise DTypeError(_DATA_TYPE.format(found=type(value).__name__))
         if value.dtype != self.dtype:
             raise DTypeError(_DATA_DTYPE.format(have=self.dtype.name, found=value.dtype.name))
-        self.cached_data = value.cached_data
+        if active.tracer is not None:
+            active.tracer.write(self, value)
+        else:
+            self.cached_data = value.cached_data
 
     def detach(self) -> "Tensor":
         """The same array (shared memory), without the graph and without gradient."""

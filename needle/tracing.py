@@ -79,9 +79,7 @@ class Symbol:
             return TraceError(self.remedy)
         if active.tracer is not self.tracer:
             return TraceError(_LEAKED.format(site=self.site, shape=self.shape))
-        return TraceError(
-            _READ.format(site=user_site(), shape=self.shape, dtype=self.dtype, what=what, remedy=_REMEDY)
-        )
+        return TraceError(_READ.format(site=user_site(), shape=self.shape, dtype=self.dtype, what=what, remedy=_REMEDY))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__array_interface__":

@@ -18,6 +18,8 @@ from needle.dtype import DType
 FAST = "nsz arcp contract "
 """Rounding may differ by fused multiply-add and reciprocals; NaN and infinity are kept."""
 
+INT, BOOL = np.dtype("int64"), np.dtype(bool)
+
 _TYPES = {
     "bool": "i1",
     "int8": "i8",
@@ -44,12 +46,12 @@ def llvm_type(dtype: DType, lanes: int = 1) -> str:
 @functools.cache
 def memory_type(dtype: DType, lanes: int = 1) -> str:
     """The LLVM type of an element in memory."""
-    return llvm_type(np.dtype("int8") if dtype == bool else dtype, lanes)
+    return llvm_type(np.dtype("int8") if dtype == BOOL else dtype, lanes)
 
 
 def literal(value: Any, dtype: DType) -> str:
     """A constant as LLVM text."""
-    if dtype == bool:
+    if dtype == BOOL:
         return "true" if value else "false"
     if dtype.kind != "f":
         return str(int(value))
@@ -74,9 +76,6 @@ class Reg:
 
     def __str__(self) -> str:
         return f"{self.type} {self.text}"
-
-
-INT = np.dtype("int64")
 
 
 def integer(value: int) -> Reg:
@@ -154,7 +153,7 @@ class Code:
         """for i in range(low, high, step): carried = body(i, carried). Without `may_be_empty`, low < high holds."""
         inside, after, before = self.label(), self.label(), self.block
         if may_be_empty:
-            some = self.make(f"icmp slt i64 {low.text}, {high.text}", np.dtype(bool))
+            some = self.make(f"icmp slt i64 {low.text}, {high.text}", BOOL)
             self.line(f"br i1 {some.text}, label %{inside}, label %{after}")
         else:
             self.line(f"br label %{inside}")
@@ -166,13 +165,11 @@ class Code:
         self.lines.append("")
         after_body = list(body(index, values))
         following = self.add(index, integer(step))
-        more = self.make(f"icmp slt i64 {following.text}, {high.text}", np.dtype(bool))
+        more = self.make(f"icmp slt i64 {following.text}, {high.text}", BOOL)
         self.line(f"br i1 {more.text}, label %{inside}, label %{after}")
         phis = [f"  {index.text} = phi i64 [ {low.text}, %{before} ], [ {following.text}, %{self.block} ]"]
         for value, first, new in zip(values, carried, after_body, strict=True):
-            phis.append(
-                f"  {value.text} = phi {value.type} [ {first.text}, %{before} ], [ {new.text}, %{self.block} ]"
-            )
+            phis.append(f"  {value.text} = phi {value.type} [ {first.text}, %{before} ], [ {new.text}, %{self.block} ]")
         self.lines[at] = "\n".join(phis)
         last = self.block
         self.start(after)
@@ -233,7 +230,7 @@ class Code:
 
     def mask(self, valid: int, lanes: int) -> Reg:
         """The first `valid` lanes."""
-        return Reg("<" + ", ".join(f"i1 {int(i < valid)}" for i in range(lanes)) + ">", np.dtype(bool), lanes)
+        return Reg("<" + ", ".join(f"i1 {int(i < valid)}" for i in range(lanes)) + ">", BOOL, lanes)
 
     def load(self, pointer: str, dtype: DType, lanes: int = 1, mask: Reg | None = None) -> Reg:
         """Consecutive elements; lanes outside the mask are 0."""
@@ -244,7 +241,7 @@ class Code:
             name = f"llvm.masked.load.{_suffix(dtype, lanes)}.p0"
             place, zero = (("ptr", pointer), ("i32", str(size))), (kind, "zeroinitializer")
             value = self.make(self.call(name, kind, *place, mask, zero), dtype, lanes)
-        return self._to_bit(value, kind) if dtype == bool else value
+        return self._to_bit(value, kind) if dtype == BOOL else value
 
     def _to_bit(self, value: Reg, kind: str) -> Reg:
         zero = "0" if value.lanes == 1 else "zeroinitializer"
@@ -260,12 +257,12 @@ class Code:
         mask = mask or self.mask(lanes, lanes)
         size, zero = ("i32", str(dtype.itemsize)), (kind, "zeroinitializer")
         value = self.make(self.call(name, kind, (f"<{lanes} x ptr>", places), size, mask, zero), dtype, lanes)
-        return self._to_bit(value, kind) if dtype == bool else value
+        return self._to_bit(value, kind) if dtype == BOOL else value
 
     def store(self, value: Reg, pointer: str, mask: Reg | None = None) -> None:
         """To consecutive elements; lanes outside the mask are left."""
         kind, text = memory_type(value.dtype, value.lanes), value.text
-        if value.dtype == bool:
+        if value.dtype == BOOL:
             text = self.make(f"zext {value.type} {value.text} to {kind}", value.dtype, value.lanes).text
         if mask is None:
             self.line(f"store {kind} {text}, ptr {pointer}, align {value.dtype.itemsize}")
@@ -290,7 +287,7 @@ class Code:
         a, b = self.splat(a, lanes), self.splat(b, lanes)
         if a.dtype.kind == "f":
             return self.make(f"f{name} {FAST}{a.type} {a.text}, {b.text}", a.dtype, lanes)
-        if a.dtype == bool:
+        if a.dtype == BOOL:
             name = {"add": "or", "mul": "and", "sub": "xor"}[name]
         return self.make(f"{name} {a.type} {a.text}, {b.text}", a.dtype, lanes)
 
@@ -308,9 +305,9 @@ class Code:
         a, b = self.splat(a, lanes), self.splat(b, lanes)
         if a.dtype.kind == "f":
             code = {"uno": "uno", "ne": "une"}.get(name, "o" + name)
-            return self.make(f"fcmp {code} {a.type} {a.text}, {b.text}", np.dtype(bool), lanes)
+            return self.make(f"fcmp {code} {a.type} {a.text}, {b.text}", BOOL, lanes)
         code = name if name in ("eq", "ne") else ("s" if a.dtype.kind == "i" else "u") + name
-        return self.make(f"icmp {code} {a.type} {a.text}, {b.text}", np.dtype(bool), lanes)
+        return self.make(f"icmp {code} {a.type} {a.text}, {b.text}", BOOL, lanes)
 
     def select(self, condition: Reg, a: Reg, b: Reg) -> Reg:
         """a where the condition holds, else b."""
@@ -327,7 +324,7 @@ class Code:
         """As NumPy's astype."""
         if a.dtype == dtype:
             return a
-        if dtype == bool:
+        if dtype == BOOL:
             return self.compare("ne", a, self.constant(0, a.dtype, a.lanes))
         if {a.dtype.itemsize, dtype.itemsize} == {2, 8} and "f" in (a.dtype.kind, dtype.kind):
             # Half precision converts from and to float32 in hardware; from float64 it would need a library.
@@ -351,6 +348,6 @@ def _conversion(a: DType, b: DType) -> str | None:
     signed = a.kind == "i"
     if b.kind == "f":
         return "sitofp" if signed else "uitofp"
-    if a != bool and a.itemsize == b.itemsize:
+    if a != BOOL and a.itemsize == b.itemsize:
         return None
-    return "trunc" if a != bool and a.itemsize > b.itemsize else "sext" if signed else "zext"
+    return "trunc" if a != BOOL and a.itemsize > b.itemsize else "sext" if signed else "zext"

@@ -13,10 +13,12 @@ axis, each lane is an outer element of its own.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any, cast
+
 import numpy as np
 
 from needle.compiler import vector_math
-from needle.compiler.code import INT, Code, Reg, integer, literal
+from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
 from needle.compiler.kernel import Access, Kernel, Pass, Reduce, Scalar, Scatter, Store
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
@@ -196,9 +198,7 @@ class Loops:
         self.mask = None
         return result
 
-    def _split_vectors(
-        self, axis: Axis, low: Reg, high: Reg, body: Callable[[list[Reg]], Sequence[Reg]]
-    ) -> list[Reg]:
+    def _split_vectors(self, axis: Axis, low: Reg, high: Reg, body: Callable[[list[Reg]], Sequence[Reg]]) -> list[Reg]:
         c = self.code
         whole, rest = divmod(axis.extent, self.lanes)
         if not rest:
@@ -206,7 +206,11 @@ class Loops:
         has_rest = c.make(f"icmp sgt i64 {high.text}, {whole}", np.dtype(bool))
         stop = c.make(f"select i1 {has_rest.text}, i64 {whole}, i64 {high.text}", INT)
         c.loop(low, stop, 1, [], self._inside(axis, body, self.lanes), may_be_empty=True)
-        c.branch(has_rest, lambda: self._masked(axis, [], body) and None)
+
+        def finish() -> None:
+            self._masked(axis, [], body)
+
+        c.branch(has_rest, finish)
         return []
 
     def _passes(self) -> None:
@@ -260,7 +264,7 @@ class Loops:
 
     def _identity(self, r: Reduce) -> Reg:
         dtype = r.value.dtype
-        lowest = -np.inf if dtype.kind == "f" else 0 if dtype == bool else np.iinfo(dtype).min
+        lowest = -np.inf if dtype.kind == "f" else 0 if dtype == BOOL else np.iinfo(dtype).min
         value = self.code.constant(lowest if r.combine == "max" else 0, dtype)
         return self.code.splat(value, self._width())
 
@@ -348,12 +352,13 @@ class Loops:
         if s.kind == "checked":
             return self._checked(args[0], s.param)
         if s.kind == "gather":
-            return self._gathered(args, *s.param, s.dtype)
+            access, strides = s.param
+            return self._gathered(args, access, strides, s.dtype)
         if s.kind == "cast":
             return c.convert(args[0], s.dtype)
         if s.kind == "uniform":
             return self._uniform(args[0], args[1], s.param)
-        return FUNCTIONS[s.kind](c, *args)
+        return cast("Any", FUNCTIONS[s.kind])(c, *args)
 
     def _offset(self, strides: tuple[int, ...], offset: int) -> Reg:
         total = integer(offset)
@@ -380,7 +385,9 @@ class Loops:
         c = self.code
         negative = c.compare("lt", index, c.constant(0, INT))
         wrapped = c.select(negative, c.binary("add", index, c.constant(n, INT)), index)
-        inside = c.compare("lt", Reg(wrapped.text, np.dtype("uint64"), wrapped.lanes), c.constant(n, np.dtype("uint64")))
+        inside = c.compare(
+            "lt", Reg(wrapped.text, np.dtype("uint64"), wrapped.lanes), c.constant(n, np.dtype("uint64"))
+        )
         outside = xor(c, inside, c.constant(1, np.dtype(bool)))
         if outside.lanes > 1:
             masked = outside if self.mask is None else c.select(self.mask, outside, c.constant(0, outside.dtype))
@@ -397,7 +404,9 @@ class Loops:
         for index, stride in zip(indices, strides, strict=True):
             total = c.binary("add", total, c.binary("mul", index, c.constant(stride, INT)))
         if total.lanes > 1 and step:
-            lanes = c.make(f"mul {c.lane_numbers(self.lanes)}, {c.constant(step, INT, self.lanes).text}", INT, self.lanes)
+            lanes = c.make(
+                f"mul {c.lane_numbers(self.lanes)}, {c.constant(step, INT, self.lanes).text}", INT, self.lanes
+            )
             total = c.binary("add", total, lanes)
         return total, step
 
@@ -512,6 +521,11 @@ def negate(c: Code, a: Reg) -> Reg:
     return c.binary("sub", c.constant(0, a.dtype), a)
 
 
+def square_root(c: Code, a: Reg) -> Reg:
+    """Square root."""
+    return c.function("sqrt", a, a)
+
+
 def compared(name: str) -> Callable[[Code, Reg, Reg], Reg]:
     """A comparison as a function."""
     return lambda c, a, b: c.compare(name, a, b)
@@ -535,8 +549,8 @@ FUNCTIONS: dict[str, Callable[..., Reg]] = {
     "max": maximum,
     "abs": absolute,
     "sign": sign,
-    "where": lambda c, condition, a, b: c.select(condition, a, b),
-    "sqrt": lambda c, a: c.function("sqrt", a, a),
+    "where": Code.select,
+    "sqrt": square_root,
     "exp": vector_math.exp,
     "log": vector_math.log,
     "tanh": vector_math.tanh,

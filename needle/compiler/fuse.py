@@ -140,9 +140,16 @@ def is_virtual(node: Node, roots: set[int]) -> bool:
     return isinstance(node.op, Elementwise | BroadcastTo | Permute | Slice | Creation)
 
 
-def storage(node: Node) -> Node:
+def storage(node: Node, roots: set[int]) -> Node:
     """The node whose memory a chain of movements reads."""
-    while isinstance(node.op, Movement):
+    while isinstance(node.op, Movement) and id(node) not in roots:
+        node = node.inputs[0]
+    return node
+
+
+def consecutive(node: Node) -> Node:
+    """The node whose elements, in the same order, are those of a chain of reshapes."""
+    while isinstance(node.op, Reshape):
         node = node.inputs[0]
     return node
 
@@ -157,13 +164,13 @@ def find_roots(graph: Graph) -> set[int]:
     roots = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
     for node in nodes:
         if isinstance(node.op, MatMul):
-            roots |= {id(storage(a)) for a in node.inputs} | {id(node)}
+            roots |= {id(storage(a, roots)) for a in node.inputs} | {id(node)}
         elif isinstance(node.op, Reduction):
             roots.add(id(node))
         elif isinstance(node.op, Reshape) and not is_unit_reshape(node):
-            roots.add(id(storage(node.inputs[0])))
+            roots.add(id(consecutive(node)))
         elif isinstance(node.op, Gather):
-            roots |= {id(storage(node.inputs[0])), id(node)}
+            roots |= {id(consecutive(node.inputs[0])), id(node)}
         elif isinstance(node.op, ScatterAdd | Embed):
             roots.add(id(node))
         elif not isinstance(node.op, Elementwise | Movement | Creation):
@@ -181,7 +188,7 @@ def find_roots(graph: Graph) -> set[int]:
 
 
 def _is_pow(op: Op) -> bool:
-    return isinstance(op, PowerScalar) and (not isinstance(op.scalar, int | float) or op.scalar not in (2, 0.5, -1, -0.5))
+    return isinstance(op, PowerScalar) and op.scalar not in (2, 0.5, -1, -0.5)
 
 
 def fuse(graph: Graph) -> Grouping:
@@ -313,17 +320,17 @@ def leaves(
 ) -> Iterator[tuple[Node, tuple[Where, ...] | None]]:
     """The roots and inputs that `node` reads through virtual nodes, and at which index."""
     if isinstance(node.op, MatMul):
-        yield from ((storage(a), None) for a in node.inputs)
+        yield from ((storage(a, result.roots), None) for a in node.inputs)
         return
     if isinstance(node.op, Gather):
-        yield storage(node.inputs[0]), None
+        yield storage(node.inputs[0], result.roots), None
         pending = [(i, gather_index(node, i, where)) for i in node.inputs[1:]]
     elif isinstance(node.op, ScatterAdd | Embed):
         pending = [(a, None) for a in node.inputs]
     elif isinstance(node.op, Reduction):
         pending = [(node.inputs[0], where)]
     elif isinstance(node.op, Movement) and not is_virtual(node, set()):
-        pending = [(storage(node.inputs[0]), None)]
+        pending = [(storage(node.inputs[0], result.roots), None)]
     else:
         pending = _inputs(node, where)
     seen: set[tuple[int, tuple[Where, ...] | None]] = set()
@@ -335,7 +342,7 @@ def leaves(
         if is_virtual(current, result.roots):
             pending += _inputs(current, at)
         elif isinstance(current.op, Reshape) and id(current) not in result.roots:
-            yield storage(current), ((-2, 0, 0),)  # read from memory: never at a register's index
+            yield storage(current, result.roots), ((-2, 0, 0),)  # read from memory: never at a register's index
         else:
             yield current, at
 
@@ -344,7 +351,7 @@ def gather_index(node: Node, index: Node, where: tuple[Where, ...] | None) -> tu
     """Where an index array of a Gather is read: its axes take the place of the gathered ones."""
     if where is None:
         return None
-    source, axes = node.inputs[0], node.op.axes  # pyright: ignore[reportAttributeAccessIssue]
+    source, axes = node.inputs[0], node.op.axes
     middle = len(node.shape) - (len(source.shape) - len(axes))
     return aligned(index.shape, where[axes[0] : axes[0] + middle])
 

@@ -35,7 +35,8 @@ class Node:
     __slots__ = ("inputs", "op", "site", "spec")
 
     def __init__(self, op: Op, inputs: "tuple[Node, ...]", spec: Spec, site: str = "") -> None:
-        self.op, self.inputs, self.spec, self.site = op, inputs, spec, site
+        self.op: Any = op
+        self.inputs, self.spec, self.site = inputs, spec, site
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,7 +65,7 @@ class Graph:
             stack = [(root, iter(root.inputs))] if id(root) not in seen else []
             seen.add(id(root))
             while stack:
-                node, rest = stack[-1]
+                _, rest = stack[-1]
                 child = next((c for c in rest if id(c) not in seen), None)
                 if child is None:
                     order.append(stack.pop()[0])
@@ -107,13 +108,16 @@ class Graph:
 def with_numbers(op: Op, numbers: Sequence[float]) -> Op:
     """The op with its HostNumber, if it has one, replaced by this call's number."""
     scalar = getattr(op, "scalar", None)
-    if not isinstance(scalar, HostNumber):
-        return op
-    return replace(op, scalar=numbers[scalar.index])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return with_scalar(op, numbers[scalar.index]) if isinstance(scalar, HostNumber) else op
+
+
+def with_scalar(op: Any, scalar: Any) -> Any:
+    """The op with another number."""
+    return replace(op, scalar=scalar)
 
 
 def infer(op: Op, inputs: Sequence[Spec]) -> Spec:
     """Shape and dtype of the result; a number of the call counts as any Python float."""
     if isinstance(getattr(op, "scalar", None), HostNumber):
-        op = replace(op, scalar=1.0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        op = with_scalar(op, 1.0)
     return op.infer(*inputs)

@@ -5,7 +5,7 @@ Invariant: slow and obvious; each statement is evaluated on the whole grid of in
 Next: emit.py, which must agree with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,11 @@ class _Run:
         self.grid = np.indices(kernel.shape, sparse=True) if kernel.shape else ()
         self.reduced: dict[int, Array] = {}
         self.known: dict[int, Any] = {}
+        self.accumulated: Any = None
 
     def run(self) -> None:
         if self.kernel.product:
-            self.acc = self._product()
+            self.accumulated = self._product()
         for step in self.kernel.passes:
             for statement in step.full:
                 if isinstance(statement, Reduce):
@@ -98,13 +99,12 @@ class _Run:
 
     def _value(self, s: Scalar) -> Any:
         if s.kind == "load":
-            array = self.arrays[s.param.slot]
-            return array[_index(s.param, self.grid, array)]
-        leaves: dict[str, Any] = {
+            return _read(self.arrays[s.param.slot], s.param, self.grid)
+        leaves: dict[str, Callable[[], Any]] = {
             "const": lambda: s.param,
-            "number": lambda: self.numbers[s.param],
+            "number": lambda: self.numbers[int(s.param)],
             "reduced": lambda: self.reduced[s.param],
-            "acc": lambda: self.acc,
+            "acc": lambda: self.accumulated,
             "index": lambda: _index(Access(0, *s.param), self.grid),
             "cast": lambda: self.value(s.args[0]),
         }
@@ -114,15 +114,21 @@ class _Run:
         if s.kind == "checked":
             if args[0].size and not (args[0].min() >= -s.param and args[0].max() < s.param):
                 raise NeedleError(f"kernel: an index is outside an axis of length {s.param}")
-            return np.where(args[0] < 0, args[0] + s.param, args[0])
+            return args[0] + (args[0] < 0) * s.param
         if s.kind == "gather":
             access, strides = s.param
-            array = self.arrays[access.slot]
-            return array[_index(access, self.grid) + sum(a * k for a, k in zip(args, strides, strict=True))]
+            moves: Any = sum(a * k for a, k in zip(args, strides, strict=True))
+            return _read(self.arrays[access.slot], access, self.grid, moves)
         if s.kind == "uniform":
             bits = philox(args[0], s.param, int(args[1])) >> np.uint32(8)
             return bits.astype(np.float32) * np.float32(2.0**-24)
         return _FUNCTIONS[s.kind](*args)
+
+
+def _read(array: Any, access: Access, grid: Sequence[Array], moves: Any = None) -> Any:
+    if moves is None:
+        return array[_index(access, grid, array)]
+    return array[_index(access, grid) + moves]
 
 
 def _index(access: Access, grid: Sequence[Array], array: Array | None = None) -> Array:

@@ -14,13 +14,14 @@ Next: lower.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-import numpy as np
+import numpy
 
 from needle.dtype import DType
 from needle.errors import TraceError
 
+np: Any = numpy  # its functions take Scalars, by __array_ufunc__, which their annotations do not say
 Strides = tuple[int, ...]
 
 
@@ -38,6 +39,8 @@ class Scalar:
     """
 
     __slots__ = ("args", "dtype", "kind", "number", "param", "pool")
+
+    param: Any
 
     ufuncs: ClassVar[dict[str, str]] = {
         "add": "add",
@@ -122,7 +125,8 @@ class Pool:
 
     def make(self, kind: str, args: tuple[Scalar, ...], dtype: DType, param: Any = None) -> Scalar:
         """The Scalar for these fields."""
-        key = (kind, tuple([a.number for a in args]), dtype, param if kind != "const" else (type(param), repr(param)))
+        exact: Any = f"{cast('Any', type(param))} {param!r}" if kind == "const" else param  # 1 == 1.0, and nan != nan
+        key = (kind, tuple([a.number for a in args]), dtype, exact)
         found = self.known.get(key)
         if found is None:
             found = self.known[key] = Scalar(self, kind, args, dtype, param, len(self.known))
@@ -174,7 +178,7 @@ class Pool:
 
 def _weak(number: Any) -> Any:
     """The type of a Python number, which takes the dtype of the array beside it; a bool is an array of its own."""
-    return np.dtype(bool) if isinstance(number, bool) else type(number)
+    return np.dtype(bool) if isinstance(number, bool) else cast("Any", type(number))
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,23 @@
 """Lower: a group of nodes becomes one Kernel.
 
 In: Groups. Out: for each a Kernel, and the nodes whose memory it is called with, in the order of its slots.
-Invariant: an elementwise op is lowered by its own `compute`, called on Scalars; nothing here knows a single one of them.
+Invariant: an elementwise op is lowered by its own `compute`, called on Scalars; nothing here knows any of them.
 Next: kernel.py for the result, interpret.py for its meaning, plan.py for the order and memory.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from needle.compiler.fuse import Group, Grouping, Where, aligned, gather_index, is_virtual, leaves, storage, through
-from needle.compiler.graph import Input, Node
+from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store
+from needle.dtype import DType
 from needle.ops import BroadcastTo, Embed, Equal, Gather, MatMul, Max, Permute, Reshape, Slice
 from needle.ops.create import Arange, Full, Uniform
-from needle.dtype import DType
 from needle.tracing import HostNumber
 from needle.value import Movement, Reduction, Shape
 
@@ -111,10 +111,10 @@ class _Lowering:
             strides, offset = self._strides(own, where)
             self.passes[0].full.append(Store(Access(self._slot(node, True), strides, offset), value))
             return ()
-        axes = node.op.axes  # pyright: ignore[reportAttributeAccessIssue]
+        axes: tuple[int, ...] = node.op.axes
         middle = len(here) - (len(node.shape) - len(axes))
         indices = [self._index(node, a, aligned(a.shape, here[axes[0] : axes[0] + middle])) for a in node.inputs[1:]]
-        kept = [(-1, 1, 0)] * len(axes)
+        kept: list[Where] = [(-1, 1, 0)] * len(axes)
         where = (*here[: axes[0]], *kept, *here[axes[0] + middle :])
         strides, offset = self._strides(own, where)
         access = Access(self._slot(node, True), strides, offset)
@@ -126,7 +126,7 @@ class _Lowering:
         """An index that is data: from the end if negative, and checked."""
         at = node.inputs.index(index) - 1 if node.inputs.count(index) == 1 else 0
         shape = node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
-        n = shape[node.op.axes[at]]  # pyright: ignore[reportAttributeAccessIssue]
+        n = shape[node.op.axes[at]]
         value = self.pool.cast(self.value(index, where), np.dtype("int64"))
         return self.pool.make("checked", (value,), np.dtype("int64"), n)
 
@@ -171,11 +171,10 @@ class _Lowering:
 
     def _first(self, s: Scalar) -> int:
         """The first pass in which a Scalar can be computed."""
-        found = self.when.get(s.number)
-        if found is None:
-            found = self.reductions[s.param] + 1 if s.kind == "reduced" else max(map(self._first, s.args), default=0)
-            self.when[s.number] = found
-        return found
+        if s.number not in self.when:
+            later = self.reductions[int(s.param)] + 1 if s.kind == "reduced" else 0
+            self.when[s.number] = max([later, *map(self._first, s.args)])
+        return self.when[s.number]
 
     # -------------------------------------------------------------------------------------------------- values
 
@@ -211,12 +210,13 @@ class _Lowering:
         if isinstance(scalar, HostNumber):
             # Numbers of the call are weak: they take the dtype that a Python float would get.
             number = self._number(scalar, node, np.result_type(args[0].dtype, 1.0))
-            op = replace(op, scalar=number)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            op = with_scalar(op, number)
         # Where NumPy has a rule of its own for a power of booleans, the node knows the dtype.
         return self.pool.cast(op.compute(*args), node.dtype)
 
     def _gather(self, node: Node, where: tuple[Where, ...]) -> Scalar:
-        source, axes = node.inputs[0], node.op.axes  # pyright: ignore[reportAttributeAccessIssue]
+        source = node.inputs[0]
+        axes: tuple[int, ...] = node.op.axes
         middle = len(node.shape) - (len(source.shape) - len(axes))
         indices: list[Scalar] = []
         for a in node.inputs[1:]:
@@ -240,7 +240,7 @@ class _Lowering:
         if isinstance(node.op, Arange):
             return index
         assert isinstance(node.op, Uniform)  # noqa: S101
-        key = self.pool.make("number", (), np.dtype("int64"), node.op.scalar.index)  # pyright: ignore[reportAttributeAccessIssue]
+        key = self._number(node.op.scalar, node, np.dtype("int64"))
         return self.pool.make("uniform", (index, key), node.dtype, node.op.draw)
 
     # -------------------------------------------------------------------------------------------------- memory
@@ -253,14 +253,13 @@ class _Lowering:
                 strides[axis] += stride * step
         return tuple(strides), offset
 
-    def _access(
-        self, node: Node, where: tuple[Where, ...], written: bool = False, like: Shape | None = None
-    ) -> Access:
+    def _access(self, node: Node, where: tuple[Where, ...], written: bool = False, like: Shape | None = None) -> Access:
         """How the memory under `node` is addressed; movements that are not virtual are views of it."""
         own = row_major(like or node.shape)
         base = node
         if not written and id(node) not in self.grouping.roots and not isinstance(node.op, Input):
-            base = storage(node)  # a general reshape of contiguous memory has contiguous strides of its own
+            # A general reshape of contiguous memory has contiguous strides of its own.
+            base = storage(node, self.grouping.roots)
         strides, offset = self._strides(own, where)
         return Access(self._slot(base, written), strides, offset)
 
@@ -288,4 +287,3 @@ class _Lowering:
             return self._access(operand, where)
 
         return Product(access(a, rank - 2, rank), access(b, rank, rank - 1), a.shape[-1], accumulator(node.dtype))
-

@@ -1,9 +1,8 @@
 """Plan: where every array lives, and where threads must wait for each other.
 
-In: kernels in order, and the graph. Out: a Plan, and the LLVM text of the whole step. Invariants: two arrays share memory
-only if one is dead before the other is written; a barrier stands before a kernel that touches what another thread wrote,
-or writes what another may still read, since the last barrier; state is overwritten in place only where nobody reads the
-old value later.
+In: kernels in order, and the graph. Out: a Plan. Invariants: two arrays share memory only if one is dead before the
+other is written; a barrier stands before a kernel that touches what another thread wrote, or writes what another may
+still read, since the last barrier; state is overwritten in place only where nobody reads the old value later.
 Next: ../runtime/native.py.
 """
 
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 
 from needle.compiler.emit import is_serial
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Access, Kernel, Scalar
+from needle.compiler.kernel import Access, Kernel, Reduce, Scalar
 from needle.compiler.lower import Lowered
 from needle.compiler.tile import scratch_bytes
 
@@ -144,7 +143,7 @@ def _accesses(kernel: Kernel) -> list[Access]:
     for step in kernel.passes:
         for s in [*step.full, *step.outer]:
             pending += [s.value, *getattr(s, "indices", ())]
-            found += [s.access] if hasattr(s, "access") else []  # pyright: ignore[reportAttributeAccessIssue]
+            found += [] if isinstance(s, Reduce) else [s.access]
     seen: set[int] = set()
     while pending:
         s = pending.pop()
@@ -184,4 +183,3 @@ def _barriers(kernels: list[Lowered], places: list[list[Place]]) -> list[bool]:
         result.append(clash)
         recent = mine if clash else recent + mine
     return result
-

@@ -1,7 +1,7 @@
 """Program: the compiled step: its text, its memory, and how it is called.
 
-In: a Plan and Kernels. Out: `run(arrays, numbers)`. Invariants: outputs are fresh arrays; state that nobody else holds is
-updated in place; a call allocates nothing else. Equal kernels are compiled once.
+In: a Plan and Kernels. Out: `run(arrays, numbers)`. Invariants: outputs are fresh arrays; state that nobody else holds
+is updated in place; a call allocates nothing else. Equal kernels are compiled once.
 Next: ../compile.py.
 """
 
@@ -65,7 +65,7 @@ def write_text(
         calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
-    head = [f"  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
+    head = ["  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
     head += ["  %numbers = load ptr, ptr %pn", f"  %ps = getelementptr i64, ptr %args, i64 {SCRATCH}"]
     head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
     head += ["  %scratch = getelementptr i8, ptr %all, i64 %own", "  %first = icmp eq i64 %tid, 0"]
@@ -133,7 +133,14 @@ def _call(name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool
     if not serial:
         return [*lines, call]
     yes, after = f"do{unique}", f"done{unique}"
-    return [*lines, f"  br i1 %first, label %{yes}, label %{after}", f"{yes}:", call, f"  br label %{after}", f"{after}:"]
+    return [
+        *lines,
+        f"  br i1 %first, label %{yes}, label %{after}",
+        f"{yes}:",
+        call,
+        f"  br label %{after}",
+        f"{after}:",
+    ]
 
 
 def aligned_empty(size: int) -> Array:
@@ -172,9 +179,7 @@ class Program:
         self.words[CLOCK] = self.clock.ctypes.data
         self.words_address: int = self.words.ctypes.data
         self.last: list[Any] = [None] * len(graph.inputs)
-        self.updates = [
-            (i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()
-        ]
+        self.updates = [(i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()]
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
 
     def accepts(self, arrays: list[Array], first: int) -> bool:

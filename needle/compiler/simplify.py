@@ -6,13 +6,14 @@ Next: fuse.py.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from needle.compiler.graph import Graph, Node, infer
 from needle.ops import (
     BroadcastTo,
     Cast,
     DivScalar,
+    Max,
     MulScalar,
     Negate,
     Permute,
@@ -42,9 +43,9 @@ class Builder:
                 found = rule(self, op, inputs, like)
                 if found is not None:
                     return found
-        scalar = getattr(op, "scalar", None)
+        scalar: Any = getattr(op, "scalar", None)
         # 2 == 2.0, but they promote differently; nan != nan.
-        key = (op, type(scalar), repr(scalar), tuple(map(id, inputs)))
+        key = (op, str(cast("Any", type(scalar))), repr(scalar), tuple(map(id, inputs)))
         node = self.known.get(key)
         if node is None:
             spec = infer(op, [n.spec for n in inputs])
@@ -58,9 +59,7 @@ def simplify(graph: Graph) -> Graph:
     new = {id(node): node for node in graph.inputs}
     for node in graph.nodes():
         new[id(node)] = builder.make(node.op, tuple([new[id(n)] for n in node.inputs]), node)
-    return Graph(
-        graph.inputs, [new[id(n)] for n in graph.outputs], {i: new[id(n)] for i, n in graph.updates.items()}
-    )
+    return Graph(graph.inputs, [new[id(n)] for n in graph.outputs], {i: new[id(n)] for i, n in graph.updates.items()})
 
 
 def _same_shape(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
@@ -123,9 +122,14 @@ def _square_root(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) 
     return build.make(Sqrt(), inputs, like) if half else None
 
 
-def _empty_sum(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
-    """A sum over nothing, such as over axes ()."""
-    return inputs[0] if op.axes == () and inputs[0].spec == like.spec else None
+def _reduces_nothing(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A reduction of single elements: of a scalar, over no axes, or over axes of length 1."""
+    (a,) = inputs
+    reduced: tuple[int, ...] = op.reduced(a.shape) if a.shape else ()
+    if any(a.shape[i] != 1 for i in reduced):
+        return None
+    same = a if a.dtype == like.dtype else build.make(Cast(like.dtype.name), inputs, like)
+    return build.make(Reshape(like.shape), (same,), like)
 
 
 RULES: list[tuple[type[Op], Rule]] = [
@@ -140,6 +144,6 @@ RULES: list[tuple[type[Op], Rule]] = [
     (PowerScalar, _scalar_identity(1)),
     (PowerScalar, _square_root),
     (Negate, _double_negate),
-    (Summation, _empty_sum),
+    (Summation, _reduces_nothing),
+    (Max, _reduces_nothing),
 ]
-

@@ -16,7 +16,7 @@ import numpy as np
 
 from needle.compiler.code import INT, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Loops, Machine
-from needle.compiler.kernel import Kernel, Product, Store
+from needle.compiler.kernel import Kernel, Product, Scalar, Store
 
 VECTORS = 4
 """Usual width of a tile, in vectors."""
@@ -224,7 +224,9 @@ class _Tile(Loops):
         def step(k: Reg, acc: list[Reg]) -> list[Reg]:
             from_b = c.address(right, c.mul(k, step_b), of_b)
             b = [
-                c.convert(c.load(c.address(from_b, integer(v * self.lanes), of_b), of_b, self.lanes, load_masks[v]), dtype)
+                c.convert(
+                    c.load(c.address(from_b, integer(v * self.lanes), of_b), of_b, self.lanes, load_masks[v]), dtype
+                )
                 for v in range(vectors)
             ]
             from_a = c.address(left, c.mul(k, step_a), of_a)
@@ -240,9 +242,7 @@ class _Tile(Loops):
             acc = c.loop(integer(0), integer(p.length), 1, acc, step)
         self._epilogue(acc, i, rows, column, vectors, masks)
 
-    def _epilogue(
-        self, acc: list[Reg], i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None]
-    ) -> None:
+    def _epilogue(self, acc: list[Reg], i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
         c = self.code
         if not self.long or rows * vectors <= 2:
             for r in range(rows):
@@ -273,9 +273,9 @@ class _Tile(Loops):
             self._store(statement)
         self.values, self.mask = known, None
 
-    def value(self, s: "object") -> Reg:  # type: ignore[override]
+    def value(self, s: Scalar) -> Reg:
         """The accumulator, or what any kernel knows."""
-        return self.acc if s.kind == "acc" else super().value(s)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        return self.acc if s.kind == "acc" else super().value(s)
 
     # --------------------------------------------------------------------------------------------------- packing
 

@@ -34,7 +34,7 @@ class Summation(Reduction):
 
 
 def _check_not_empty(op: Reduction, shape: Shape, what: str) -> None:
-    reduced = op.reduced(shape)
+    reduced, shape = op.reduced(shape), shape or (1,)
     if any(shape[i] == 0 for i in reduced) and all(n > 0 for i, n in enumerate(shape) if i not in reduced):
         raise ShapeError(_EMPTY.format(op=op, shape=shape, what=what))
 

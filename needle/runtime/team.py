@@ -1,9 +1,9 @@
 """The thread team: N threads that run one native function together.
 
 In: the address of a function (args, sync, thread number) and its arguments. Out: it has run on all threads.
-Invariants: thread 0 is the caller; a worker that has nothing to do spins for about 0.1 ms, then sleeps in Python; inside
-a function threads wait for each other by spinning, then by giving up their time slice, so a busy machine is slow but
-never stuck. One call at a time.
+Invariants: thread 0 is the caller; a worker that has nothing to do spins for about 0.1 ms, then sleeps in Python;
+inside a function threads wait for each other by spinning, then by giving up their time slice, so a busy machine is slow
+but never stuck. One call at a time.
 Next: ../compiler/plan.py.
 
 `sync` is a block of 64-bit words, each on a cache line of its own: the number of the current call, how many workers
@@ -180,8 +180,7 @@ class Team:
         self.work = ctypes.CFUNCTYPE(number, pointer, number, number, number)(address["work"])
         self.wake = [threading.Event() for _ in range(threads)]
         self.workers = [
-            threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}")
-            for t in range(1, threads)
+            threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}") for t in range(1, threads)
         ]
         for worker in self.workers:
             worker.start()

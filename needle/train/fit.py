@@ -146,9 +146,7 @@ def fit(
 class _Steps:
     """What happens to one batch in training and in a test: functions of (inputs, labels) that give (loss, logits)."""
 
-    def __init__(
-        self, model: nn.Module, optimizer: GradientOptimizer, loss_fn: LossFunction, compiled: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: GradientOptimizer, loss_fn: LossFunction, compiled: bool) -> None:
         def train(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             optimizer.reset_grad()
             logits = model(inputs)
@@ -182,9 +180,7 @@ def evaluate(
     return _evaluate(model, loader, _tester(model, loss_fn), after_batch)
 
 
-def _evaluate(
-    model: nn.Module, loader: Loader, step: Step, after_batch: Callable[[Totals], None] | None
-) -> Totals:
+def _evaluate(model: nn.Module, loader: Loader, step: Step, after_batch: Callable[[Totals], None] | None) -> Totals:
     totals, start, was_training = Totals(), time.perf_counter(), model.training
     model.eval()
     with no_grad():
@@ -223,9 +219,7 @@ def _train_pass(
             callback.after_batch("train", state, totals)
 
 
-def _test_pass(
-    model: nn.Module, loader: Loader, step: Step, state: FitState, callbacks: Sequence[Callback]
-) -> Totals:
+def _test_pass(model: nn.Module, loader: Loader, step: Step, state: FitState, callbacks: Sequence[Callback]) -> Totals:
     def tell(totals: Totals) -> None:
         for callback in callbacks:
             callback.after_batch("test", state, totals)
