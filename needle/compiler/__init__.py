@@ -3,6 +3,7 @@
 In: a Graph from a trace. Out: a Program. Next: graph.py.
 """
 
+from needle.compiler.emit import is_serial
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph
 from needle.compiler.lower import lower
@@ -21,4 +22,5 @@ def build(graph: Graph, threads: int | None = None) -> Program:
     graph.verify()
     grouping = fuse(graph)
     kernels = lower(grouping)
-    return Program(graph, grouping, kernels, plan(graph, kernels), threads or thread_count())
+    alone = all(is_serial(lowered.kernel) for lowered in kernels)  # then there is nothing to wake others for
+    return Program(graph, grouping, kernels, plan(graph, kernels), 1 if alone else threads or thread_count())

@@ -23,8 +23,8 @@ from needle.compiler.kernel import Access, Kernel, Pass, Reduce, Scalar, Scatter
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
 
-SERIAL = 2048
-"""Kernels with fewer elements run on one thread: waking the others costs more."""
+SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
+"""Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
 
 PHILOX_MULTIPLIER, PHILOX_WEYL = 0xD256D193, 0x9E3779B9
 
@@ -101,9 +101,9 @@ def loop_axes(kernel: Kernel) -> list[Axis]:
 def is_serial(kernel: Kernel) -> bool:
     """Whether one thread does it all."""
     outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
-    work = prod(kernel.shape) * (kernel.product.length if kernel.product else 1)
+    few = prod(kernel.shape) * kernel.product.length < SERIAL_PRODUCT if kernel.product else prod(kernel.shape) < SERIAL
     free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)
-    return work < SERIAL or outer == 1 or free == 1
+    return few or outer == 1 or free == 1
 
 
 class Loops:
@@ -224,6 +224,7 @@ class Loops:
             self.values = known
             for r, value in zip(reduces, results, strict=True):
                 self.reduced[r.number] = self._combine_lanes(r, value)
+            self._values(step.outer)
             for statement in step.outer:
                 self._store(statement)
 
@@ -243,6 +244,7 @@ class Loops:
 
     def _statements(self, step: Pass, carried: list[Reg]) -> list[Reg]:
         remaining, after = iter(carried), list[Reg]()
+        self._values(step.full)
         for statement in step.full:
             if isinstance(statement, Store):
                 self._store(statement)
@@ -256,6 +258,11 @@ class Loops:
                 value = self.code.select(self.mask, value, self._identity(statement))
             after.append(self._combine(statement.combine, sofar, value))
         return after
+
+    def _values(self, statements: Sequence[Store | Reduce | Scatter]) -> None:
+        """Every value before the first store: state may be written over what another statement reads."""
+        for statement in statements:
+            self.value(statement.value)
 
     # ------------------------------------------------------------------------------------------------ reductions
 

@@ -42,6 +42,9 @@ EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Uniform)
 LONG = 8
 """How many virtual nodes an expression may have before several users share it through memory."""
 
+HUGE = 128
+"""How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
+
 Where = tuple[int, int, int]
 """(kernel axis or -1, step, start): the index along one axis of a node is start + step * index of that kernel axis."""
 
@@ -94,6 +97,8 @@ class Grouping:
     groups: list[Group]
     owner: dict[int, Group]
     roots: set[int]
+    huge: set[int]
+    """Roots that cut an expression that became too long: they are stored, whoever reads them."""
     free: dict[int, Node] = field(default_factory=dict[int, Node])  # roots that need no other: they go to their user
 
     def __str__(self) -> str:
@@ -154,8 +159,8 @@ def consecutive(node: Node) -> Node:
     return node
 
 
-def find_roots(graph: Graph) -> set[int]:
-    """The nodes that must be computed where they stand."""
+def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
+    """The nodes that must be computed where they stand, and those among them that must be stored for their size."""
     nodes = graph.nodes()
     users: dict[int, int] = {}
     for node in nodes:
@@ -176,15 +181,19 @@ def find_roots(graph: Graph) -> set[int]:
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
+    huge: set[int] = set()
     for node in nodes:
         own = LONG if isinstance(node.op, EXPENSIVE) or _is_pow(node.op) else 1
         weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
         costly = own == LONG or weight[id(node)] > LONG
-        if users.get(id(node), 0) > 1 and costly and isinstance(node.op, Elementwise | Uniform):
+        shared = users.get(id(node), 0) > 1 and costly
+        if weight[id(node)] > HUGE and isinstance(node.op, Elementwise):
+            huge.add(id(node))
+        if shared and isinstance(node.op, Elementwise | Uniform):
             roots.add(id(node))
-        if id(node) in roots:
+        if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
-    return roots
+    return roots | huge, huge
 
 
 def _is_pow(op: Op) -> bool:
@@ -193,8 +202,8 @@ def _is_pow(op: Op) -> bool:
 
 def fuse(graph: Graph) -> Grouping:
     """Put every root into a group."""
-    roots = find_roots(graph)
-    result = Grouping(graph, [], {}, roots)
+    roots, huge = find_roots(graph)
+    result = Grouping(graph, [], {}, roots, huge)
     for node in graph.nodes():
         if id(node) in roots and _is_free(result, node):
             result.free[id(node)] = node

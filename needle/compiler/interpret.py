@@ -54,6 +54,7 @@ class _Run:
         if self.kernel.product:
             self.accumulated = self._product()
         for step in self.kernel.passes:
+            self._values(step.full)
             for statement in step.full:
                 if isinstance(statement, Reduce):
                     self._reduce(statement)
@@ -62,8 +63,14 @@ class _Run:
                 else:
                     self._store(statement, self.kernel.shape)
             outer = tuple(1 if i in self.kernel.reduced else n for i, n in enumerate(self.kernel.shape))
+            self._values(step.outer)
             for statement in step.outer:
                 self._store(statement, outer)
+
+    def _values(self, statements: Sequence[Store | Reduce | Scatter]) -> None:
+        """Every value before the first store: state may be written over what another statement reads."""
+        for statement in statements:
+            self.value(statement.value)
 
     def _product(self) -> Array:
         p = self.kernel.product

@@ -8,11 +8,11 @@ Next: lower.py.
     kernel  := "for" axes pass*                         axes that are not reduced; each thread takes a part of them
     pass    := "over" axes statement* outer*            the reduced axes; absent without a reduction
     outer   := statement                                once for each element of the outer axes, after the pass
-    statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar
-    scalar  := load | number | index | reduced | acc | f "(" scalar* ")"
+    statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar  |  name "=" scalar
+    scalar  := load | number | index | reduced | acc | name | f "(" scalar* ")"
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -253,61 +253,138 @@ class Kernel:
 
 
 def _text(kernel: Kernel) -> str:
-    names = "ijklmnopq"
     outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
-    axes = ", ".join(f"{names[i]} < {kernel.shape[i]}" for i in outer)
+    text = _Text([f"i{i}" for i in range(len(kernel.shape))] if len(kernel.shape) > len(_LETTERS) else list(_LETTERS))
+    if kernel.product:
+        text.letters.remove("k")  # it is the product's own axis
+    axes = ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in outer)
     lines = [f"for {axes or 'once'}:"]
     if kernel.product:
         p = kernel.product
-        letters = names[: len(kernel.shape)] + "k"
-        lines.append(f"  acc = sum over k < {p.length} of {_access(p.a, letters)} * {_access(p.b, letters)}")
+        letters = [*text.letters[: len(kernel.shape)], "k"]
+        a, b = (_access(x, letters) for x in (p.a, p.b))
+        lines.append(f"  acc = sum over k < {p.length} of {a} * {b}")
     for step in kernel.passes:
-        indent = "  "
         if kernel.reduced:
-            lines.append("  over " + ", ".join(f"{names[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")
-            indent = "    "
-        lines += [indent + _statement(s, names) for s in step.full]
-        lines += ["  " + _statement(s, names) for s in step.outer]
+            lines.append("  over " + ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")
+        indent = "    " if kernel.reduced else "  "
+        lines += [indent + line for line in text.block(step.full)]
+        lines += ["  " + line for line in text.block(step.outer)]
     return "\n".join(lines)
 
 
-def _access(access: Access, names: str) -> str:
-    parts = [f"{names[i]}*{s}" if s != 1 else names[i] for i, s in enumerate(access.strides) if s]
+def identity(kernel: Kernel) -> str:
+    """What tells a kernel from every other: kernels with equal identities are the same code.
+
+    The text for people is not enough: it rounds constants.
+    """
+    numbers: dict[int, int] = {}
+    lines = [str((kernel.shape, kernel.reduced, kernel.slots, kernel.written, kernel.product, kernel.scattered))]
+
+    def visit(s: Scalar) -> int:
+        if s.number not in numbers:
+            args = [visit(a) for a in s.args]
+            numbers[s.number] = len(numbers)
+            lines.append(f"{s.kind} {args} {s.dtype} {s.param!r}")
+        return numbers[s.number]
+
+    for step in kernel.passes:
+        for statement in [*step.full, *step.outer]:
+            value = visit(statement.value)
+            if isinstance(statement, Scatter):
+                lines.append(f"{statement.access} {[visit(i) for i in statement.indices]} {statement.strides} += {value}")
+            elif isinstance(statement, Store):
+                lines.append(f"{statement.access} = {value}")
+            else:
+                lines.append(f"{statement.number} {statement.combine} {value}")
+        lines.append(f"after {len(step.full)}")
+    return "\n".join(lines)
+
+
+def _access(access: Access, letters: Sequence[str]) -> str:
+    parts = [f"{letters[i]}*{s}" if s != 1 else letters[i] for i, s in enumerate(access.strides) if s]
     if access.offset or not parts:
         parts.append(str(access.offset))
     return f"b{access.slot}[{' + '.join(parts)}]"
 
 
-def _statement(statement: Store | Reduce | Scatter, names: str) -> str:
-    if isinstance(statement, Scatter):
-        moves = [f"{show(i, names)}*{s}" for i, s in zip(statement.indices, statement.strides, strict=True)]
-        return f"{_access(statement.access, names)[:-1]} + {' + '.join(moves)}] += {show(statement.value, names)}"
-    if isinstance(statement, Store):
-        return f"{_access(statement.access, names)} = {show(statement.value, names)}"
-    return f"r{statement.number} = {statement.combine} {show(statement.value, names)}"
+_LETTERS = "ijklmnopq"
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "eq": "==", "le": "<="}
+_ATOMS = ("load", "const", "number", "index", "reduced", "acc")
 
 
-def show(s: Scalar, names: str = "ijklmnopq") -> str:
-    """A Scalar as a formula."""
-    if s.kind == "load":
-        return _access(s.param, names)
-    if s.kind == "index":
-        return "(" + _access(Access(0, *s.param), names)[3:-1] + ")"
-    if s.kind == "gather":
-        access, strides = s.param
-        moves = [f"{show(i, names)}*{k}" for i, k in zip(s.args, strides, strict=True)]
-        return f"{_access(access, names)[:-1]} + {' + '.join(moves)}]"
-    leaf: dict[str, Callable[[], str]] = {
-        "const": lambda: f"{s.param:g}",
-        "number": lambda: f"${s.param}",
-        "reduced": lambda: f"r{s.param}",
-        "acc": lambda: "acc",
-        "cast": lambda: f"{s.dtype}({show(s.args[0], names)})",
-    }
-    if s.kind in leaf:
-        return leaf[s.kind]()
-    signs = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "eq": "==", "le": "<="}
-    parts = [show(a, names) for a in s.args]
-    if s.kind in signs:
-        return f"({parts[0]} {signs[s.kind]} {parts[1]})"
-    return f"{s.kind}({', '.join(parts)})"
+class _Text:
+    """Statements as lines; what several of them use is a line of its own, with a name."""
+
+    def __init__(self, letters: list[str]) -> None:
+        self.letters = letters
+        self.named: dict[int, str] = {}
+        self.count = 0
+
+    def block(self, statements: "Sequence[Store | Reduce | Scatter]") -> list[str]:
+        """The lines of statements that stand in the same loop."""
+        uses: dict[int, int] = {}
+        lines: list[str] = []
+        self.named = {}
+        values = [[*getattr(s, "indices", ()), s.value] for s in statements]
+        for each in values:
+            for s in each:
+                _count(s, uses)
+        for statement, each in zip(statements, values, strict=True):
+            for s in each:
+                self._name(s, uses, lines)
+            lines.append(self._statement(statement))
+        return lines
+
+    def _name(self, s: Scalar, uses: dict[int, int], lines: list[str]) -> None:
+        if s.number in self.named or s.kind in _ATOMS:
+            return
+        for a in s.args:
+            self._name(a, uses, lines)
+        if uses[s.number] > 1:
+            formula = self.formula(s)
+            self.named[s.number] = f"t{self.count}"
+            lines.append(f"t{self.count} = {formula}")
+            self.count += 1
+
+    def _statement(self, s: Store | Reduce | Scatter) -> str:
+        if isinstance(s, Reduce):
+            return f"r{s.number} = {s.combine} {self.formula(s.value)}"
+        if isinstance(s, Store):
+            return f"{_access(s.access, self.letters)} = {self.formula(s.value)}"
+        return f"{self._moved(s.access, s.indices, s.strides)} += {self.formula(s.value)}"
+
+    def _moved(self, access: Access, indices: tuple[Scalar, ...], strides: Strides) -> str:
+        moves = [f"{self.formula(i)}*{k}" for i, k in zip(indices, strides, strict=True)]
+        return f"{_access(access, self.letters)[:-1]} + {' + '.join(moves)}]"
+
+    def formula(self, s: Scalar) -> str:
+        """A Scalar, written out down to what has a name."""
+        if s.number in self.named:
+            return self.named[s.number]
+        if s.kind in _ATOMS:
+            return self._atom(s)
+        if s.kind == "gather":
+            return self._moved(s.param[0], s.args, s.param[1])
+        parts = [self.formula(a) for a in s.args]
+        if s.kind in _SIGNS:
+            return f"({parts[0]} {_SIGNS[s.kind]} {parts[1]})"
+        if s.kind in ("checked", "uniform"):  # the length of the axis; which draw it is
+            parts.append(str(s.param))
+        return f"{s.dtype if s.kind == 'cast' else s.kind}({', '.join(parts)})"
+
+    def _atom(self, s: Scalar) -> str:
+        if s.kind == "load":
+            return _access(s.param, self.letters)
+        if s.kind == "index":
+            return "(" + _access(Access(0, *s.param), self.letters)[3:-1] + ")"
+        if s.kind == "const":
+            return f"{s.param:g}"
+        return {"number": "$", "reduced": "r", "acc": "acc"}[s.kind] + ("" if s.param is None else str(s.param))
+
+
+def _count(s: Scalar, uses: dict[int, int]) -> None:
+    uses[s.number] = uses.get(s.number, 0) + 1
+    if uses[s.number] == 1:
+        for a in s.args:
+            _count(a, uses)

@@ -40,7 +40,7 @@ def lower(grouping: Grouping) -> list[Lowered]:
 def find_stored(grouping: Grouping) -> set[int]:
     """The roots that must be in memory: results, and what another group (or a product) reads."""
     graph = grouping.graph
-    stored = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
+    stored = {id(n) for n in [*graph.outputs, *graph.updates.values()]} | grouping.huge
     for group in grouping.groups:
         for root in group.roots if group.into is None else [group.into]:
             for leaf, where in leaves(grouping, root, None):
@@ -71,7 +71,7 @@ class _Lowering:
         self.flat: dict[int, bool] = {}  # Scalar number -> it does not vary along the reduced axes
         self.passes: list[Pass] = [Pass()]
         self.updated = {id(node) for node in grouping.graph.updates.values()}
-        self.last: list[Store] = []
+        self.last = Pass()  # state, written over what the passes read
         self.reductions: list[int] = []  # reduction number -> its pass
 
     def run(self) -> Lowered:
@@ -81,9 +81,12 @@ class _Lowering:
             scattered = self._write_into(self.group.into)
         for root in self.group.roots:
             self._root(root)
-        if self.last:
-            self._pass(max(max(self._first(s.value) for s in self.last) - 1, 0))
-            self.passes[-1].outer += self.last
+        for statement in self.last.outer:
+            self._pass(max(self._first(statement.value) - 1, 0))
+        for statement in self.last.full:
+            self._pass(self._first(statement.value))  # pyright: ignore[reportAttributeAccessIssue]
+        self.passes[-1].full += self.last.full
+        self.passes[-1].outer += self.last.outer
         kernel = Kernel(
             self.group.shape,
             self.group.reduced,
@@ -157,8 +160,8 @@ class _Lowering:
     def _add(self, statement: Store, value: Scalar, where: tuple[Where, ...], state: bool) -> None:
         outer = bool(self.group.reduced) and not any(axis in self.group.reduced for axis, _, _ in where)
         at = self._first(value)
-        if outer and state:  # written last, so that it may be written over what the passes read
-            self.last.append(statement)
+        if state:
+            (self.last.outer if outer else self.last.full).append(statement)
         elif outer:  # known before pass `at`, so it is written after the one before
             self._pass(max(at - 1, 0)).outer.append(statement)
         else:

@@ -45,7 +45,9 @@ def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
     """Decide places, barriers, and what is updated in place."""
     homes, copies = _homes(graph, kernels)
     arena = _arena(kernels, homes)
-    in_place = {i for i in graph.updates if _may_overwrite(i, graph.updates[i], kernels)}
+    copied = {id(node) for _, node in copies}  # what is copied after the call must not be overwritten in it
+    once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
+    in_place = {i for i in once if _may_overwrite(i, graph.updates[i], kernels)}
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
     scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
     return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, copies)

@@ -15,6 +15,7 @@ import numpy as np
 from needle.compiler.emit import AVX2, AVX512, NEON, Machine, emit, is_serial
 from needle.compiler.fuse import Grouping
 from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.kernel import identity
 from needle.compiler.lower import Lowered
 from needle.compiler.plan import LINE, Place, Plan
 from needle.compiler.tile import emit_product
@@ -50,7 +51,7 @@ def write_text(
     known_calls: list[str] = []
     for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
         write = emit_product if lowered.kernel.product else emit
-        key = f"{lowered.kernel} {lowered.kernel.slots}"
+        key = identity(lowered.kernel)
         name = known.get(key)
         if name is None:
             name = known[key] = f"k{len(known)}"
@@ -195,16 +196,21 @@ class Program:
     def run(self, arrays: list[Array], numbers: Sequence[float]) -> tuple[list[Array], dict[int, Array]]:
         """Outputs and new values of the updated inputs."""
         words, last = self.words, self.last
+        copies: list[Array] = []  # alive until the call is over
         for i, array in enumerate(arrays):
             if array is not last[i]:
-                words[FIRST + i] = self._address(i, array)
-        if numbers:
-            self.numbers[1 : 1 + len(numbers)] = numbers
+                last[i] = array
+                if not array.flags.c_contiguous:
+                    last[i] = None
+                    copies.append(array := np.ascontiguousarray(array))
+                words[FIRST + i] = array.ctypes.data
+        self.numbers[1:] = numbers[: len(self.numbers) - 1]  # the last ones may serve only what is not needed
         updates: dict[int, Array] = {}
         for i, at, node, in_place in self.updates:
             array = arrays[i]
             # Held by its Tensor, this list, the caller's frame and `last`: nobody else looks at it.
-            if in_place and last[i] is array and sys.getrefcount(array) <= 5 and array.flags.writeable:
+            own = in_place and last[i] is array and array.flags.owndata and array.flags.writeable
+            if own and sys.getrefcount(array) <= 5:
                 words[at] = words[FIRST + i]
             else:
                 updates[i] = fresh = np.empty(node.shape, node.dtype)
@@ -221,15 +227,6 @@ class Program:
         for place, node in self.plan.copies:
             self._copy(place, node, arrays, results, updates)
         return results, updates
-
-    def _address(self, i: int, array: Array) -> int:
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
-            self.last[i] = None
-            self._held = array  # until the call is over
-            return array.ctypes.data
-        self.last[i] = array
-        return array.ctypes.data
 
     def _copy(
         self, place: Place, node: Node, arrays: list[Array], results: list[Array], updates: dict[int, Array]

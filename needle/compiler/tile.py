@@ -269,6 +269,7 @@ class _Tile(Loops):
         self.index[self.column.source] = self.code.add(column, integer(v * self.lanes))
         self.mask = mask
         self.acc = acc
+        self._values(self.statements)
         for statement in self.statements:
             self._store(statement)
         self.values, self.mask = known, None
