@@ -88,7 +88,7 @@ class Optimizer:
         for argument, value in numbers.items():
             if fault := _fault(argument, value, self.numbers[argument]):
                 raise ArgumentError(f"{name}: {fault}")
-            setattr(self, argument, value)
+            setattr(self, argument, value.item() if isinstance(value, np.generic) else value)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         """The new p, followed by the new state; `p` and `grad` stay as they are, `state` may be changed in place."""
@@ -247,7 +247,7 @@ class Adam(Optimizer):
         v *= self.beta2
         v += grad * grad * (1 - self.beta2)
         # m_hat / (sqrt(v_hat) + eps), with numerator and denominator times sqrt(1 - beta2**t): one pass less.
-        correction = math.sqrt(1 - self.beta2**self.t)
+        correction = (1 - self.beta2**self.t) ** 0.5
         scale = v**0.5
         scale += self.eps * correction
         return p - m / scale * (self.lr * correction / (1 - self.beta1**self.t)), m, v

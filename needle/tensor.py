@@ -36,7 +36,7 @@ _NO_LENGTH = "a Tensor of shape () has no length and cannot be iterated over; us
 _UFUNC = (
     "numpy.{name} is not an operation of needle, so no gradient could flow; use ndl.ops, or numpy.{name}(x.numpy())"
 )
-_NUMPY_OPTION = "{name}={value!r} is an option of NumPy that needle does not have; use .astype(), or x.numpy()"
+_NUMPY_OPTION = "{name}={value!r} cannot be given here; a reduction takes axes (or axis) and keepdims"
 _NO_DLPACK = "from_dlpack: {kind} has no __dlpack__; use ndl.Tensor(...)"
 
 Operand = Any
@@ -82,7 +82,7 @@ class Tensor(Value):
         requires_grad = False
         for value in inputs:
             if not isinstance(value, Value):
-                return Tensor.from_op(op, _as_values(inputs))
+                return Tensor.from_op(op, as_values(inputs))
             if device is not value.device and device is not None:
                 raise DeviceError(_DEVICES.format(op=op, devices=" and ".join(str(v.device) for v in inputs)))
             device = value.device
@@ -281,15 +281,14 @@ class Tensor(Value):
         return -self._signed(other if type(other) in _NUMBERS else other.dtype) + other
 
     def __rtruediv__(self, other: Operand) -> "Tensor":
-        other = _as_operand(other)
-        return other / self if isinstance(other, Value) else self**-1.0 * other
+        return self._beside(other) / self
 
     def __rpow__(self, other: Operand) -> "Tensor":
         return self._beside(other) ** self
 
     def _beside(self, other: Operand) -> Any:
         """`other` as a Value; a Python number takes the dtype that it would have beside this Tensor."""
-        return _as_values((self, _as_operand(other)))[1]
+        return as_values((self, _as_operand(other)))[1]
 
     def _compared(self, other: Operand) -> Any:
         """`other` as a Value; an int may lie outside of the dtype of this Tensor."""
@@ -331,8 +330,7 @@ class Tensor(Value):
 
     def mean(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
         """Arithmetic mean over `axes`; `axis` is their name in NumPy."""
-        total = self.sum(axes, keepdims, **numpy)
-        return total / (self.size // max(total.size, 1))
+        return ops.Mean(_axes(axes, numpy), keepdims)(self)
 
     def max(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
         """Largest element along `axes`; `axis` is their name in NumPy."""
@@ -409,6 +407,7 @@ class TensorTuple(Value):
         return f"TensorTuple{self.tuple()}"
 
 
+Tensor.plain, TensorTuple.plain = Tensor, TensorTuple
 _NUMBERS = frozenset((int, float, bool))
 _new = object.__new__
 
@@ -442,7 +441,7 @@ def _as_value(value: Any) -> Value:
     return value if isinstance(value, Value) else Tensor(value, requires_grad=False)
 
 
-def _as_values(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def as_values(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The inputs of an op as Values; Python numbers take the dtype that they have beside the others."""
     operands = [_as_operand(value) for value in inputs]
     dtypes = [value.cached_data.dtype for value in operands if isinstance(value, Value)]
@@ -456,9 +455,10 @@ def _axes(axes: Axes, numpy: dict[str, Any]) -> Axes:
     """The axes of a reduction that NumPy may have called, as `np.sum(x)` does: `x.sum(axis=None, out=None)`."""
     if not numpy:
         return axes
-    axis = numpy.pop("axis", None)
+    axis = numpy.get("axis")
     for name, value in numpy.items():
-        if value is not None:
+        known = axes is None if name == "axis" else name in ("dtype", "out") and value is None
+        if not known:
             raise ArgumentError(_NUMPY_OPTION.format(name=name, value=value))
     return axes if axis is None else axis
 
