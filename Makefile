@@ -43,7 +43,7 @@ format: $(call installed,$(EXTRAS))  ## Rewrite the code in the project's format
 	$(RUN) -m ruff format .
 
 bench: $(call installed,$(EXTRAS))  ## Measure the claims; EXTRAS=dev,parity measures PyTorch beside needle
-	$(RUN) bench/all.py $(ARGS)
+	@$(RUN) bench/all.py $(ARGS)
 
 wheel: $(call installed,$(EXTRAS))  ## Build the wheel into dist/
 	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -19,7 +19,7 @@ LIMIT = 0.2  # seconds over a bare start
 def seconds(program: str) -> float:
     """Wall time of one process that runs `program`."""
     started = time.perf_counter()
-    harness.run([sys.executable, "-c", program])
+    harness.run([sys.executable, "-c", program], {"PYTHONDONTWRITEBYTECODE": ""})
     return time.perf_counter() - started
 
 

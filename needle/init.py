@@ -93,14 +93,16 @@ def one_hot(
     return _tensor(device.one_hot(n, classes, dtype=dtype), device, dtype, requires_grad)
 
 
-def ones_like(array: Tensor, *, device: Device | None = None, requires_grad: bool = False) -> Tensor:
-    """1 in the shape, dtype and device of `array`."""
-    return ones(*array.shape, device=device or array.device, dtype=array.dtype, requires_grad=requires_grad)
+def ones_like(array: Tensor, *, device: Device | None = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """1 in the shape of `array`, and in its dtype and on its device where none is named."""
+    return ones(*array.shape, device=device or array.device, dtype=dtype or array.dtype, requires_grad=requires_grad)
 
 
-def zeros_like(array: Tensor, *, device: Device | None = None, requires_grad: bool = False) -> Tensor:
-    """0 in the shape, dtype and device of `array`."""
-    return zeros(*array.shape, device=device or array.device, dtype=array.dtype, requires_grad=requires_grad)
+def zeros_like(
+    array: Tensor, *, device: Device | None = None, dtype: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """0 in the shape of `array`, and in its dtype and on its device where none is named."""
+    return zeros(*array.shape, device=device or array.device, dtype=dtype or array.dtype, requires_grad=requires_grad)
 
 
 # ------------------------------------------------------------------------------------------------- initial weights

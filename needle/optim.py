@@ -89,7 +89,7 @@ class Optimizer:
         for argument, value in numbers.items():
             if fault := _fault(argument, value, self.numbers[argument]):
                 raise ArgumentError(f"{name}: {fault}")
-            setattr(self, argument, value)
+            setattr(self, argument, value.item() if isinstance(value, np.generic) else value)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         """The new p, followed by the new state; `p` and `grad` stay as they are, `state` may be changed in place."""

@@ -37,7 +37,7 @@ _NO_LENGTH = "a Tensor of shape () has no length and cannot be iterated over; us
 _UFUNC = (
     "numpy.{name} is not an operation of needle, so no gradient could flow; use ndl.ops, or numpy.{name}(x.numpy())"
 )
-_NUMPY_OPTION = "{name}={value!r} is an option of NumPy that needle does not have; use .astype(), or x.numpy()"
+_NUMPY_OPTION = "{name}={value!r} cannot be given here; a reduction takes axes (or axis) and keepdims"
 _NO_DLPACK = "from_dlpack: {kind} has no __dlpack__; use ndl.Tensor(...)"
 
 Operand = Any
@@ -291,8 +291,7 @@ class Tensor(Value):
         return -self._signed(other if type(other) in _NUMBERS else other.dtype) + other
 
     def __rtruediv__(self, other: Operand) -> "Tensor":
-        other = _as_operand(other)
-        return other / self if isinstance(other, Value) else self**-1.0 * other
+        return self._beside(other) / self
 
     def __rpow__(self, other: Operand) -> "Tensor":
         return self._beside(other) ** self
@@ -341,8 +340,7 @@ class Tensor(Value):
 
     def mean(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
         """Arithmetic mean over `axes`; `axis` is their name in NumPy."""
-        total = self.sum(axes, keepdims, **numpy)
-        return total / (self.size // max(total.size, 1))
+        return ops.Mean(_axes(axes, numpy), keepdims)(self)
 
     def max(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
         """Largest element along `axes`; `axis` is their name in NumPy."""
@@ -419,6 +417,7 @@ class TensorTuple(Value):
         return f"TensorTuple{self.tuple()}"
 
 
+Tensor.plain, TensorTuple.plain = Tensor, TensorTuple
 _NUMBERS = frozenset((int, float, bool, HostNumber))
 _new = object.__new__
 
@@ -466,9 +465,10 @@ def _axes(axes: Axes, numpy: dict[str, Any]) -> Axes:
     """The axes of a reduction that NumPy may have called, as `np.sum(x)` does: `x.sum(axis=None, out=None)`."""
     if not numpy:
         return axes
-    axis = numpy.pop("axis", None)
+    axis = numpy.get("axis")
     for name, value in numpy.items():
-        if value is not None:
+        known = axes is None if name == "axis" else name in ("dtype", "out") and value is None
+        if not known:
             raise ArgumentError(_NUMPY_OPTION.format(name=name, value=value))
     return axes if axis is None else axis
 

@@ -18,7 +18,7 @@ The five families say what an op does to indices, so shape rules (and later loop
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -65,6 +65,8 @@ class Value:
     grad: Any
     device: Any
     origin: "weakref.ref[Value] | None"
+    plain: "ClassVar[type[Value]]"
+    """What a stand-in is: the class without a role, such as Tensor for a Parameter."""
 
     def realize_cached_data(self) -> Any:
         """The array of this Value, on its device (a NumPy array on the CPU)."""
@@ -84,13 +86,13 @@ class Value:
         """Apply `op` to `inputs` now. Tensor defines it."""
         raise NotImplementedError
 
-    def stand_in(self, inputs: "tuple[Any, ...]") -> Self:
+    def stand_in(self, inputs: "tuple[Any, ...]") -> "Value":
         """A second Value for the same array and op, which knows this one only weakly.
 
         `x.grad` holds a graph that reads x. If it held x itself, x and x.grad would keep each other alive, and
         every training step would wait for the garbage collector. Its graph holds stand-ins instead.
         """
-        copy = object.__new__(type(self))
+        copy = object.__new__(self.plain)
         copy.op = self.op
         copy.inputs = inputs
         copy.cached_data = self.cached_data
@@ -209,6 +211,7 @@ _BROADCAST = (
 _AXIS_RANGE = "{op}: axis {axis} does not exist in shape {shape}; axes go from {low} to {high}"
 _AXIS_TWICE = "{op}: axes {axes} name an axis of shape {shape} twice; name each axis once"
 _AXIS_TYPE = "{op}: axes must be an int, a tuple of ints or None, not {axes!r}"
+_EMPTY = "{op}: shape {shape} has no element to take the {what} of; check that the input is not empty"
 _NO_DTYPE = "{op}: is not defined for {dtypes} ({reason}); convert with .astype('float32')"
 _MATMUL_NDIM = "{op}: shapes {a} @ {b}: each side needs at least 2 axes; use reshape, or * for a product by elements"
 _MATMUL_INNER = (
@@ -281,6 +284,9 @@ class Elementwise(TensorOp):
 class Reduction(TensorOp):
     """Combines all elements along `axes` (int, tuple, or None for all axes), which are dropped or kept as length 1."""
 
+    of_nothing: ClassVar[str] = ""
+    """What the result is called, where it is not defined for no elements: there is no maximum of nothing."""
+
     axes: Axes = None
     keepdims: bool = False
 
@@ -294,6 +300,8 @@ class Reduction(TensorOp):
         (a,) = inputs
         reduced = self.reduced(a.shape)
         kept = [1 if i in reduced else n for i, n in enumerate(a.shape) if self.keepdims or i not in reduced]
+        if self.of_nothing and 0 in a.shape and 0 not in kept:
+            raise ShapeError(_EMPTY.format(op=self, shape=a.shape, what=self.of_nothing))
         return Spec(tuple(kept), probe_dtype(self, a))
 
     def reduced(self, shape: Shape) -> tuple[int, ...]:

@@ -293,8 +293,10 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
 def test_a_graph_dies_with_its_last_reference(program: Callable[[Any], Any]) -> None:
-    before = live()
-    program(pair())
+    before, x = live(), pair()
+    assert live() == before + 1
+    program(x)
+    del x
     assert live() == before, "some Value keeps itself alive"
 
 

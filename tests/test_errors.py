@@ -347,7 +347,7 @@ def test_a_wrong_program_prints_its_sentence(program: str, kind: type[Exception]
 
 
 def test_every_error_is_needles_own_and_a_builtin_one() -> None:
-    builtin = (ValueError, TypeError, IndexError, RuntimeError)
+    builtin = (ValueError, TypeError, IndexError, RuntimeError, ArithmeticError, ImportError)
     kinds = NeedleError.__subclasses__()
     assert all(issubclass(kind, builtin) for kind in kinds)
     assert {kind for _, kind, _ in ROWS} <= {*kinds, NotImplementedError}

@@ -152,6 +152,7 @@ LAYERS: list[tuple[str, Callable[..., nn.Module], int]] = [
     ("Linear without bias", lambda **options: nn.Linear(3, 3, bias=False, **options), 1),
     ("LayerNorm1d", lambda **options: nn.LayerNorm1d(3, **options), 2),
     ("BatchNorm1d", lambda **options: nn.BatchNorm1d(3, **options), 4),
+    ("Dropout", lambda **options: nn.Dropout(0.5), 0),
 ]
 
 
@@ -166,8 +167,8 @@ def test_a_layer_keeps_its_dtype_and_device(
     (y * y).sum().backward()
     held = [*layer.named_parameters(), *layer.named_buffers()]
     assert len(held) == tensors
-    assert {tensor.dtype.name for _, tensor in held} | {y.dtype.name, x.grad.dtype.name} == {dtype}
-    assert {p.grad.dtype.name for p in layer.parameters()} == {dtype}
+    everything = [*(tensor for _, tensor in held), y, x.grad, *(p.grad for p in layer.parameters())]
+    assert {tensor.dtype.name for tensor in everything} == {dtype}
     assert all(tensor.device is ndl.cpu() for _, tensor in held)
     assert all(isinstance(p, nn.Parameter) and p.requires_grad and p.op is None for p in layer.parameters())
     assert layer.eval()(x).dtype == dtype

@@ -5,6 +5,7 @@ Invariant: the reference is float64 NumPy, a few lines for each optimizer, writt
 Next: test_init.py.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,20 @@ def test_a_generator_or_one_tensor_serves_as_parameters() -> None:
     assert optim.SGD(p for p in [w]).params == optim.SGD(w).params == [w]
 
 
+@pytest.mark.parametrize(("kind", "numbers"), FIRST_ORDER)
+def test_a_parameter_keeps_its_dtype_beside_numbers_of_numpy(kind: Any, numbers: dict[str, float]) -> None:
+    for dtype in ("float16", "float32"):
+        w = ndl.Tensor([1.0, 2.0], dtype=dtype)
+        optimizer = kind([w], lr=np.float32(0.1), **{name: np.float64(value) for name, value in numbers.items()})
+        json.dumps(optimizer.state_dict())  # Python's numbers, which a checkpoint can hold
+        for _ in range(3):
+            set_grads([w], [np.ones(2)])
+            optimizer.step()
+            optimizer.lr = np.float64(0.05)  # as a schedule sets it
+        assert w.dtype == dtype
+        assert {array.dtype.name for name, array in optimizer.state_dict().items() if "." in name} == {dtype}
+
+
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -196,16 +211,21 @@ def gradient_norm(loss: Callable[[], ndl.Tensor], params: list[ndl.Tensor]) -> f
     return float(np.sqrt(sum((p.grad.numpy() ** 2).sum() for p in params)))
 
 
-def test_newton_solves_a_quadratic_in_one_step() -> None:
-    root = np.random.randn(6, 6)
-    matrix, b = root @ root.T + np.eye(6), np.random.randn(6)
-    x, target = ndl.Tensor(np.random.randn(6)), ndl.Tensor(b)
+@pytest.mark.parametrize(("lr", "damping"), [(1.0, 0.0), (0.5, 0.0), (1.0, 0.7)])
+def test_newton_solves_a_quadratic_in_one_step(lr: float, damping: float) -> None:
+    root, b, start = np.random.randn(6, 6), np.random.randn(6), np.random.randn(6)
+    matrix = root @ root.T + np.eye(6)
+    x, target = ndl.Tensor(start), ndl.Tensor(b, requires_grad=False)
 
     def loss() -> ndl.Tensor:
         return (x * (ndl.Tensor(matrix, requires_grad=False) @ x)).sum() / 2 - (target * x).sum()
 
-    optim.Newton([x], tolerance=1e-12).step(loss)
-    np.testing.assert_allclose(x.numpy(), np.linalg.solve(matrix, b), rtol=1e-10)
+    before = loss().item()
+    found = optim.Newton([x], lr=lr, damping=damping, tolerance=1e-12).step(loss)
+    step = np.linalg.solve(matrix + damping * np.eye(6), matrix @ start - b)
+    np.testing.assert_allclose(x.numpy(), start - lr * step, rtol=1e-8)
+    assert (found.item(), found.op) == (before, None)
+    np.testing.assert_allclose(x.grad.numpy(), matrix @ start - b)  # the gradient before the step
 
 
 def regression(count: int = 300, decay: float = 1e-2) -> tuple[Callable[[], ndl.Tensor], list[ndl.Tensor]]:
@@ -253,16 +273,23 @@ def test_newton_does_not_diverge_where_the_curvature_is_negative() -> None:
     assert abs(w.numpy()[0]) == pytest.approx(1, abs=0.01)
 
 
-def test_newton_where_no_step_helps_stays() -> None:
+def test_newton_stays_where_no_step_helps() -> None:
     w = ndl.Tensor([1.0, -2.0])
-    optimizer = optim.Newton([w])
-    optimizer.step(lambda: (w * ndl.Tensor([0.0, 0.0])).sum())  # the gradient is 0 everywhere
+    optim.Newton([w]).step(lambda: (w * ndl.Tensor([0.0, 0.0])).sum())  # the gradient is 0 everywhere
     assert np.array_equal(w.numpy(), [1, -2])
+    optim.Newton([w], lr=1000.0, max_halvings=2).step(lambda: (w * w).sum())  # every trial step overshoots
+    assert np.array_equal(w.numpy(), [1, -2])
+
+
+def test_newton_where_the_hessian_is_singular() -> None:
     model = nn.Linear(3, 1, dtype="float64")
-    optimizer = optim.Newton(model.parameters(), damping=0.1)
-    x = ndl.Tensor(np.random.randn(10, 3), requires_grad=False)
-    start = float(optimizer.step(lambda: (model(x) ** 2).sum()))
-    for _ in range(60):
-        optimizer.step(lambda: (model(x) ** 2).sum())
-    assert float((model(x) ** 2).sum()) < 1e-12 * start
+    optimizer, x = optim.Newton(model.parameters()), ndl.Tensor(np.random.randn(2, 3), requires_grad=False)
+
+    def loss() -> ndl.Tensor:  # four parameters, two samples
+        return ((model(x) - 1) ** 2).sum()
+
+    start = optimizer.step(loss).item()
+    for _ in range(5):
+        optimizer.step(loss)
+    assert loss().item() < 1e-20 * start
     assert all(p.op is None and p.grad.op is None for p in model.parameters())

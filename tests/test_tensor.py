@@ -16,6 +16,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
+from needle.device import CPUDevice
 from needle.errors import DeviceError, DTypeError, GraphError, IndexRangeError, NeedleError, ShapeError
 from op_cases import DTYPES
 
@@ -57,6 +58,8 @@ def test_construction_from_a_tensor_and_with_options() -> None:
     for nowhere in (ndl.cuda(), "cuda", "tpu", 3):
         with pytest.raises(DeviceError):
             ndl.Tensor([1.0], device=nowhere)  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match=r"Add\(\): inputs are on different devices \(cpu\(\) and far\(\)\)"):
+        t + ndl.Tensor.from_numpy(t.numpy(), device=CPUDevice("far"))
 
 
 def test_memory_that_is_shared() -> None:

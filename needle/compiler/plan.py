@@ -13,6 +13,7 @@ from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.kernel import Access, Kernel, Reduce, Scalar
 from needle.compiler.lower import Lowered
 from needle.compiler.tile import scratch_bytes
+from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
 
 LINE = 64
 """Bytes: everything starts on a cache line of its own."""
@@ -30,6 +31,7 @@ class Plan:
     arena_bytes: int
     scratch_bytes: int  # for each thread
     in_place: set[int]  # inputs that their update may overwrite
+    ranges: list[tuple[int, int, str]]  # (input, length, user's line): indices that are checked before anything runs
     copies: list[tuple[Place, Node]] = field(default_factory=list[tuple[Place, Node]])  # results made by no kernel
     largest: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
 
@@ -47,10 +49,28 @@ def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
     arena = _arena(kernels, homes)
     copied = {id(node) for _, node in copies}  # what is copied after the call must not be overwritten in it
     once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
-    in_place = {i for i in once if _may_overwrite(i, graph.updates[i], kernels)}
+    ranges, known = _index_ranges(graph)  # an index that turns out wrong too late must find the state unchanged
+    in_place = {i for i in once if known and _may_overwrite(i, graph.updates[i], kernels)}
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
     scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
-    return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, copies)
+    return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, ranges, copies)
+
+
+def _index_ranges(graph: Graph) -> tuple[list[tuple[int, int, str]], bool]:
+    """For each index array that is an input, the length of the axis that it indexes; and whether these are all."""
+    found: list[tuple[int, int, str]] = []
+    known = True
+    for node in graph.nodes():
+        if isinstance(node.op, Gather | ScatterAdd):
+            shape = node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
+            for axis, index in zip(node.op.axes, node.inputs[1:], strict=True):
+                while isinstance(index.op, Cast | Reshape | Permute | BroadcastTo):
+                    index = index.inputs[0]
+                if isinstance(index.op, Input):
+                    found.append((index.op.index, shape[axis], node.site))
+                else:
+                    known = False
+    return list(dict.fromkeys(found)), known
 
 
 def _aligned(size: int) -> int:

@@ -28,6 +28,7 @@ _RANGE = (
     "an index in a compiled function is outside the axis that it selects from; "
     "call the function without ndl.compile to see which"
 )
+_OUTSIDE = "{site}: an index is outside an axis of length {n}; indices go from {low} to {high}"
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
 
@@ -195,6 +196,9 @@ class Program:
 
     def run(self, arrays: list[Array], numbers: Sequence[float]) -> tuple[list[Array], dict[int, Array]]:
         """Outputs and new values of the updated inputs."""
+        for i, n, site in self.plan.ranges:
+            if not _inside(arrays[i], n):
+                raise IndexRangeError(_OUTSIDE.format(site=site, n=n, low=-n, high=n - 1))
         words, last = self.words, self.last
         copies: list[Array] = []  # alive until the call is over
         for i, array in enumerate(arrays):
@@ -246,6 +250,10 @@ class Program:
                     r for r, n in zip(results, self.graph.outputs, strict=True) if n is node and r is not target
                 )
         target[...] = source
+
+
+def _inside(index: Array, n: int) -> bool:
+    return not index.size or bool(-n <= index.min() and index.max() < n)
 
 
 def _numbers(graph: Graph) -> int:

@@ -217,6 +217,9 @@ class Sequential(Module):
                 raise ArgumentError(_NOT_CALLABLE.format(i=i, kind=type(module).__name__))
         self.modules = modules
 
+    def __bool__(self) -> bool:
+        return True  # also where it is empty: `if model:` asks whether there is one
+
     def __len__(self) -> int:
         return len(self.modules)
 

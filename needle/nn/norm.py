@@ -13,7 +13,7 @@ from needle.device import Device
 from needle.dtype import as_float_dtype, in_range
 from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
-from needle.ops import center, mean_square
+from needle.ops import center, lerp, mean_square
 from needle.tensor import Tensor
 
 _INPUT = "{layer}: needs an input of shape (batch, {dim}), not {shape}"
@@ -89,6 +89,6 @@ class BatchNorm1d(_Norm):
 
     @no_grad()
     def _observe(self, x: Tensor, variance: Tensor) -> None:
-        keep, new = 1 - self.momentum, self.momentum
         for running, observed in ((self.running_mean, x.mean(0)), (self.running_var, variance)):
-            running.data = (running * keep + observed * new).astype(running.dtype)
+            moved = lerp(running, observed, self.momentum)
+            running.data = moved if moved.dtype == running.dtype else moved.astype(running.dtype)

@@ -75,8 +75,8 @@ class Divide(Elementwise):
         return a / b
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        a, b = node.inputs
-        return out_grad / b, -(out_grad * a / (b * b)) if b.requires_grad else None
+        by_a = out_grad / node.inputs[1]
+        return by_a, -(by_a * node) if node.inputs[1].requires_grad else None
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,19 @@ class PowerScalar(Elementwise):
         if self.scalar == 0:  # 0 * a ** -1 is not a number at 0
             return out_grad * 0
         return out_grad * (node.inputs[0] ** (self.scalar - 1) * self.scalar)
+
+
+@dataclass(frozen=True)
+class Lerp(Elementwise):
+    """a * (1 - weight) + b * weight: linear interpolation from a to b, one step of a moving average."""
+
+    weight: Number
+
+    def compute(self, a: Any, b: Any) -> Any:
+        return a * (1 - self.weight) + b * self.weight
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return out_grad * (1 - self.weight), out_grad * self.weight
 
 
 @dataclass(frozen=True)
@@ -366,6 +379,11 @@ def power(a: Any, b: Any) -> Any:
 def power_scalar(a: Any, scalar: Number) -> Any:
     """a ** scalar."""
     return PowerScalar(scalar)(a)
+
+
+def lerp(a: Any, b: Any, weight: Number) -> Any:
+    """a * (1 - weight) + b * weight, shapes broadcast together."""
+    return Lerp(weight)(a, b)
 
 
 def negate(a: Any) -> Any:

@@ -16,9 +16,8 @@ import numpy as np
 
 from needle.errors import ShapeError
 from needle.ops.elementwise import Abs, Equal, Exp, Log, Where
-from needle.value import Axes, Reduction, Shape, Spec, TensorOp, as_axes, probe_dtype
+from needle.value import Axes, Reduction, Spec, TensorOp, as_axes, probe_dtype
 
-_EMPTY = "{op}: shape {shape} has no element to take the {what} of; check that the input is not empty"
 _LOGSOFTMAX_NDIM = "{op}: takes logits of shape (batch, classes), not {shape}; reshape them to two axes"
 
 
@@ -33,12 +32,6 @@ class Summation(Reduction):
         return self.spread(out_grad, node.inputs[0].shape)
 
 
-def _check_not_empty(op: Reduction, shape: Shape, what: str) -> None:
-    reduced, shape = op.reduced(shape), shape or (1,)
-    if any(shape[i] == 0 for i in reduced) and all(n > 0 for i, n in enumerate(shape) if i not in reduced):
-        raise ShapeError(_EMPTY.format(op=op, shape=shape, what=what))
-
-
 def _as_float(a: Any) -> Any:
     """What is not floating point as float64: products and differences of small integers would wrap."""
     return a if a.dtype.kind == "f" else a.astype("float64")
@@ -48,9 +41,7 @@ def _as_float(a: Any) -> Any:
 class Max(Reduction):
     """Largest element along `axes`; equal elements share the gradient."""
 
-    def infer(self, *inputs: Spec) -> Spec:
-        _check_not_empty(self, inputs[0].shape, "maximum")
-        return super().infer(*inputs)
+    of_nothing = "maximum"
 
     def compute(self, a: Any) -> Any:
         return a.max(axis=self.axes, keepdims=self.keepdims)
@@ -63,12 +54,30 @@ class Max(Reduction):
 
 
 @dataclass(frozen=True)
+class Mean(Reduction):
+    """Arithmetic mean over `axes`."""
+
+    of_nothing = "mean"
+
+    def compute(self, a: Any) -> Any:
+        total = a.sum(axis=self.axes, keepdims=self.keepdims)
+        return total / _count(a, total)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        (a,) = node.inputs
+        return self.spread(out_grad / _count(a, node), a.shape)
+
+    def decompose(self, *inputs: Any) -> Any:
+        (a,) = inputs
+        total = a.sum(self.axes, self.keepdims)
+        return total / _count(a, total)
+
+
+@dataclass(frozen=True)
 class MeanSquare(Reduction):
     """Mean of the squares over `axes`: the variance, where the input is centered."""
 
-    def infer(self, *inputs: Spec) -> Spec:
-        _check_not_empty(self, inputs[0].shape, "mean")
-        return super().infer(*inputs)
+    of_nothing = "mean"
 
     def compute(self, a: Any) -> Any:
         a = _as_float(a)
@@ -81,7 +90,7 @@ class MeanSquare(Reduction):
 
     def decompose(self, *inputs: Any) -> Any:
         a = _as_float(inputs[0])
-        return (a * a).mean(self.axes, keepdims=self.keepdims)
+        return (a * a).mean(self.axes, self.keepdims)
 
 
 def _count(a: Any, result: Any) -> int:
@@ -89,6 +98,9 @@ def _count(a: Any, result: Any) -> int:
     if not a.size and result.size:
         raise ValueError("nothing has no mean")
     return a.size // max(result.size, 1) or 1
+
+
+# ----------------------------------------------------------------------------------------------------- several passes
 
 
 @dataclass(frozen=True)
@@ -123,9 +135,7 @@ class Center(TensorOp):
 class LogSumExp(Reduction):
     """log(sum(exp(a))) over `axes`, without overflow."""
 
-    def infer(self, *inputs: Spec) -> Spec:
-        _check_not_empty(self, inputs[0].shape, "maximum")
-        return super().infer(*inputs)
+    of_nothing = "maximum"
 
     def compute(self, a: Any) -> Any:
         a = _as_float(a)
@@ -164,8 +174,7 @@ class LogSoftmax(TensorOp):
         return a - LogSumExp(1, keepdims=True).compute(a)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        total = out_grad.sum(1).reshape((node.shape[0], 1)).broadcast_to(node.shape)
-        return out_grad - Exp()(node) * total
+        return out_grad - Exp()(node) * out_grad.sum(1, keepdims=True)
 
     def decompose(self, *inputs: Any) -> Any:
         (a,) = inputs
@@ -180,6 +189,11 @@ def summation(a: Any, axes: Axes = None, keepdims: bool = False) -> Any:
 def reduce_max(a: Any, axes: Axes = None, keepdims: bool = False) -> Any:
     """Largest element along `axes` (all for None)."""
     return Max(axes, keepdims)(a)
+
+
+def mean(a: Any, axes: Axes = None, keepdims: bool = False) -> Any:
+    """Arithmetic mean over `axes` (all for None)."""
+    return Mean(axes, keepdims)(a)
 
 
 def mean_square(a: Any, axes: Axes = None, keepdims: bool = False) -> Any:
