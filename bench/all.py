@@ -10,7 +10,7 @@ import sys
 
 import harness
 
-SCRIPTS = ("install_size", "import_time", "op_overhead", "train_step", "accuracy")
+SCRIPTS = ("install_size", "import_time", "op_overhead", "train_step", "compiled", "accuracy")
 
 
 def run_script(name: str) -> harness.Result:
@@ -22,18 +22,12 @@ def run_script(name: str) -> harness.Result:
         return {"bench": name, "error": str(error)}
 
 
-def verdict(claim: harness.Result) -> str:
-    """One line for a person."""
-    limit = f"<= {claim['at_most']}" if "at_most" in claim else f">= {claim['at_least']}"
-    return f"{'holds' if claim['holds'] else 'FAILS':5}  {claim['claim']}: {claim['measured']} ({limit})"
-
-
 def main() -> int:
     """Run all scripts and print what they found."""
     found = [run_script(name) for name in SCRIPTS]
     print(json.dumps(found, indent=2))
     for result in found:
-        for line in [verdict(claim) for claim in result.get("claims", [])] or [f"error  {result.get('error')}"]:
+        for line in [harness.verdict(claim) for claim in result.get("claims", [])] or [f"error  {result.get('error')}"]:
             print(line, file=sys.stderr)
     return int(any("error" in result for result in found))
 

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,9 +24,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPILED = "bench/compiled.py"  # the script that runs a side of any part about compiled functions
 THREADS = 2
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREAD_VARIABLES = (
+    "NEEDLE_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 NO_TORCH = "torch is not installed: make bench EXTRAS=dev,parity"
+NO_JAX = "jax is not installed: .venv/bin/pip install jax"
+NO_COMPILER = "torch.compile needs a C++ compiler: install g++, or name one in CXX"
 
 Result = dict[str, Any]
 
@@ -34,10 +44,24 @@ class BenchError(Exception):
     """A side that failed, with what it printed."""
 
 
+def why_not(side: str) -> str | None:
+    """Why a side cannot run here, or None: peers are optional."""
+    if side.startswith("torch") and importlib.util.find_spec("torch") is None:
+        return NO_TORCH
+    if side == "torch_compile" and not shutil.which(os.environ.get("CXX", "g++")):
+        return NO_COMPILER
+    return NO_JAX if side == "jax" and importlib.util.find_spec("jax") is None else None
+
+
 def present(sides: Iterable[str]) -> list[str]:
-    """The sides that can run here: without PyTorch, those named after it cannot."""
-    have_torch = importlib.util.find_spec("torch") is not None
-    return [side for side in sides if have_torch or not side.startswith("torch")]
+    """The sides that can run here."""
+    return [side for side in sides if why_not(side) is None]
+
+
+def stay_on_few_cores() -> None:
+    """Keep this process on THREADS cores, where there are more: JAX has no other way to be told."""
+    if hasattr(os, "sched_setaffinity") and len(cores := sorted(os.sched_getaffinity(0))) > THREADS:
+        os.sched_setaffinity(0, cores[:THREADS])
 
 
 def cpu_name() -> str:
@@ -64,7 +88,7 @@ def machine() -> Result:
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: installed(name) for name in ("needle-dl", "numpy", "torch")},
+        "versions": {name: installed(name) for name in ("needle-dl", "numpy", "llvmlite", "torch", "jax")},
         "threads": THREADS,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -79,9 +103,9 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> st
     return done.stdout
 
 
-def run_side(script: str, side: str, arguments: Sequence[str]) -> Result:
+def run_side(script: str, side: str, arguments: Sequence[str], environment: dict[str, str] | None = None) -> Result:
     """Measure one side once, in a process of its own."""
-    output = run([sys.executable, script, "--side", side, *arguments])
+    output = run([sys.executable, script, "--side", side, *arguments], environment)
     return json.loads(output.strip().splitlines()[-1])
 
 
@@ -111,10 +135,21 @@ def ratios(values: dict[str, list[float]], over: str, under: str) -> list[float]
     return [round(a / b, 3) for a, b in zip(values[over], values[under], strict=True)]
 
 
+def best(values: dict[str, list[float]], sides: Iterable[str]) -> list[float]:
+    """The least of `sides` within each round."""
+    return [min(row) for row in zip(*(values[side] for side in sides), strict=True)]
+
+
 def claim(text: str, measured: float, limit: float, *, at_most: bool = True) -> Result:
     """State a claim, the number measured for it, and whether it holds."""
     holds = measured <= limit if at_most else measured >= limit
     return {"claim": text, "measured": round(measured, 4), "at_most" if at_most else "at_least": limit, "holds": holds}
+
+
+def verdict(claim: Result) -> str:
+    """One line for a person."""
+    limit = f"<= {claim['at_most']}" if "at_most" in claim else f">= {claim['at_least']}"
+    return f"{'holds' if claim['holds'] else 'FAILS':5}  {claim['claim']}: {claim['measured']} ({limit})"
 
 
 def options(description: str | None, sides: Sequence[str], rounds: int) -> argparse.ArgumentParser:
@@ -127,8 +162,8 @@ def options(description: str | None, sides: Sequence[str], rounds: int) -> argpa
     return parser
 
 
-def report(name: str, started: float, **content: object) -> None:
-    """Print the outcome of a script as one JSON object."""
+def report(name: str, started: float, sides: Iterable[str] = ("torch",), **content: object) -> None:
+    """Print the outcome of a script as one JSON object; `sides` are those that it would have compared."""
     head = {"bench": name, "machine": machine(), "seconds": round(time.perf_counter() - started, 1)}
-    left_out = [] if present(["torch"]) else [NO_TORCH]
+    left_out = sorted({reason for side in sides if (reason := why_not(side))})
     print(json.dumps(head | content | {"left_out": left_out}, indent=2))

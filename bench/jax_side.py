@@ -32,9 +32,9 @@ def adam(parameters: Tree, gradients: Tree, m: Tree, v: Tree, t: jax.Array) -> t
 
 def batch_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, running: Tree) -> tuple[jax.Array, Tree]:
     """Normalise over the batch: the result, and the running mean and variance."""
-    observed = x.mean(0), x.var(0)
-    kept = [(1 - MOMENTUM) * old + MOMENTUM * jax.lax.stop_gradient(new) for old, new in zip(running, observed)]
-    return (x - observed[0]) * (weight * jax.lax.rsqrt(observed[1] + 1e-5)) + bias, kept
+    mean, variance = x.mean(0), x.var(0)
+    kept = jax.tree.map(lambda old, new: (1 - MOMENTUM) * old + MOMENTUM * new, running, [mean, variance])
+    return (x - mean) * (weight * jax.lax.rsqrt(variance + 1e-5)) + bias, kept
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -66,6 +66,7 @@ RESUME_FIXED = (
     "--resume goes on with the settings of the saved run, so {options} cannot be given with it; --epochs can. "
     "For other settings, start a new run in another --out."
 )
+UNKNOWN_PART = "explain: {name!r} is neither a part to show ({parts}) nor a model ({models})"
 NOTHING_TO_DO = "{folder} already holds {done} epochs. To go on: {program} train --resume {folder} --epochs {more}"
 NOTHING_SAVED = "\nInterrupted before the first checkpoint: nothing was saved."
 STOPPED = "\nInterrupted. {folder} holds {done} of {epochs} epochs{rest}.\nTo go on: {program} train --resume {folder}"
@@ -251,7 +252,12 @@ def _answer_table(names: list[str], rows: FloatArray) -> list[str]:
 
 
 def _explain(chosen: argparse.Namespace) -> int:
-    settings = replace(DEFAULTS, **_given(chosen))
+    unknown = [name for name in chosen.show if name not in (*PARTS, *MODELS)]
+    if unknown:
+        raise ArgumentError(UNKNOWN_PART.format(name=unknown[0], parts=", ".join(PARTS), models=", ".join(MODELS)))
+    parts = [name for name in chosen.show if name in PARTS]
+    models = [name for name in chosen.show if name in MODELS]
+    settings = replace(DEFAULTS, **_given(chosen), **({"model": models[0]} if models else {}))
     model = settings.build_model(chosen.inputs, chosen.classes)
     optimizer, loss_fn = settings.build_optimizer(model), SoftmaxLoss()
 
@@ -266,7 +272,7 @@ def _explain(chosen: argparse.Namespace) -> int:
     x = Tensor(np.random.rand(settings.batch_size, chosen.inputs), dtype="float32", requires_grad=False)
     y = Tensor(np.arange(settings.batch_size) % chosen.classes, requires_grad=False)
     explanation = train_step.explain(x, y)
-    say(str(explanation) if not chosen.show else "\n\n".join(getattr(explanation, part) for part in chosen.show))
+    say("\n\n".join(getattr(explanation, part) for part in parts) if parts else str(explanation))
     return 0
 
 
@@ -333,8 +339,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", choices=tuple(MODELS), help=f"architecture (default: {DEFAULTS.model})")
-    parser.add_argument("show", nargs="*", metavar="PART", help=f"parts to show, of {', '.join(PARTS)}; all but ir")
+    names = f"architecture (default: {DEFAULTS.model}), or parts to show: {', '.join(PARTS)} (default: all but ir)"
+    parser.add_argument("show", nargs="*", metavar="NAME", help=names)
     for name in ("batch_size", "hidden_dim", "num_blocks", "optimizer"):
         default: object = getattr(DEFAULTS, name)
         kind = str if isinstance(default, str) else int

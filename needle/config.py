@@ -8,7 +8,8 @@ Next: dtype.py.
 | --- | --- | --- |
 | NEEDLE_DATA | folders with data sets, separated as in PATH | none |
 | NEEDLE_THREADS | threads of a compiled function | the processors available |
-| NEEDLE_CACHE | where downloads are kept | the user's cache folder / needle |
+| NEEDLE_DEBUG | parts of each compilation to print: graph, groups, kernels, plan, ir, time | none |
+| NEEDLE_CACHE | where downloads and compiled code are kept | the user's cache folder / needle |
 """
 
 import os
@@ -33,6 +34,11 @@ def data_dirs() -> list[Path]:
     """Folders in which data sets are looked for, first match first."""
     named = os.environ.get("NEEDLE_DATA", "").split(os.pathsep)
     return [Path(folder).expanduser() for folder in named if folder] + [cache_dir() / "data"]
+
+
+def debug_parts() -> list[str]:
+    """What NEEDLE_DEBUG asks to see of each compilation."""
+    return [part.strip() for part in os.environ.get("NEEDLE_DEBUG", "").split(",") if part.strip()]
 
 
 def thread_count() -> int:

@@ -10,10 +10,11 @@ from typing import Any
 
 from needle.device import Device, as_device
 from needle.dtype import as_dtype, in_range
-from needle.errors import ArgumentError
+from needle.errors import ArgumentError, TraceError
 from needle.tensor import Tensor
-from needle.tracing import active
+from needle.tracing import active, user_site
 
+_RANDN = "{site}: randn cannot be drawn in a compiled function; draw it outside and pass it, or use rand or randb"
 _RANGE = "{name}: {argument} must be {rule}, not {value}"
 
 
@@ -46,6 +47,8 @@ def randn(
 ) -> Tensor:
     """Normal with this mean and standard deviation."""
     device = as_device(device)
+    if active.tracer is not None:
+        raise TraceError(_RANDN.format(site=user_site()))
     return _tensor(device.randn(*shape) * std + mean, device, dtype, requires_grad)
 
 

@@ -24,7 +24,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_FUNCTION = 50  # lines, with its docstring
 TEST_SHARE = 1.5  # lines of tests for each line of the package
-EXTRAS = "needle/train/extras.py"  # the file that loads what needle can do without
+# Files that may load a module by a call, at its first use: what needle can do without, and LLVM, which takes long.
+LATE = ("needle/train/extras.py", "needle/runtime/native.py")
 PRINTING = ("needle/cli.py", "needle/train/")  # the files that may talk to a person
 NOT_LOADED = ("matplotlib", "torch", "PIL", "llvmlite", "tqdm", "safetensors", "needle.train", "urllib.request")
 ENTRY = re.compile(r"^( *)([\w.]+/?)(?: +(L\d+))?(?: +(\*))?(?:  +\S.*)?$")
@@ -117,6 +118,14 @@ def imports(source: Source) -> Iterator[tuple[int, str]]:
                 yield node.lineno, below if base.startswith("needle") and file_of(below) else base
 
 
+def late_imports(source: Source) -> Iterator[tuple[int, str]]:
+    """(line, module) for each module that is loaded by a call with its name."""
+    for node in ast.walk(source.tree):
+        named = isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
+        if named and ast.unparse(node.func).endswith("import_module"):
+            yield node.lineno, str(node.args[0].value)
+
+
 def graph_of(files: list[Source]) -> dict[str, set[str]]:
     """For each file the files of needle that it imports."""
     return {
@@ -170,14 +179,14 @@ def imports_on_top(source: Source) -> Faults:
             if any(alias.name == "*" for alias in node.names):
                 yield node.lineno, "a star import"
         hidden = isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
-        if hidden and source.path.startswith("needle/") and source.path != EXTRAS:
-            yield node.lineno, f"an import by a call; only {EXTRAS} may"
+        if hidden and source.path.startswith("needle/") and source.path not in LATE:
+            yield node.lineno, f"an import by a call; only {' and '.join(LATE)} may"
 
 
 def only_declared_packages(source: Source) -> Faults:
     """Besides the standard library, the package imports what pyproject.toml declares."""
     known = set(declared()) | set(sys.stdlib_module_names) | {"needle"}
-    for line, module in imports(source):
+    for line, module in [*imports(source), *late_imports(source)]:
         if module.split(".")[0] not in known:
             yield line, f"imports {module}, which is not a dependency"
 
@@ -253,7 +262,12 @@ BROKEN: list[tuple[Rule, str, str, str]] = [
     (imports_on_top, "needle/value.py", "if 1:\n    import re", "not at the top"),
     (imports_on_top, "needle/value.py", "from os import *", "star"),
     (imports_on_top, "needle/value.py", "import importlib\nimportlib.import_module('torch')", "by a call"),
+    (only_lower_layers, "needle/compiler/plan.py", "from needle.tensor import Tensor", "layer 6"),
+    (only_lower_layers, "needle/compiler/fuse.py", "from needle.compiler.lower import lower", "compiler/lower.py"),
+    (only_lower_layers, "needle/runtime/team.py", "from needle.value import Op", "layer 2"),
+    (only_lower_layers, "needle/tensor.py", "from needle.compile import compile", "layer 9"),
     (only_declared_packages, "needle/value.py", "import torch.nn", "torch.nn"),
+    (only_declared_packages, "needle/runtime/native.py", "import importlib\nimportlib.import_module('jax')", "jax"),
     (only_declared_packages, "needle/value.py", "from matplotlib.figure import Figure", "matplotlib"),
     (silent, "needle/value.py", "def f():\n    print(1)", "print"),
     (header, "needle/value.py", "x = 1", "no header"),
@@ -334,14 +348,30 @@ def declared() -> tuple[str, ...]:
 
 
 def test_every_declared_dependency_is_used() -> None:
-    used = {module.split(".")[0] for source in sources("needle") for _, module in imports(source)}
-    assert set(declared()) <= used
+    found = [module for source in sources("needle") for _, module in [*imports(source), *late_imports(source)]]
+    assert set(declared()) <= {module.split(".")[0] for module in found}
 
 
 def test_import_needle_is_light_and_silent() -> None:
     program = f"import sys, needle; print([name for name in {NOT_LOADED!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_llvm_is_loaded_by_the_first_compilation() -> None:
+    program = "import sys, needle as ndl\nf = ndl.compile(lambda x: x + 1)\nbefore = 'llvmlite' in sys.modules\n"
+    program += "f(ndl.ones(2))\nprint(before, 'llvmlite' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("False True", "")
+
+
+def test_the_compiler_knows_no_tensor_and_the_ops_know_no_compiler() -> None:
+    graph = graph_of(sources("needle"))
+    compiler = {path for path in graph if path.startswith("needle/compiler/")}
+    assert len(compiler) > 10
+    below = {path for path in graph if path.startswith("needle/ops/")} | {"needle/value.py", "needle/tensor.py"}
+    assert {path: graph[path] & compiler for path in below if graph[path] & compiler} == {}
+    assert {path for path in compiler if "needle/tensor.py" in graph[path]} == set()
 
 
 def test_test_code_is_at_most_half_again_as_long_as_the_package() -> None:

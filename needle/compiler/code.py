@@ -20,6 +20,9 @@ FAST = "nsz arcp contract "
 
 INT, BOOL = np.dtype("int64"), np.dtype(bool)
 
+_ATTRIBUTES = '"prefer-vector-width"="512" "reciprocal-estimates"="none"'
+"""Estimates of 1 / sqrt(x) would make NaN of an x that is 0 or infinite."""
+
 _TYPES = {
     "bool": "i1",
     "int8": "i8",
@@ -87,7 +90,7 @@ class Code:
     """One LLVM function in the making."""
 
     def __init__(self, name: str, arguments: Sequence[str], attributes: str = "nounwind noinline") -> None:
-        self.head = f'define void @{name}({", ".join(arguments)}) {attributes} "prefer-vector-width"="512" {{'
+        self.head = f"define void @{name}({', '.join(arguments)}) {attributes} {_ATTRIBUTES} {{"
         self.lines: list[str] = ["entry:"]
         self.count = 0
         self.block = "entry"

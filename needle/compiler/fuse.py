@@ -307,7 +307,7 @@ def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: 
         owner = result.owner.get(id(leaf))
         if owner is group or id(leaf) in result.free:
             related = related or owner is group
-            if at != _position_of(group, leaf, reduced):
+            if at is None or at != _position_of(group, leaf, reduced):
                 return f"{type(node.op).__name__} needs {type(leaf.op).__name__} at another index"
         elif owner is not None and owner.before >> group.number & 1:
             return f"{type(node.op).__name__} needs {type(leaf.op).__name__}, which comes after"

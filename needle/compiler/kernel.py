@@ -292,7 +292,9 @@ def identity(kernel: Kernel) -> str:
         for statement in [*step.full, *step.outer]:
             value = visit(statement.value)
             if isinstance(statement, Scatter):
-                lines.append(f"{statement.access} {[visit(i) for i in statement.indices]} {statement.strides} += {value}")
+                lines.append(
+                    f"{statement.access} {[visit(i) for i in statement.indices]} {statement.strides} += {value}"
+                )
             elif isinstance(statement, Store):
                 lines.append(f"{statement.access} = {value}")
             else:

@@ -17,7 +17,7 @@ ROUNDS = 7
 
 
 def philox(counter: Any, draw: int, key: Any) -> Any:
-    """The first word of Philox-2x32-10 for counters (element, draw) and a 32-bit key (Salmon et al., 2011)."""
+    """The first word of Philox-2x32-7 for counters (element, draw) and a 32-bit key (Salmon et al., 2011)."""
     c0 = np.asarray(counter).astype(np.uint32)
     c1 = np.full_like(c0, draw)
     k = np.uint32(key)

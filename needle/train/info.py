@@ -18,7 +18,7 @@ from needle.data.mnist import FileName, find_mnist
 from needle.device import all_devices
 from needle.train.source import places
 
-CORE = ("numpy", "safetensors", "tqdm")
+CORE = ("llvmlite", "numpy", "safetensors", "tqdm")
 EXTRAS = {"matplotlib": "viz", "pillow": "viz"}
 
 

@@ -1,0 +1,119 @@
+"""Times whole steps: needle under `ndl.compile`, PyTorch eager and compiled, JAX.
+
+In: the name of a workload. Out: milliseconds by side, ratios within each round, the distance to the machine's limits.
+Invariant: everything that a step does is inside the clock, reading the loss too; compiling and data are not. Before any
+clock starts, the sides must agree on what they compute.
+Next: products.py.
+"""
+
+import argparse
+import functools
+import itertools
+import statistics
+import time
+from importlib import import_module
+
+import numpy as np
+
+import harness
+import limits
+from workloads import MLPS, WORKLOADS, Probe, Step, Workload
+
+SIDES = ("needle", "torch", "torch_compile", "jax")
+LIMITS = "limits"
+TOLERANCE = 1e-3
+CHECKED_STEPS = 5
+
+
+def build(side: str, name: str, *, dropout: bool = True) -> tuple[Step, Probe]:
+    """Build a workload; only the library of this side is imported."""
+    harness.stay_on_few_cores()
+    if side.startswith("torch"):
+        return import_module("torch_side").build(name, compiled=side == "torch_compile", dropout=dropout)
+    return import_module(f"{side}_side").build(name, dropout=dropout)
+
+
+def timed(step: Step) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    step()
+    return (time.perf_counter() - start) * 1e3
+
+
+def measure(options: argparse.Namespace) -> harness.Result:
+    """One side in this process: its median time, or with `--check` what it computes without dropout."""
+    if options.side == LIMITS:
+        return limits.measure()
+    step, probe = build(options.side, options.only, dropout=not options.check)
+    if options.check:
+        return {"values": [step() for _ in range(CHECKED_STEPS)] + probe()}
+    end = time.perf_counter() + 0.2 * options.seconds
+    timed(step)
+    while time.perf_counter() < end:
+        timed(step)
+    end = time.perf_counter() + options.seconds
+    found = list(itertools.takewhile(lambda _: time.perf_counter() < end, (timed(step) for _ in itertools.count())))
+    return {"ms": statistics.median(found or [timed(step)]), "steps": len(found)}
+
+
+def disagreement(name: str, sides: list[str]) -> dict[str, float]:
+    """Largest relative difference between what each peer and needle computed (below 0.01, the absolute one)."""
+    arguments = ["--only", name, "--check"]
+    found = {side: np.array(harness.run_side(harness.COMPILED, side, arguments)["values"]) for side in sides}
+    mine = found.pop("needle")
+    return {
+        side: float(np.max(np.abs(mine - row) / np.maximum(np.abs(row), 0.01), initial=0.0))
+        for side, row in found.items()
+    }
+
+
+def distance(work: Workload, ms: dict[str, list[float]], found: dict[str, list[harness.Result]]) -> harness.Result:
+    """How far each side is from the limit, measured in the same rounds."""
+    kind, amount = ("gflops", work.flops) if work.flops else ("gbps", work.bytes)
+    limit = harness.rows(found, kind)[LIMITS]
+    reached = {side: [amount * 1e-6 / value for value in row] for side, row in ms.items()}
+    shares = {side: [a / b for a, b in zip(row, limit, strict=True)] for side, row in reached.items()}
+    return {
+        "unit": "GFLOP/s of the products" if work.flops else "GB/s of what must be read and written",
+        "limit": round(statistics.median(limit), 1),
+        "reached": harness.medians(reached, 1),
+        "share_of_limit": harness.medians(shares, 3),
+        "floor_ms": round(amount * 1e-6 / statistics.median(limit), 4),
+    }
+
+
+def claims(name: str, ms: dict[str, list[float]], apart: dict[str, float], share: float) -> list[harness.Result]:
+    """What the numbers of a workload say about its claims."""
+    work, found = WORKLOADS[name], list[harness.Result]()
+    peers = [side for side in work.peers if side in ms]
+    if apart:
+        found.append(harness.claim(f"{name}: largest difference between sides", max(apart.values()), TOLERANCE))
+    if peers:
+        ratios = harness.ratios(ms | {"best": harness.best(ms, peers)}, "needle", "best")
+        title = f"{work.title}: times {' or '.join(peers)}"
+        found.append(harness.claim(title, statistics.median(ratios), work.limit))
+    if work.share:
+        found.append(harness.claim(f"{work.title}: share of the copy", share, work.share, at_most=False))
+    return found
+
+
+def compare(name: str, options: argparse.Namespace) -> harness.Result:
+    """All sides in turn."""
+    wanted = ["needle", *options.peers.split(",")] if options.peers else SIDES
+    sides = harness.present(side for side in SIDES if side in wanted)
+    apart = disagreement(name, sides)
+    arguments = ["--only", name, "--seconds", str(options.seconds)]
+    run = functools.partial(harness.run_side, harness.COMPILED, arguments=arguments)
+    found = harness.in_turn([*sides, LIMITS], options.rounds, lambda side, _: run(side))
+    ms = harness.rows({side: found[side] for side in sides}, "ms")
+    limit = distance(WORKLOADS[name], ms, {LIMITS: found[LIMITS]})
+    return {
+        "workload": WORKLOADS[name].title,
+        "ms": harness.medians(ms),
+        "ms_per_round": {side: [round(value, 4) for value in row] for side, row in ms.items()},
+        "ratio_per_round": {f"needle/{side}": harness.ratios(ms, "needle", side) for side in sides if side != "needle"},
+        "physical_limit": limit,
+        "differs_from_needle_by": apart,
+        "dropout": 0.1 if name in MLPS else None,
+        "claims": claims(name, ms, apart, limit["share_of_limit"]["needle"]),
+    }
