@@ -36,9 +36,9 @@ def matmul(a: Any, b: Any) -> Any:
     A vector on the left counts as a row, on the right as a column, and that axis is dropped from the result.
     """
     try:
-        row, column = len(a.shape) == 1, len(b.shape) == 1
+        row, column = a.ndim == 1, b.ndim == 1
     except AttributeError:
-        kinds = ", ".join(type(side).__name__ for side in (a, b) if not hasattr(side, "shape"))
+        kinds = ", ".join(type(side).__name__ for side in (a, b) if not hasattr(side, "ndim"))
         raise DTypeError(_NO_TENSOR.format(kinds=kinds)) from None
     if not (row or column):
         return MatMul()(a, b)

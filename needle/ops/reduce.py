@@ -26,7 +26,7 @@ class Summation(Reduction):
     """Sum over `axes`."""
 
     def compute(self, a: Any) -> Any:
-        return a.sum(axis=self.axes, keepdims=self.keepdims)
+        return np.add.reduce(a, self.axes, keepdims=self.keepdims)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         return self.spread(out_grad, node.inputs[0].shape)
@@ -60,7 +60,7 @@ class Mean(Reduction):
     of_nothing = "mean"
 
     def compute(self, a: Any) -> Any:
-        total = a.sum(axis=self.axes, keepdims=self.keepdims)
+        total = np.add.reduce(a, self.axes, keepdims=self.keepdims)
         return total / _count(a, total)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
@@ -81,7 +81,7 @@ class MeanSquare(Reduction):
 
     def compute(self, a: Any) -> Any:
         a = _as_float(a)
-        total = (a * a).sum(axis=self.axes, keepdims=self.keepdims)
+        total = np.add.reduce(a * a, self.axes, keepdims=self.keepdims)
         return total / _count(a, total)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
@@ -120,7 +120,7 @@ class Center(TensorOp):
         return Spec(a.shape, probe_dtype(self, a))
 
     def compute(self, a: Any) -> Any:
-        total = a.sum(axis=self.axes, keepdims=True)
+        total = np.add.reduce(a, self.axes, keepdims=True)
         return a - total / (a.size // max(total.size, 1) or 1)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
