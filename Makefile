@@ -14,6 +14,8 @@ empty :=
 installed = $(VENV)/.installed-$(subst $(comma),-,$(subst $(empty) ,,$(1)))
 RUN  := $(BIN)/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The matrix products of eager steps are small: a second BLAS thread gains nothing, and spins when the machine is busy.
+export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help train test lint format types unit bench wheel clean

@@ -2,7 +2,8 @@
 
 In: options; `--only NAME` takes one part. Out: one JSON object: the parts, and all claims with what was measured.
 Invariant: each side of each part runs in a process of its own, in turn with the others; a peer that is not installed is
-left out, and the JSON says so. The run on MNIST takes minutes and is made with `--end-to-end` alone.
+left out, and the JSON says so. Where `load_before` is above 0.3, others used the machine and the numbers are noise. The
+run on MNIST takes minutes and is made with `--end-to-end` alone.
 Next: all.py.
 """
 
@@ -49,12 +50,12 @@ def one_part(name: str, options: argparse.Namespace) -> harness.Result:
 
 def compare(options: argparse.Namespace) -> int:
     """Run the parts one after the other, print what was found; the status is 1 when one of them failed."""
-    started = time.perf_counter()
+    started, load = time.perf_counter(), harness.machine()["load_1min"]
     names = options.only.split(",") if options.only else [name for name in PARTS if name != "end_to_end"]
     names += ["end_to_end"] if options.end_to_end and "end_to_end" not in names else []
     found = {name: one_part(name, options) for name in names}
     claims = [claim for part in found.values() for claim in part.pop("claims")]
-    harness.report("compiled", started, steps.SIDES, rounds=options.rounds, parts=found, claims=claims)
+    harness.report("compiled", started, SIDES, load_before=load, rounds=options.rounds, parts=found, claims=claims)
     for claim in claims:
         print(harness.verdict(claim), file=sys.stderr)
     failed = {name: part["error"] for name, part in found.items() if "error" in part}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import harness
+import steps
 from workloads import DROPOUT, LEARNING_RATE, MLPS, WEIGHT_DECAY
 
 SIDES = ("needle", "torch")
@@ -91,7 +92,7 @@ def measure(options: argparse.Namespace) -> harness.Result:
 def compare(name: str, options: argparse.Namespace) -> harness.Result:
     """Both sides in turn."""
     arguments = ["--only", name, *(["--quick"] if options.quick else [])]
-    sides = harness.present(SIDES)
+    sides = steps.chosen(SIDES, options)
     rounds = min(options.rounds, 3)
     found = harness.in_turn(sides, rounds, lambda side, _: harness.run_side(harness.COMPILED, side, arguments))
     seconds = harness.rows(found, "seconds")

@@ -39,7 +39,7 @@ def one_round(side: str, folder: str) -> harness.Result:
 
 def compare(_: str, options: argparse.Namespace) -> harness.Result:
     """All sides in turn; torch.compile takes most of a minute, and is left out of a short look."""
-    sides = [side for side in harness.present(SIDES) if not (options.quick and side == "torch_compile")]
+    sides = [side for side in steps.chosen(SIDES, options) if not (options.quick and side == "torch_compile")]
     with tempfile.TemporaryDirectory(prefix="needle-second-") as folder:
         one_round("needle_again", folder)  # the process that leaves its objects behind
         found = harness.in_turn(sides, min(options.rounds, 5), lambda side, _: one_round(side, folder))
@@ -55,7 +55,7 @@ def compare(_: str, options: argparse.Namespace) -> harness.Result:
     }
 
 
-def measure_overhead(_: argparse.Namespace) -> harness.Result:
+def measure_overhead(options: argparse.Namespace) -> harness.Result:
     """Microseconds of one call: of y = 2 x + 1 on 16 numbers, and of a training step of a network of 8 units."""
     ndl = import_module("needle")
     x = ndl.Tensor([1.0] * 16, requires_grad=False)
@@ -63,16 +63,17 @@ def measure_overhead(_: argparse.Namespace) -> harness.Result:
     step, _ = steps.build("needle", "mlp_tiny")
     found: harness.Result = {}
     for name, call in (("tiny_function", lambda: tiny(x)), ("tiny_training_step", step)):
-        timer = Timer(call)
-        timer.timeit(CALLS)
-        found[name] = statistics.median(timer.timeit(CALLS) for _ in range(WINDOWS)) / CALLS * 1e6
+        timer, calls = Timer(call), CALLS // 10 if options.quick else CALLS
+        timer.timeit(calls)
+        found[name] = statistics.median(timer.timeit(calls) for _ in range(WINDOWS)) / calls * 1e6
     return found
 
 
 def compare_overhead(name: str, options: argparse.Namespace) -> harness.Result:
     """Needle alone."""
+    arguments = ["--only", name, *(["--quick"] if options.quick else [])]
     found = harness.in_turn(
-        ["needle"], options.rounds, lambda side, _: harness.run_side(harness.COMPILED, side, ["--only", name])
+        ["needle"], options.rounds, lambda side, _: harness.run_side(harness.COMPILED, side, arguments)
     )
     rows = {key: harness.rows(found, key)["needle"] for key in found["needle"][0]}
     medians = harness.medians(rows, 2)

@@ -57,9 +57,8 @@ def one_round(side: str, network: str, folder: str) -> harness.Result:
         return harness.run_side(harness.COMPILED, side, arguments, environment)
 
 
-def one_network(network: str, rounds: int) -> harness.Result:
+def one_network(network: str, sides: list[str], rounds: int) -> harness.Result:
     """All sides in turn on one network."""
-    sides = harness.present(SIDES)
     with tempfile.TemporaryDirectory(prefix="needle-memory-") as folder:
         one_round("needle", network, folder)
         found = harness.in_turn(sides, rounds, lambda side, _: one_round(side, network, folder))
@@ -70,7 +69,8 @@ def compare(_: str, options: argparse.Namespace) -> harness.Result:
     """Both networks."""
     if not Path("/proc/self/clear_refs").exists():
         return {"skipped": NOT_HERE, "claims": []}
-    found = {network: one_network(network, min(options.rounds, 3)) for network in NETWORKS}
+    sides = steps.chosen(SIDES, options)
+    found = {network: one_network(network, sides, min(options.rounds, 3)) for network in NETWORKS}
     claims = [
         harness.claim(f"peak memory of the step, {network}, times torch", row["mb"]["needle"] / row["mb"]["torch"], 1.0)
         for network, row in found.items()

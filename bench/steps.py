@@ -11,6 +11,7 @@ import functools
 import itertools
 import statistics
 import time
+from collections.abc import Iterable
 from importlib import import_module
 
 import numpy as np
@@ -23,6 +24,12 @@ SIDES = ("needle", "torch", "torch_compile", "jax")
 LIMITS = "limits"
 TOLERANCE = 1e-3
 CHECKED_STEPS = 5
+
+
+def chosen(sides: Iterable[str], options: argparse.Namespace) -> list[str]:
+    """Those of `sides` that can run here and that `--peers` names; needle always."""
+    wanted = options.peers.split(",") if options.peers else sides
+    return [side for side in harness.present(sides) if side in wanted or side.startswith("needle")]
 
 
 def build(side: str, name: str, *, dropout: bool = True) -> tuple[Step, Probe]:
@@ -99,8 +106,7 @@ def claims(name: str, ms: dict[str, list[float]], apart: dict[str, float], share
 
 def compare(name: str, options: argparse.Namespace) -> harness.Result:
     """All sides in turn."""
-    wanted = ["needle", *options.peers.split(",")] if options.peers else SIDES
-    sides = harness.present(side for side in SIDES if side in wanted)
+    sides = chosen(SIDES, options)
     apart = disagreement(name, sides)
     arguments = ["--only", name, "--seconds", str(options.seconds)]
     run = functools.partial(harness.run_side, harness.COMPILED, arguments=arguments)

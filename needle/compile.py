@@ -10,6 +10,8 @@ read afresh on each call; a Tensor written (`.data =`, an optimizer, running sta
 
 import copy
 import functools
+import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,10 +23,11 @@ import numpy as np
 from needle.backward import no_grad, recording
 from needle.compiler import Program, build
 from needle.compiler.graph import Graph, Input, Node, infer
+from needle.config import debug_parts
 from needle.device import default_device
 from needle.dtype import Array
 from needle.errors import ArgumentError, IndexRangeError, TraceError
-from needle.explain import Explanation
+from needle.explain import PARTS, Explanation
 from needle.guard import Guard
 from needle.nn.module import Module
 from needle.ops import Equal
@@ -41,6 +44,12 @@ _FUSED_GRADIENT = (
     "makes it; to keep it, write @ndl.compile(keep_grads=True)"
 )
 _NOT_COMPILED = "{name}.explain: not compiled yet; call the function first, or give arguments: {name}.explain(x, y)"
+_DRAWN = (
+    "{name} draws from np.random while it is compiled, so every call would see the same numbers; "
+    "draw outside and pass them, or use ndl.init.rand and ndl.init.randb"
+)
+_DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
+_LOG = logging.getLogger("needle")
 _LABEL = "one_hot: {found} is not one of {n} classes; integers go from 0 to {last}"
 
 
@@ -320,7 +329,10 @@ class Compiled:
     def explain(self, name: str, leaves: list[Any]) -> Explanation:
         """The artefacts of this compilation."""
         arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + self._state()
-        return Explanation(name, self.program, arrays, [number.compute() for number in self.numbers], self.seconds)
+        random = np.random.get_state()
+        numbers = [number.compute() for number in self.numbers]
+        np.random.set_state(random)
+        return Explanation(name, self.program, arrays, numbers, self.seconds)
 
     def run(self, leaves: list[Any]) -> Any:
         """One call: read, compute, write back."""
@@ -408,7 +420,20 @@ class Step:
         self.seconds += entry.seconds
         self.compiled.setdefault(key, []).append(entry)
         self.last = entry
+        self._tell(entry, leaves)
         return entry
+
+    def _tell(self, entry: Compiled, leaves: list[Any]) -> None:
+        """One log line for each compilation; and what NEEDLE_DEBUG asks for, on stderr."""
+        program = entry.program
+        origin = "from the cache" if program.library.cached else f"{program.different} of them different"
+        facts = (self.function.__name__, entry.reason, entry.seconds, len(program.kernels), origin)
+        _LOG.info("compiled %s (%s) in %.2f s: %d kernels, %s", *facts)
+        explanation = entry.explain(self.function.__name__, leaves)
+        for part in debug_parts():
+            if part not in PARTS:
+                raise ArgumentError(_DEBUG.format(part=part, parts=", ".join(PARTS)))
+            sys.stderr.write(f"[{part}] of {self.function.__name__}\n{getattr(explanation, part)}\n\n")
 
     def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any, list[tuple[Tensor | int, Any]]]:
         trace = Trace()
@@ -425,6 +450,8 @@ class Step:
         try:
             result = self.function(*call_args, **call_kwargs)
             trace.guard.check_unchanged()
+            if not _same_random(random):
+                raise TraceError(_DRAWN.format(name=self.function.__name__))
             return trace, result, _take_grads(trace, enumerate(stands))
         except BaseException:
             trace.restore()
@@ -454,6 +481,7 @@ class Step:
         cells = {i: cell for i, cell in enumerate(trace.cells) if cell is not None}
         graph = Graph(trace.inputs, nodes, {node.op.index: new for node, new in updates})
         trace.restore()
+        trace.before = []  # it would keep the first array of every parameter alive
         return Compiled(
             build(graph),
             graph,
@@ -471,6 +499,12 @@ class Step:
         )
 
 
+def _same_random(before: Any) -> bool:
+    """Whether NumPy's generator stands where it stood."""
+    now: Any = np.random.get_state()
+    return now[2] == before[2] and np.array_equal(now[1], before[1])
+
+
 def flatten_result(thing: Any, found: list[Any]) -> None:
     """The Tensors in a result, in order."""
     if isinstance(thing, Tensor):
@@ -486,7 +520,7 @@ def flatten_result(thing: Any, found: list[Any]) -> None:
 
 
 def _take_grads(trace: Trace, arguments: Any) -> list[tuple[Tensor | int, Any]]:
-    """The gradients that the function left on Tensors from outside (or on its arguments), which are put back to None."""
+    """The gradients that the function left on Tensors from outside or on its arguments, which are put back to None."""
     taken: list[tuple[Tensor | int, Any]] = []
     owners = [(cell.holder, cell.holder) for cell in trace.cells if cell is not None and cell.key is None]
     for owner, traced in [*owners, *arguments]:

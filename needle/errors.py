@@ -27,6 +27,10 @@ class GraphError(NeedleError, RuntimeError):
     """A question about a graph that the Value does not have."""
 
 
+class UndefinedError(NeedleError, NotImplementedError):
+    """A method that a class must define and does not: an op without gradient(), a layer without forward()."""
+
+
 class IndexRangeError(NeedleError, IndexError):
     """An index outside the Tensor that it selects from."""
 

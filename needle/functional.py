@@ -15,6 +15,7 @@ from needle.ops import logsoftmax, logsumexp
 from needle.tensor import Tensor
 from needle.value import Shape, as_axes
 
+_NO_TENSOR = "{name}: needs a Tensor, but was given {kind}; wrap it as ndl.Tensor(...)"
 _LOGITS = "cross_entropy: logits must have shape (batch, classes), not {shape}"
 _EMPTY = "cross_entropy: the batch is empty (logits {logits}), so it has no mean; skip empty batches"
 _LABELS = "cross_entropy: labels must have shape ({batch},), one class for each row of logits {logits}, not {shape}"
@@ -24,6 +25,7 @@ _LABEL_RANGE = "cross_entropy: label {label} is not a class of logits {logits}; 
 
 def softmax(logits: Tensor, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`: same shape, each line adds up to 1. Large logits do not overflow."""
+    _check_tensor("softmax", logits)
     (axis,) = as_axes("softmax", axis, logits.shape)
     kept = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
     return (logits - logsumexp(logits, axis).reshape(kept)).exp()
@@ -39,6 +41,7 @@ def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
     Raises:
         ShapeError, DTypeError, IndexRangeError: shapes, dtype or range of the labels do not fit.
     """
+    _check_tensor("cross_entropy", logits)
     if not isinstance(labels, Tensor):
         labels = Tensor(labels, requires_grad=False)
     _check_shapes(logits.shape, labels.shape)
@@ -47,6 +50,11 @@ def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
     except (IndexRangeError, DTypeError) as error:
         raise _explain(logits.shape, labels.numpy(), error) from None
     return (logsoftmax(logits) * chosen).sum() / -logits.shape[0]
+
+
+def _check_tensor(name: str, logits: Any) -> None:
+    if not isinstance(logits, Tensor):
+        raise DTypeError(_NO_TENSOR.format(name=name, kind=type(logits).__name__))
 
 
 def _check_shapes(logits: Shape, labels: Shape) -> None:

@@ -93,9 +93,8 @@ class Guard:
         elif isinstance(value, list | tuple):
             for member in value:  # pyright: ignore[reportUnknownVariableType]
                 self._watch_value(name, member)
-        elif not isinstance(value, types.ModuleType | type | Value | np.ndarray) and hasattr(value, "__dict__"):
-            if not type(value).__module__.startswith("needle"):
-                self.watch(value)
+        elif _is_plain_object(value):
+            self.watch(value)
 
     def check_unchanged(self) -> None:
         """Raise `TraceError` if the function itself changed what it depends on."""
@@ -118,6 +117,13 @@ class Guard:
             if attributes != before:
                 return False
         return all(question() == before for _, question, before in self.questions)
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether a value is an object of the user's own, whose attributes a function may read."""
+    if isinstance(value, types.ModuleType | type | Value | np.ndarray) or not hasattr(value, "__dict__"):
+        return False
+    return not type(value).__module__.startswith("needle")
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -5,8 +5,10 @@ each apply one op. Invariant: nothing here computes or differentiates; `from_op`
 Next: autograd.py, the names that the course uses; functional.py, what is made of several ops.
 """
 
+import math
 import operator
-from collections.abc import Callable, Iterator
+import reprlib
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Self, cast
 
 import numpy as np
@@ -15,9 +17,9 @@ from needle import ops
 from needle.backward import compute_gradient_of_variables, recording
 from needle.device import Device, as_device, default_device
 from needle.dtype import Array, DType, as_array, as_supported
-from needle.errors import ArgumentError, DeviceError, DTypeError, GraphError, IndexRangeError, ShapeError
-from needle.tracing import HostNumber, active
-from needle.value import Axes, Op, Shape, Value, explain
+from needle.errors import ArgumentError, DeviceError, DTypeError, GraphError, IndexRangeError, NeedleError, ShapeError
+from needle.tracing import HostNumber, Symbol, active
+from needle.value import Axes, Op, Shape, Value, as_axes, explain
 
 _DEVICES = "{op}: inputs are on different devices ({devices}); create them on one device"
 _DATA_TYPE = ".data can only be set to a Tensor, not to {found}; write p.data = ndl.Tensor(...)"
@@ -39,6 +41,17 @@ _UFUNC = (
 )
 _NUMPY_OPTION = "{name}={value!r} cannot be given here; a reduction takes axes (or axis) and keepdims"
 _NO_DLPACK = "from_dlpack: {kind} has no __dlpack__; use ndl.Tensor(...)"
+
+_NO_OPERAND = (
+    "{op}: {found} ({kind}) cannot stand beside a Tensor; "
+    "give a Tensor, a number, or an array of numbers with rows of equal length"
+)
+_OUT = (
+    "numpy.{name} was given {options}, and would write into an array, so no gradient could flow; "
+    "write a = a + x instead of a += x, or use x.numpy()"
+)
+_CALL = "numpy.{name}: a Tensor takes fewer options than an array; use its methods, or numpy.{name}(x.numpy(), ...)"
+_NO_ARGMAX = "argmax: shape {shape} has no element along axis {axis}, so none is the largest"
 
 Operand = Any
 """What may stand beside a Tensor in an expression: a Tensor, a Python number, or anything that NumPy reads."""
@@ -85,7 +98,7 @@ class Tensor(Value):
         requires_grad = False
         for value in inputs:
             if not isinstance(value, Value):
-                return Tensor.from_op(op, as_values(inputs))
+                return Tensor.from_op(op, as_values(inputs, op))
             if device is not value.device and device is not None:
                 raise DeviceError(_DEVICES.format(op=op, devices=" and ".join(str(v.device) for v in inputs)))
             device = value.device
@@ -178,7 +191,13 @@ class Tensor(Value):
 
     def numpy(self) -> Array:
         """The values as a NumPy array, sharing memory on the CPU."""
+        if type(self.cached_data) is Symbol:
+            self.cached_data.__array__()  # raises: there is no value
         return self.cached_data
+
+    def tolist(self) -> Any:
+        """The values as Python numbers, in lists nested like the axes."""
+        return self.cached_data.tolist()
 
     def item(self) -> Any:
         """The one element, as a Python number."""
@@ -220,10 +239,24 @@ class Tensor(Value):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """`ndarray + Tensor`, `np.exp(Tensor)` ... become needle's ops, so that gradients flow."""
         function = _UFUNCS.get(ufunc.__name__)
-        if function is None or method != "__call__" or options:
-            name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        if function is None or method != "__call__":
             raise DTypeError(_UFUNC.format(name=name))
-        return function(*(_as_operand(value) for value in inputs))
+        if options:
+            raise DTypeError(_OUT.format(name=name, options=", ".join(f"{option}=" for option in options)))
+        return function(*(_as_operand(value, f"numpy.{name}") for value in inputs))
+
+    def __array_function__(self, function: Any, types: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """`np.sum(Tensor)` ... become methods, so that gradients flow; what has no gradient is computed on arrays."""
+        name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
+        if function in _FUNCTIONS:
+            try:
+                return _FUNCTIONS[function](*inputs, **options)
+            except TypeError as error:
+                raise error if isinstance(error, NeedleError) else ArgumentError(_CALL.format(name=name)) from error
+        if function not in _WITHOUT_GRADIENT and recording.enabled and _any_requires_grad((inputs, options.values())):
+            raise DTypeError(_UFUNC.format(name=name))
+        return function(*_as_arrays(inputs), **{option: _as_arrays(value) for option, value in options.items()})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A leaf of the same class with a copy of the values; the graph is not copied."""
@@ -245,41 +278,41 @@ class Tensor(Value):
     def __add__(self, other: Operand) -> "Tensor":
         if isinstance(other, Value):
             return ops.Add()(self, other)
-        return ops.AddScalar(other)(self) if type(other) in _NUMBERS else self.__add__(_as_operand(other))
+        return ops.AddScalar(other)(self) if type(other) in _NUMBERS else self.__add__(_as_operand(other, "+"))
 
     def __mul__(self, other: Operand) -> "Tensor":
         if isinstance(other, Value):
             return ops.Multiply()(self, other)
-        return ops.MulScalar(other)(self) if type(other) in _NUMBERS else self.__mul__(_as_operand(other))
+        return ops.MulScalar(other)(self) if type(other) in _NUMBERS else self.__mul__(_as_operand(other, "*"))
 
     def __truediv__(self, other: Operand) -> "Tensor":
         if isinstance(other, Value):
             return ops.Divide()(self, other)
-        return ops.DivScalar(other)(self) if type(other) in _NUMBERS else self.__truediv__(_as_operand(other))
+        return ops.DivScalar(other)(self) if type(other) in _NUMBERS else self.__truediv__(_as_operand(other, "/"))
 
     def __pow__(self, other: Operand) -> "Tensor":
         if isinstance(other, Value):
             return ops.Power()(self, other)
-        return ops.PowerScalar(other)(self) if type(other) in _NUMBERS else self.__pow__(_as_operand(other))
+        return ops.PowerScalar(other)(self) if type(other) in _NUMBERS else self.__pow__(_as_operand(other, "**"))
 
     def __gt__(self, other: Operand) -> "Tensor":
         if isinstance(other, Value):
             return ops.Greater()(self, other)
-        return ops.GreaterScalar(other)(self) if type(other) in _NUMBERS else self.__gt__(_as_operand(other))
+        return ops.GreaterScalar(other)(self) if type(other) in _NUMBERS else self.__gt__(_as_operand(other, ">"))
 
     def __ge__(self, other: Operand) -> "Tensor":
         if isinstance(other, Value):
             return ops.GreaterEqual()(self, other)
-        return ops.GreaterEqualScalar(other)(self) if type(other) in _NUMBERS else self.__ge__(_as_operand(other))
+        return ops.GreaterEqualScalar(other)(self) if type(other) in _NUMBERS else self.__ge__(_as_operand(other, ">="))
 
     def __lt__(self, other: Operand) -> "Tensor":
-        return self._compared(other) > self
+        return self._compared(other, "<") > self
 
     def __le__(self, other: Operand) -> "Tensor":
-        return self._compared(other) >= self
+        return self._compared(other, "<=") >= self
 
     def __sub__(self, other: Operand) -> "Tensor":
-        other = _as_operand(other)
+        other = _as_operand(other, "-")
         if isinstance(other, Tensor):
             return self + -other._signed(self.dtype)
         if self.dtype.kind == "u" and isinstance(other, int):
@@ -287,24 +320,24 @@ class Tensor(Value):
         return self + -other
 
     def __rsub__(self, other: Operand) -> "Tensor":
-        other = _as_operand(other)
+        other = _as_operand(other, "-")
         return -self._signed(other if type(other) in _NUMBERS else other.dtype) + other
 
     def __rtruediv__(self, other: Operand) -> "Tensor":
-        return self._beside(other) / self
+        return self._beside(other, "/") / self
 
     def __rpow__(self, other: Operand) -> "Tensor":
-        return self._beside(other) ** self
+        return self._beside(other, "**") ** self
 
-    def _beside(self, other: Operand) -> Any:
+    def _beside(self, other: Operand, sign: str) -> Any:
         """`other` as a Value; a Python number takes the dtype that it would have beside this Tensor."""
-        return as_values((self, _as_operand(other)))[1]
+        return as_values((self, _as_operand(other, sign)))[1]
 
-    def _compared(self, other: Operand) -> Any:
+    def _compared(self, other: Operand, sign: str) -> Any:
         """`other` as a Value; an int may lie outside of the dtype of this Tensor."""
-        other = _as_operand(other)
+        other = _as_operand(other, sign)
         free = type(other) is int and self.dtype.kind in "iu"
-        return Tensor(other, requires_grad=False) if free else self._beside(other)
+        return Tensor(other, requires_grad=False) if free else self._beside(other, sign)
 
     def _signed(self, beside: Any) -> "Tensor":
         """This Tensor, or where its dtype has no negative numbers, in the dtype that it gets `beside` another."""
@@ -320,10 +353,10 @@ class Tensor(Value):
         return ops.Abs()(self)
 
     def __matmul__(self, other: Operand) -> "Tensor":
-        return ops.matmul(self, _as_value(other))
+        return ops.matmul(self, _as_value(other, "@"))
 
     def __rmatmul__(self, other: Operand) -> "Tensor":
-        return ops.matmul(_as_value(other), self)
+        return ops.matmul(_as_value(other, "@"), self)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -346,6 +379,30 @@ class Tensor(Value):
         """Largest element along `axes`; `axis` is their name in NumPy."""
         return ops.Max(_axes(axes, numpy), keepdims)(self)
 
+    def min(self, axes: Axes = None, keepdims: bool = False, **numpy: Any) -> "Tensor":
+        """Smallest element along `axes`; `axis` is their name in NumPy."""
+        axes = _axes(axes, numpy)
+        if self.dtype.kind == "f":
+            return -(-self).max(axes, keepdims)
+        if self.dtype.kind == "b":
+            return self.astype("uint8").min(axes, keepdims).astype("bool")
+        top = -1 if self.dtype.kind == "i" else int(np.iinfo(self.dtype).max)  # -x overflows; -1 - x does not
+        return top - (top - self).max(axes, keepdims)
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
+        """Index of the largest element along `axis` (of all elements, row by row, for None): int64, no gradient."""
+        shape = self.shape or (1,)
+        chosen = None if axis is None else as_axes("argmax", axis, shape)[0]
+        if 0 in (shape if chosen is None else shape[chosen : chosen + 1]):
+            raise ShapeError(_NO_ARGMAX.format(shape=self.shape, axis=axis))
+        found = self.cached_data.argmax(chosen, keepdims=keepdims)
+        return Tensor.from_numpy(np.asarray(found, np.int64), device=self.device)
+
+    def flatten(self, first_axis: int = 0) -> "Tensor":
+        """The axes from `first_axis` on as one: shape (2, 3, 4) becomes (24,), or (2, 12) for 1."""
+        (first,) = as_axes("flatten", first_axis, self.shape or (1,))
+        return self.reshape((*self.shape[:first], math.prod(self.shape[first:])))
+
     def reshape(self, *shape: Any) -> "Tensor":
         """The same elements in another shape; one length may be -1."""
         return ops.Reshape(shape[0] if len(shape) == 1 else shape)(self)
@@ -354,13 +411,13 @@ class Tensor(Value):
         """Axes of length 1 repeated, and axes added in front, to reach `shape`."""
         return ops.BroadcastTo(shape)(self)
 
-    def transpose(self, axes: tuple[int, int] | None = None) -> "Tensor":
-        """Two axes swapped, the last two by default."""
-        return ops.transpose(self, axes)
+    def transpose(self, axes: tuple[int, int] | int | None = None, *more: int) -> "Tensor":
+        """Two axes swapped, the last two by default: `x.transpose((0, 1))` or `x.transpose(0, 1)`."""
+        return ops.transpose(self, (axes, *more) if more else axes)
 
-    def permute(self, axes: tuple[int, ...]) -> "Tensor":
-        """All axes reordered: axis i of the result is axis `axes[i]`."""
-        return ops.permute(self, axes)
+    def permute(self, axes: tuple[int, ...] | int, *more: int) -> "Tensor":
+        """All axes reordered: axis i of the result is axis `axes[i]`; `x.permute(1, 0)` is `x.permute((1, 0))`."""
+        return ops.permute(self, (axes, *more) if more else axes)
 
     def astype(self, dtype: Any) -> "Tensor":
         """The values in another dtype."""
@@ -435,25 +492,34 @@ def _make(kind: Any, op: Op | None, inputs: tuple[Any, ...], data: Any, device: 
     return value
 
 
-def _as_operand(value: Any) -> Any:
-    """A Value, or a Python number: NumPy's scalars would otherwise impose their dtype, and enums have a class."""
+def _as_operand(value: Any, op: object = "") -> Any:
+    """A Value, or a Python number: NumPy's scalars would otherwise impose their dtype, and enums have a class.
+
+    `op` (the op, its name or its sign) is what the error names where `value` cannot stand beside a Tensor.
+    """
     if isinstance(value, Value) or type(value) in _NUMBERS:
         return value
     if isinstance(value, np.generic):
         value = cast("Any", value).item()
     if isinstance(value, bool | int | float):
         return value if isinstance(value, bool) else int(value) if isinstance(value, int) else float(value)
-    return _as_value(value)
+    return _as_value(value, op)
 
 
-def _as_value(value: Any) -> Value:
+def _as_value(value: Any, op: object = "") -> Value:
     """A Value: itself, or a constant with these values."""
-    return value if isinstance(value, Value) else Tensor(value, requires_grad=False)
+    if isinstance(value, Value):
+        return value
+    try:
+        return Tensor(value, requires_grad=False)
+    except DTypeError as reason:
+        kind = type(value).__name__
+        raise DTypeError(_NO_OPERAND.format(op=op or "an op", found=reprlib.repr(value), kind=kind)) from reason
 
 
-def as_values(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def as_values(inputs: tuple[Any, ...], op: object = "") -> tuple[Any, ...]:
     """The inputs of an op as Values; Python numbers take the dtype that they have beside the others."""
-    operands = [_as_operand(value) for value in inputs]
+    operands = [_as_operand(value, op) for value in inputs]
     dtypes = [value.cached_data.dtype for value in operands if isinstance(value, Value)]
     for i, value in enumerate(operands):
         if not isinstance(value, Value):
@@ -496,6 +562,82 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
     "tanh": ops.tanh,
     "sign": ops.sign,
 }
+
+
+def _with_axis(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction as NumPy calls it: the axis second, and all else by name."""
+
+    def reduce(a: Any, axis: Axes = None, **options: Any) -> Any:
+        return method(a, axis=axis, **options)
+
+    return reduce
+
+
+def _dot(a: Any, b: Any) -> Any:
+    """`np.dot`: the matrix product where it is one (b has one axis or two), the product by elements for numbers."""
+    a, b = _as_value(a, "numpy.dot"), _as_value(b, "numpy.dot")
+    if a.ndim == 0 or b.ndim == 0:
+        return a * b
+    if b.ndim > 2:
+        raise DTypeError(_UFUNC.format(name="dot"))
+    return a @ b
+
+
+def _permute(a: Any, axes: Any = None) -> Any:
+    return a.permute(tuple(range(a.ndim))[::-1] if axes is None else axes)
+
+
+def _where(condition: Any, *branches: Any) -> Any:
+    """`np.where`; without branches it is `nonzero`."""
+    if not branches:
+        return np.nonzero(_as_arrays(condition))
+    return ops.where(*as_values((condition, *branches), "numpy.where"))
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    **{function: _with_axis(Tensor.max) for function in (np.max, np.amax)},
+    **{function: _with_axis(Tensor.min) for function in (np.min, np.amin)},
+    np.sum: _with_axis(Tensor.sum),
+    np.mean: _with_axis(Tensor.mean),
+    np.reshape: Tensor.reshape,
+    np.ravel: Tensor.flatten,
+    np.swapaxes: Tensor.transpose,
+    np.transpose: _permute,
+    np.broadcast_to: Tensor.broadcast_to,
+    np.dot: _dot,
+    np.where: _where,
+}
+"""NumPy's functions that are methods here, and so differentiable."""
+
+_NAMES_WITHOUT_GRADIENT = """
+shape ndim size copy copyto result_type can_cast min_scalar_type common_type shares_memory may_share_memory
+array_equal array_equiv allclose isclose all any isin argmax argmin argsort argwhere argpartition nonzero flatnonzero
+count_nonzero searchsorted digitize bincount histogram unique lexsort iscomplex isreal iscomplexobj isrealobj isneginf
+isposinf zeros_like ones_like full_like empty_like array2string array_repr array_str save savez savez_compressed savetxt
+"""
+_WITHOUT_GRADIENT = frozenset(getattr(np, name) for name in _NAMES_WITHOUT_GRADIENT.split())
+"""NumPy's functions whose results have no derivative: questions, comparisons, positions, texts, files."""
+
+
+def _members(thing: Any) -> Collection[Any]:
+    """What a list, tuple, deque ... holds; nothing for what is one value. A file is no collection: it has no length."""
+    alone = isinstance(thing, Value | str | bytes) or hasattr(thing, "__array__") or not isinstance(thing, Collection)
+    return () if alone else cast("Collection[Any]", thing)
+
+
+def _any_requires_grad(thing: Any) -> bool:
+    return getattr(thing, "requires_grad", False) is True or any(_any_requires_grad(m) for m in _members(thing))
+
+
+def _as_arrays(thing: Any) -> Any:
+    """An argument of a NumPy function, with arrays in place of Tensors, also inside of lists, tuples, deques ..."""
+    if isinstance(thing, Value):
+        return thing.cached_data
+    pairs = [(member, _as_arrays(member)) for member in _members(thing)]
+    if all(member is array for member, array in pairs):
+        return thing
+    arrays = [array for _, array in pairs]
+    return tuple(arrays) if isinstance(thing, tuple) else arrays
 
 
 def from_dlpack(array: Any) -> Tensor:

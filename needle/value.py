@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import numpy as np
 
 from needle.dtype import DType, is_float
-from needle.errors import DTypeError, GraphError, NeedleError, ShapeError
+from needle.errors import DTypeError, GraphError, NeedleError, ShapeError, UndefinedError
 
 Shape = tuple[int, ...]
 Axes = int | Sequence[int] | None
@@ -147,7 +147,7 @@ class Op:
     def compute(self, *arrays: Any, **_: Any) -> Any:
         """The result, as an array, from the inputs' arrays."""
         name = type(self).__name__
-        raise NotImplementedError(_NO_COMPUTE.format(op=self, method="compute", name=name, arguments="*arrays"))
+        raise UndefinedError(_NO_COMPUTE.format(op=self, method="compute", name=name, arguments="*arrays"))
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         """Gradients of the inputs of `node` (a Value or a tuple of Values) from that of its output.
@@ -156,7 +156,7 @@ class Op:
         None stands for "no gradient".
         """
         name = type(self).__name__
-        raise NotImplementedError(_NO_COMPUTE.format(op=self, method="gradient", name=name, arguments="out_grad, node"))
+        raise UndefinedError(_NO_COMPUTE.format(op=self, method="gradient", name=name, arguments="out_grad, node"))
 
     def gradient_as_tuple(self, out_grad: Any, node: Any) -> tuple[Any, ...]:
         """`gradient`, always as a tuple, each entry in the shape and floating-point dtype of its input."""
@@ -168,7 +168,7 @@ class Op:
 
     def infer(self, *inputs: Spec) -> Spec:
         """Shape and dtype of the result, or the error that explains why there is none."""
-        raise NotImplementedError(_NO_INFER.format(op=self))
+        raise UndefinedError(_NO_INFER.format(op=self))
 
     def decompose(self, *inputs: Any) -> Any:
         """The same result by ops of the five families; None for an op that belongs to one itself."""
@@ -213,10 +213,10 @@ _AXIS_TWICE = "{op}: axes {axes} name an axis of shape {shape} twice; name each 
 _AXIS_TYPE = "{op}: axes must be an int, a tuple of ints or None, not {axes!r}"
 _EMPTY = "{op}: shape {shape} has no element to take the {what} of; check that the input is not empty"
 _NO_DTYPE = "{op}: is not defined for {dtypes} ({reason}); convert with .astype('float32')"
-_MATMUL_NDIM = "{op}: shapes {a} @ {b}: each side needs at least 2 axes; use reshape, or * for a product by elements"
+_MATMUL_NUMBER = "{op}: shapes {a} @ {b}: each side needs at least 1 axis; use * for a product by elements"
+_MATMUL_NDIM = "{op}: shapes {a} @ {b}: each side needs at least 2 axes; use ndl.matmul, which takes vectors as well"
 _MATMUL_INNER = (
-    "{op}: shapes {a} @ {b}: the last axis of the first ({k}) must equal "
-    "the second-to-last axis of the second ({n}); {hint}"
+    "{op}: shapes {a} @ {b}: the last axis of the first ({k}) must equal the {which} axis of the second ({n}); {hint}"
 )
 _MATMUL_LEADING = "{op}: shapes {a} @ {b}: the leading axes {c} and {d} do not broadcast; use reshape on one of them"
 
@@ -339,20 +339,26 @@ class Contraction(TensorOp):
     def infer(self, *inputs: Spec) -> Spec:
         """Leading axes broadcast; the two inner axes must be equal."""
         a, b = inputs
+        check_inner(self, a.shape, b.shape)
         if len(a.shape) < 2 or len(b.shape) < 2:
             raise ShapeError(_MATMUL_NDIM.format(op=self, a=a.shape, b=b.shape))
-        if a.shape[-1] != b.shape[-2]:
-            fits = a.shape[-1] == b.shape[-1]
-            hint = "the second would fit transposed" if fits else "use transpose or reshape on one of them"
-            raise ShapeError(
-                _MATMUL_INNER.format(op=self, a=a.shape, b=b.shape, k=a.shape[-1], n=b.shape[-2], hint=hint)
-            )
         c, d = a.shape[:-2], b.shape[:-2]
         try:
             leading = broadcast_shapes(self, c, d)
         except ShapeError:
             raise ShapeError(_MATMUL_LEADING.format(op=self, a=a.shape, b=b.shape, c=c, d=d)) from None
         return Spec((*leading, a.shape[-2], b.shape[-1]), probe_dtype(self, a, b))
+
+
+def check_inner(op: Op, a: Shape, b: Shape) -> None:
+    """Raise `ShapeError` unless a product of shapes a and b, vectors or more, has a common axis to sum over."""
+    if not a or not b:
+        raise ShapeError(_MATMUL_NUMBER.format(op=op, a=a, b=b))
+    k, n = a[-1], b[-2:][0]
+    if k != n:
+        hint = "the second would fit transposed" if k == b[-1] else "use transpose or reshape on one of them"
+        which = "second-to-last" if len(b) > 1 else "only"
+        raise ShapeError(_MATMUL_INNER.format(op=op, a=a, b=b, k=k, n=n, which=which, hint=hint))
 
 
 class Indexed(TensorOp):
@@ -369,9 +375,11 @@ def explain(op: Op, inputs: Sequence[Value], error: Exception) -> Exception:
         return error
     try:
         op.infer(*(value.spec for value in inputs))
+    except (NotImplementedError, AttributeError):
+        pass  # an op without infer()
     except NeedleError as reason:
         return reason
-    except (NotImplementedError, AttributeError, TypeError, ValueError):
+    except (TypeError, ValueError):
         pass
     error.add_note(f"while computing {op} on " + ", ".join(str(value) for value in inputs))
     return error

@@ -35,9 +35,7 @@ class Evaluated:
 
     def accepts(self, arrays: Sequence[Array], first: int) -> bool:
         """Whether these inputs have the recorded shapes and dtypes."""
-        return all(
-            Spec(a.shape, a.dtype) == n.spec for a, n in zip(arrays, self.graph.inputs[first:], strict=True)
-        )
+        return all(Spec(a.shape, a.dtype) == n.spec for a, n in zip(arrays, self.graph.inputs[first:], strict=True))
 
     def run(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
         """Fresh outputs, and new values of the updated inputs."""
@@ -54,6 +52,8 @@ class Interpreted(Evaluated):
         simple.verify()
         self.simple = simple
         self.kernels = lower(fuse(simple))
+        for lowered in self.kernels:
+            lowered.kernel.verify()
         self.plan = plan(simple, self.kernels)
 
     def run(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:

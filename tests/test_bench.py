@@ -4,12 +4,16 @@ In: bench/. Out: nothing. Invariant: no test here asserts a time, which would fa
 Next: bench/harness.py.
 """
 
+import argparse
 import json
 import sys
 
 import pytest
 
 import harness
+import products
+import steps
+import workloads
 
 
 def test_every_side_runs_once_per_round_in_rotated_order():
@@ -58,3 +62,73 @@ def test_import_time_reports_its_claim():
     report = json.loads(harness.run([sys.executable, "bench/import_time.py", "--quick"]))
     assert report["claims"][0]["measured"] == report["seconds_over_bare_start"]["needle"]
     assert {"cpu", "cores", "versions"} <= set(report["machine"])
+
+
+# ------------------------------------------------------------------------------------------------- compiled functions
+
+
+def test_the_best_peer_of_each_round_counts():
+    ms = {"needle": [1.0, 3.0, 1.0], "torch": [4.0, 4.0, 4.0], "jax": [2.0, 8.0, 8.0]}
+    claims = steps.claims("mlp", ms, {"torch": 0.0, "jax": 2e-3}, share=0.5)
+    assert [(claim["measured"], claim["holds"]) for claim in claims] == [(2e-3, False), (0.5, False)]
+
+
+def test_adam_is_also_held_against_the_copy():
+    claims = steps.claims("adam", {"needle": [1.0]}, {}, share=0.9)
+    assert [(claim["measured"], claim["holds"]) for claim in claims] == [(0.9, True)]
+
+
+def test_distance_to_the_limit():
+    work = workloads.Workload("", 1.0, (), flops=2_000_000)
+    found = steps.distance(work, {"needle": [0.1]}, {"limits": [{"gflops": 40.0, "gbps": 1.0}]})
+    assert (found["reached"]["needle"], found["share_of_limit"]["needle"], found["floor_ms"]) == (20.0, 0.5, 0.05)
+
+
+def test_operations_of_the_taught_step():
+    shapes = [array.shape for array in workloads.weights(workloads.MLPS["mlp"]) if array.ndim == 2]
+    first, *others = [2 * 100 * rows * columns for rows, columns in shapes]
+    assert workloads.MLPS["mlp"].flops == 2 * first + 3 * sum(others)
+
+
+@pytest.mark.parametrize("side", ["torch", "torch_compile", "jax"])
+def test_a_peer_that_is_not_installed_is_left_out_with_its_reason(monkeypatch, side):
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
+    assert harness.present(["needle", side]) == ["needle"]
+    assert "not installed" in harness.why_not(side)
+
+
+def test_torch_compile_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "C++" in harness.why_not("torch_compile")
+
+
+def test_peers_can_be_chosen():
+    options = argparse.Namespace(peers="none")
+    assert steps.chosen(["needle", "needle_again", "torch"], options) == ["needle", "needle_again"]
+
+
+@pytest.mark.parametrize("name", ["mlp", "softmax", "norm_gelu", "adam"])
+def test_all_sides_compute_the_same(name):
+    sides = [side for side in harness.present(steps.SIDES) if side != "torch_compile"]  # which takes a minute
+    apart = steps.disagreement(name, sides)
+    assert set(apart) == set(sides) - {"needle"}
+    assert max(apart.values(), default=0) < steps.TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["plain", "right", "left"])
+def test_a_chain_of_products_keeps_its_shape_and_its_size(kind):
+    arrays = products.operands(kind, 20, 30, 40)
+    result = products.chain(kind, 30, *arrays)
+    assert result.shape == arrays[0].shape
+    assert 1e-4 < abs(result).mean() < 1e4
+
+
+def test_an_unknown_part_is_named():
+    with pytest.raises(harness.BenchError, match="there is no nonsense"):
+        harness.run([sys.executable, harness.COMPILED, "--only", "nonsense"])
+
+
+def test_overhead_reports_its_claim():
+    report = json.loads(harness.run([sys.executable, harness.COMPILED, "--quick", "--only", "overhead"]))
+    assert report["claims"][0]["measured"] == report["parts"]["overhead"]["microseconds"]["tiny_function"]

@@ -33,6 +33,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEEDLE_DATA", str(tmp_path / "none"))
     monkeypatch.setenv("NEEDLE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "none").mkdir()
     monkeypatch.setattr("needle.train.run.draw_report", lambda *_: b"drawn, but faster")
 
 
@@ -53,7 +54,9 @@ def test_train_saves_all_files_and_prints_a_table(
     assert lines[0] == "digits that come with needle: 1,437 training and 360 test pictures of 8 x 8 pixels"
     assert "adam, seed 7" in lines[1]
     assert [line.split()[0] for line in lines[4:8]] == ["epoch", "-----", "1", "2"]
-    assert re.fullmatch(r"test accuracy \d+\.\d\d % after 2 epochs( \(best .*\))?, .* s, of which .* s to compile", lines[9])
+    assert re.fullmatch(
+        r"test accuracy \d+\.\d\d % after 2 epochs( \(best .*\))?, .* s, of which .* s to compile", lines[9]
+    )
     folder = Path("runs/mlp_resnet")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
@@ -120,6 +123,22 @@ def test_a_diverging_run_is_explained(capsys: pytest.CaptureFixture[str]) -> Non
     assert not Path("runs/mlp_resnet").exists()  # nothing came of it, so the next run gets the name
 
 
+def test_a_run_that_diverged_to_a_finite_loss_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["train", *SMALL, "--lr", "1e9", "--out", "a"]) == 0
+    captured = capsys.readouterr()
+    head, *rows = captured.out.splitlines()[4:8]
+    assert {len(line) for line in rows} == {len(head)}
+    found = re.fullmatch(
+        r"warning: the training loss is (\S+), .* only 2.3026: the run has diverged.*--lr.\n", captured.err
+    )
+    assert found
+    assert float(found[1]) > 100
+    assert main(["train", *SMALL, "--out", "b"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_evaluate_repeats_the_test_of_the_run(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", trained]) == 0
     out = capsys.readouterr().out
@@ -171,6 +190,10 @@ MISTAKES = [
     (["evaluate", "nowhere"], "there is no checkpoint in nowhere: nowhere/checkpoint.json does not exist"),
     (["predict", "nowhere", "a.png"], "there is no checkpoint in nowhere"),
     (["train", "--data", "digits", "--out", "a-file"], "a-file is a file, but a folder is needed to save in"),
+    (
+        ["train", "--data", "digits", "--out", "a-file/x"],
+        "--out: a-file/x cannot be written to (",
+    ),
 ]
 
 

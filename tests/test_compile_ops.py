@@ -65,7 +65,9 @@ def compare(function: Callable[..., list[Any]], arguments: Sequence[Any], notes:
         wanted = function(*arguments)
         with built_by(WAYS[way]):
             found = compile_module.compile(function)(*arguments)
-    wrong = [difference(w, f) and f"{note}: {difference(w, f)}" for w, f, note in zip(wanted, found, notes, strict=True)]
+    wrong = [
+        difference(w, f) and f"{note}: {difference(w, f)}" for w, f, note in zip(wanted, found, notes, strict=True)
+    ]
     assert not any(wrong), "\n".join(w for w in wrong if w)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from needle.data import Dataset, ImageDataset, NDArrayDataset, RandomCrop, RandomFlipHorizontal
 from needle.data.dataset import Index
-from needle.errors import ArgumentError, ShapeError
+from needle.errors import ArgumentError, IndexRangeError, ShapeError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 3), dtype=np.uint8)
 LABELS = np.arange(12, dtype=np.uint8)
@@ -100,6 +100,18 @@ ERRORS = [
     (lambda: NDArrayDataset(), ArgumentError, "no array was given"),
     (lambda: NDArrayDataset(3.0), ShapeError, "field 0 is a single number"),
     (lambda: NDArrayDataset(np.zeros(3), np.zeros(4)), ShapeError, "the fields hold 3 and 4 samples"),
+    (
+        lambda: NDArrayDataset(LABELS)[12],
+        IndexRangeError,
+        "NDArrayDataset holds 12 samples, and 12 is not the index of",
+    ),
+    (lambda: ImageDataset(IMAGES, LABELS)[-13], IndexRangeError, "ImageDataset holds 12 samples, and -13 is not"),
+    (
+        lambda: ImageDataset(IMAGES, LABELS)[["a"]],
+        IndexRangeError,
+        r"and \['a'\] is not the index of one; give a whole",
+    ),
+    (lambda: NDArrayDataset(LABELS).take(np.arange(99)), IndexRangeError, r"holds 12 samples, and array\(\[ 0, "),
     (lambda: Dataset()[0], NotImplementedError, "Dataset does not define __getitem__"),
     (lambda: len(Dataset()), NotImplementedError, "Dataset does not define __len__"),
 ]

@@ -245,6 +245,8 @@ class ShortTake(Items):
 
 THREE = NDArrayDataset(np.arange(3))
 ERRORS = {
+    "a number": (lambda: DataLoader(3), ArgumentError, r"a data set needs len\(dataset\), which int does not have"),
+    "a set": (lambda: DataLoader({1, 2}), ArgumentError, r"needs dataset\[i\], which set does not have; pass a Data"),
     "batch size 0": (lambda: DataLoader(THREE, 0), ArgumentError, "batch_size .* at least 1, not 0"),
     "negative": (lambda: DataLoader(THREE, -4), ArgumentError, "not -4"),
     "fraction": (lambda: DataLoader(THREE, 2.5), ArgumentError, "not 2.5"),

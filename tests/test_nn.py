@@ -85,6 +85,14 @@ def test_a_shared_layer_is_one_layer() -> None:
     np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=1e-5)
 
 
+def test_zero_grad_forgets_every_gradient() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model(ndl.ones(4, 3)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_train_and_eval_reach_every_module() -> None:
     model = Holder()
     modules = [module for _, module in model.named_modules()]

@@ -7,6 +7,7 @@ and whatever gives a Tensor lets gradients through. Next: test_broadcasting.py.
 import array
 import copy
 import operator
+from collections import deque
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -263,6 +264,7 @@ def test_arrays_and_numpy_functions_reach_needle_with_gradient(call: Callable[[A
 
 
 FOREIGN: list[Any] = [np.sin, np.sum, np.mean, np.max, np.add.reduce, lambda t: np.add(t, 1, out=np.ones(2))]
+FOREIGN += [np.sort, np.cumsum, np.linalg.norm, lambda t: np.concatenate([t, t]), lambda t: np.stack(deque([t]))]
 
 
 @pytest.mark.parametrize("call", FOREIGN)
@@ -273,6 +275,28 @@ def test_other_numpy_functions_equal_numpy_or_explain(call: Callable[[Any], Any]
     except NeedleError as error:
         explained = str(error)
         assert "ndl." in explained or ".numpy()" in explained
+
+
+PLAIN: list[Callable[[Any], Any]] = [np.shape, np.argmax, np.zeros_like, np.where, np.array_str]
+PLAIN += [lambda t: np.array_equal(t, t), lambda t: np.allclose(t, [1, 2]), lambda t: np.isin([1, 3], t)]
+
+
+@pytest.mark.parametrize("call", PLAIN)
+def test_numpy_functions_without_a_gradient_work_on_the_values(call: Callable[[Any], Any]) -> None:
+    t = ndl.Tensor([1.0, 2.0])
+    result, wanted = call(t), call(t.numpy())
+    assert type(result) is type(wanted)
+    np.testing.assert_equal(result, wanted)
+
+
+def test_numpy_functions_take_tensors_that_carry_no_gradient() -> None:
+    t = ndl.Tensor([1.0, 2.0])
+    assert np.concatenate([t.detach(), t.numpy()]).tolist() == [1.0, 2.0, 1.0, 2.0]
+    assert np.stack(deque([t.detach()])).shape == (1, 2)
+    assert np.isin(3, test_elements=(t.detach(), [3.0, 4.0]))
+    with ndl.no_grad():
+        assert np.stack((t, t)).shape == (2, 2)
+    np.testing.assert_equal(t, t.numpy())
 
 
 # ----------------------------------------------------------------------------------------------- operators and methods
@@ -316,6 +340,23 @@ METHODS: list[tuple[Callable[[Any], Any], Any]] = [
     (lambda t: t.astype("int32").mean(1), X.mean(1)),
     (lambda t: t.max(1), X.max(1)),
     (lambda t: np.sum(t, axis=(0, 1), keepdims=True), X.sum((0, 1), keepdims=True)),
+    (lambda t: np.max(t, 1), X.max(1)),
+    (lambda t: np.min(t, axis=(0, 2)), X.min((0, 2))),
+    (lambda t: np.reshape(t, (4, 6)), X.reshape(4, 6)),
+    (lambda t: np.ravel(t), X.ravel()),
+    (lambda t: np.transpose(t), X.T),
+    (lambda t: np.swapaxes(t, 0, 2), X.swapaxes(0, 2)),
+    (lambda t: np.broadcast_to(t, (5, 2, 3, 4)), np.broadcast_to(X, (5, 2, 3, 4))),
+    (lambda t: np.dot(X, t[0].T), np.dot(X, X[0].T)),
+    (lambda t: np.dot(t, 2), X * 2),
+    (lambda t: np.where(X > 5, t, 0), np.where(X > 5, X, 0)),
+    (lambda t: t.min(), X.min()),
+    (lambda t: t.min(1, keepdims=True), X.min(1, keepdims=True)),
+    (lambda t: t.flatten(), X.ravel()),
+    (lambda t: t.flatten(1), X.reshape(2, 12)),
+    (lambda t: t.flatten(-1), X),
+    (lambda t: t.transpose(0, 2), X.swapaxes(0, 2)),
+    (lambda t: t.permute(2, 0, 1), X.transpose(2, 0, 1)),
     (lambda t: t.mean(axis=-1), X.mean(-1)),
     (lambda t: t.reshape((4, -1)), X.reshape(4, 6)),
     (lambda t: t.reshape(4, 6), X.reshape(4, 6)),
@@ -339,6 +380,20 @@ def test_methods(method: Callable[[Any], Any], wanted: Any) -> None:
     assert_same(result, wanted)
     result.backward()
     assert t.grad.shape == t.shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extremes_of_every_dtype(dtype: str) -> None:
+    kind = np.dtype(dtype).kind
+    bounds = (0, 1) if kind in "bf" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    values = np.array([[bounds[1], bounds[0]], [bounds[1], bounds[1]]], dtype)
+    t = ndl.Tensor(values)
+    for axis in (None, 0, 1):
+        assert_same(t.min(axis), values.min(axis))
+        assert_same(t.argmax(axis), values.argmax(axis))
+        assert (t.argmax(axis).requires_grad, t.argmax(axis).op) == (False, None)
+    assert_same(t.argmax(1, keepdims=True), values.argmax(1, keepdims=True))
+    assert t.tolist() == values.tolist()
 
 
 # ----------------------------------------------------------------------------------------------------- text and tuples

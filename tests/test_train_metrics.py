@@ -7,7 +7,18 @@ import csv
 
 import pytest
 
-from needle.train.metrics import HEADER, RULE, EpochMetrics, Totals, csv_text, duration, percent, row
+from needle.train.metrics import (
+    HEADER,
+    RULE,
+    EpochMetrics,
+    Totals,
+    counted,
+    csv_text,
+    duration,
+    loss_text,
+    percent,
+    row,
+)
 
 WITH_TEST = EpochMetrics(3, 0.001, 1 / 3, 0.0213, 0.25, 0.03, 12345.6, 65.0)
 WITHOUT = EpochMetrics(10, 0.001, 0.5, 1.0, None, None, 9.0, 0.25)
@@ -47,6 +58,17 @@ def test_rows_stand_under_the_header() -> None:
     ]
     assert row(WITHOUT).split() == ["10", "0.5000", "100.00", "%", "-", "-", "9", "0.2", "s"]
     assert percent(None) == "-"
+
+
+def test_a_loss_that_left_every_scale_stays_in_its_column() -> None:
+    lost = EpochMetrics(1, 1e9, 1.29373994747e20, 0.9, 9999.99994, 0.9, 10.0, 1.0)
+    assert len(row(lost)) == len(HEADER)
+    assert row(lost).split()[1] == "1.294e+20"
+    assert (loss_text(0.34251), loss_text(None)) == ("0.3425", "-")
+
+
+def test_one_is_singular() -> None:
+    assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 
 def test_csv_keeps_every_digit() -> None:

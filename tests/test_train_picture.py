@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from needle import nn, optim
+from needle.cli import FRAMING
+from needle.data import DataLoader, MNISTDataset, NDArrayDataset
 from needle.errors import DataError
+from needle.train import fit
 from needle.train.picture import read_picture
+from needle.train.predict import probabilities
 
 Image: Any = pytest.importorskip("PIL.Image")
 
@@ -25,8 +30,8 @@ def save(path: Path, array: Any, **options: Any) -> Path:
     return path
 
 
-def read(path: Path) -> Any:
-    picture = read_picture(path, (28, 28), MARGIN)
+def read(path: Path, offset: float = 0.0) -> Any:
+    picture = read_picture(path, (28, 28), MARGIN, offset)
     assert (picture.shape, picture.dtype) == ((28, 28), np.float32)
     assert picture.min() >= 0
     assert picture.max() <= 1
@@ -62,6 +67,33 @@ def variants() -> dict[str, Any]:
 def test_other_pictures_are_placed_as_the_training_data_was(tmp_path: Path, name: str) -> None:
     picture = read(save(tmp_path / "a.png", variants()[name]))
     assert np.abs(picture - BAR / 255).max() < 0.15
+
+
+def test_the_centre_of_mass_goes_where_it_is_said_to(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.pad(np.full((200, 30), 255, np.uint8), 40))  # becomes 20 x 3 pixels of ink
+    for offset, expected in ((1.0, 15.0), (-2.0, 12.0)):
+        assert (np.nonzero(read(path, offset) > 0.5)[0] + 0.5).mean() == expected
+    for offset, expected in ((0.5, 14.5), (2.5, 16.5)):
+        assert (np.nonzero(read(path, offset) > 0.5)[1] + 0.5).mean() == expected
+
+
+def test_large_pictures_of_mnist_are_read_as_well_as_mnist_itself(tmp_path: Path, data_dir: Path) -> None:
+    """Half a pixel off, 2 of 100 more would be wrong."""
+    np.random.seed(0)
+    train = MNISTDataset.from_folder(data_dir)[:10000]
+    inputs, labels = MNISTDataset.from_folder(data_dir, train=False)[:500]
+    model = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = optim.Adam(model.parameters(), lr=0.003)
+    fit(model, optimizer, nn.SoftmaxLoss(), DataLoader(NDArrayDataset(*train), 50, shuffle=True), epochs=3)
+
+    def accuracy(pictures: Any) -> float:
+        return float((probabilities(model, pictures.reshape(500, 784)).argmax(axis=1) == labels).mean())
+
+    direct = accuracy(inputs)
+    assert direct > 0.9
+    large = np.kron(np.round(inputs.reshape(500, 28, 28) * 255).astype(np.uint8), np.ones((10, 10), np.uint8))
+    placed = [read_picture(save(tmp_path / "a.png", picture), (28, 28), *FRAMING["mnist"]) for picture in large]
+    assert accuracy(np.stack(placed)) == pytest.approx(direct, abs=0.01)
 
 
 def test_a_photo_is_turned_as_the_camera_says(tmp_path: Path) -> None:

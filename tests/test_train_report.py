@@ -6,6 +6,7 @@ Next: test_train_picture.py.
 
 import io
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from needle.data import DataLoader, NDArrayDataset
 from needle.train import EpochMetrics, Predictions, draw_report, predict
 from needle.train.extras import MissingExtraError, load_extra
 from needle.train.predict import probabilities
+from needle.train.report import COLUMNS, CURVES, HEAD, LABEL, ROW, ROWS, SUBTITLE
 
 GUESSES = [[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.0, 0.6, 0.4], [0.05, 0.9, 0.05], [0.3, 0.3, 0.4]]
 PREDICTIONS = Predictions(np.array(GUESSES), np.array([0, 0, 2, 2, 2]))
@@ -28,6 +30,8 @@ def test_counts_and_worst_mistakes() -> None:
     assert PREDICTIONS.confusion().tolist() == [[1, 1, 0], [0, 0, 0], [0, 2, 1]]
     assert PREDICTIONS.worst(9).tolist() == [3, 1, 2]
     assert PREDICTIONS.worst(1).tolist() == [3]
+    unsure = Predictions(np.array([[0.1, 0.5, 0.4], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0]]), np.array([0, 0, 0]))
+    assert unsure.worst(3).tolist() == [1, 2, 0]  # as the report shows them: by the probability of the answer
 
 
 def test_predict_asks_in_eval_mode_and_keeps_the_order() -> None:
@@ -46,7 +50,7 @@ def test_probabilities_of_large_logits_are_finite() -> None:
     assert probabilities(model, np.ones((1, 1), "float32")).tolist() == [[1, 0]]
 
 
-@pytest.mark.parametrize(("history", "mistakes"), [([], 3), (HISTORY[:1], 0), (HISTORY, 40)])
+@pytest.mark.parametrize(("history", "mistakes"), [([], 3), (HISTORY[:1], 0), (HISTORY, 1), (HISTORY, 40)])
 def test_the_report_is_a_picture(history: list[EpochMetrics], mistakes: int) -> None:
     images = pytest.importorskip("PIL.Image")
     labels = np.arange(50) % 10
@@ -55,9 +59,41 @@ def test_the_report_is_a_picture(history: list[EpochMetrics], mistakes: int) -> 
     data = draw_report(history, predictions, np.random.rand(50, 8, 8), "a run")
     with images.open(io.BytesIO(data)) as image:
         assert image.format == "PNG"
-        assert min(image.size) > 800
+        rows = min(-(-mistakes // COLUMNS), ROWS)
+        assert image.size == (1430, pytest.approx(110 * (HEAD + CURVES + SUBTITLE + rows * ROW), abs=1))
         assert len(image.getcolors(1 << 24)) > 10
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, history: list[EpochMetrics]) -> Any:
+    """The figure of a report of one mistake, before it becomes pixels."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    kept: list[Any] = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: kept.append(self))
+    predictions = Predictions(np.eye(3)[[0, 1, 1]], np.array([0, 1, 2]))
+    draw_report(history, predictions, np.random.rand(3, 8, 8), "a run")
+    return kept[0]
+
+
+def test_one_epoch_has_one_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    axis = drawn(monkeypatch, HISTORY[:1]).axes[1]
+    low, high = axis.get_xlim()
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_numbers_at_the_ends_of_curves_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    equal = [EpochMetrics(1, 0.1, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0)]
+    for axes in drawn(monkeypatch, equal).axes[:2]:
+        low, high = sorted(text.xy[1] for text in axes.texts)
+        assert high - low == pytest.approx(LABEL * axes.get_ylim()[1])
+
+
+def test_only_mistakes_are_shaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = drawn(monkeypatch, HISTORY)
+    shades = figure.axes[2].images[0].get_array().filled(np.nan)
+    assert np.argwhere(np.isfinite(shades)).tolist() == [[2, 1]]
+    assert figure.axes[3].get_title() == "2 as 1, 100.0 %"
+    assert len(figure.axes) == 3 + COLUMNS
 
 
 def test_a_missing_extra_names_the_command() -> None:

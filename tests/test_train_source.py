@@ -5,6 +5,7 @@ Invariant: nothing here uses the network. Next: test_train_report.py.
 """
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No MNIST anywhere, no network; what is said goes into the list."""
     monkeypatch.setenv("NEEDLE_DATA", str(tmp_path / "none"))
     monkeypatch.setenv("NEEDLE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "none").mkdir()
 
     def offline(*_: object, **__: object) -> Path:
         raise DataError("no mirror answered")
@@ -71,6 +73,18 @@ def test_auto_says_why_it_uses_the_digits(lines: list[str]) -> None:
     assert len(lines) == 1
     assert lines[0].startswith("MNIST was not found, and --no-download was given: using the 1,797 digits of 8 x 8")
     assert open_data("auto").name == open_data("auto", download=False).name == open_data("digits").name == "digits"
+
+
+def test_a_named_folder_that_is_absent_is_said(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("NEEDLE_DATA", os.pathsep.join(str(tmp_path / name) for name in ("a-file", ".", "absent")))
+    open_data("digits", say=lines.append)
+    assert lines == []
+    open_data("auto", download=False, say=lines.append)
+    expected = "NEEDLE_DATA: {} is not a folder, so no data is looked for there."
+    assert lines[:-1] == [expected.format(tmp_path / name) for name in ("a-file", "absent")]
 
 
 def test_mnist_by_name_is_never_replaced_by_something_else(tmp_path: Path, lines: list[str]) -> None:

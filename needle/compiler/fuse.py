@@ -71,14 +71,14 @@ class Group:
     def position(self, shape: Shape) -> tuple[Where, ...] | None:
         """Where an array of `shape` stands in these loops: at every point, or once for each outer point."""
         if shape == self.shape:
-            return tuple((i, 1, 0) for i in range(len(shape)))
+            return whole(shape)
         if not self.reduced:
             return None
         kept = [i for i in range(len(self.shape)) if i not in self.reduced]
         if shape == tuple(self.shape[i] for i in kept):
-            return tuple((i, 1, 0) for i in kept)
+            return tuple([w for i, w in enumerate(whole(self.shape)) if i in kept])
         if shape == tuple(1 if i in self.reduced else n for i, n in enumerate(self.shape)):
-            return tuple((-1, 1, 0) if i in self.reduced else (i, 1, 0) for i in range(len(shape)))
+            return whole(shape)
         return None
 
     def __str__(self) -> str:
@@ -128,6 +128,11 @@ def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Wher
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
         return [(node.inputs[0], tuple((-1, 1, 0) if n == 1 else next(named) for n in node.inputs[0].shape))]
     return [(a, aligned(a.shape, where)) for a in node.inputs]
+
+
+def whole(shape: Shape) -> tuple[Where, ...]:
+    """The index of every element in loops over `shape`: an axis of length 1 does not move."""
+    return tuple([(-1 if n == 1 else i, 1, 0) for i, n in enumerate(shape)])
 
 
 def aligned(shape: Shape, where: tuple[Where, ...]) -> tuple[Where, ...]:
@@ -212,8 +217,33 @@ def fuse(graph: Graph) -> Grouping:
     for node in list(result.free.values()):
         if id(node) in result.free:
             _place(result, node)
+    _readers_first(result)
     result.groups = _ordered(result.groups)
     return result
+
+
+def _readers_first(result: Grouping) -> None:
+    """Let whoever reads old state come before the group that makes its new value, which may then write in place."""
+    graph = result.graph
+    readers: dict[int, list[Group]] = {}
+    for group in result.groups:
+        for root in group.roots if group.into is None else [group.into]:
+            for leaf, _ in leaves(result, root, None):
+                if isinstance(leaf.op, Input):
+                    readers.setdefault(id(leaf), []).append(group)
+    for index, node in graph.updates.items():
+        writer = result.owner.get(id(node))
+        for reader in readers.get(id(graph.inputs[index]), []) if writer is not None else []:
+            if writer is not None and reader is not writer and not reader.before >> writer.number & 1:
+                _come_after(result, writer, reader.before | 1 << reader.number)
+
+
+def _come_after(result: Grouping, group: Group, needed: int) -> None:
+    """Put a group, and all that depend on it, after others."""
+    group.before |= needed
+    for other in result.groups:
+        if other.before >> group.number & 1:
+            other.before |= needed
 
 
 def _is_free(result: Grouping, node: Node) -> bool:
@@ -243,10 +273,12 @@ def _place(result: Grouping, node: Node) -> None:
                 _join(result, group, node, reduced)
                 return
             reason = problem or reason
-    for leaf, _ in list(leaves(result, node, None)):  # what these new loops cannot hold stands before them
-        if id(leaf) in result.free:
+    group = Group(-1, domain, reduced, reason)
+    where = None if isinstance(node.op, MatMul) else whole(domain)
+    for leaf, at in list(leaves(result, node, where)):  # what these new loops cannot hold stands before them
+        if id(leaf) in result.free and (at is None or at != group.position(leaf.shape)):
             _place(result, leaf)
-    group = Group(len(result.groups), domain, reduced, reason)
+    group.number = len(result.groups)
     group.product = node if isinstance(node.op, MatMul) else None
     result.groups.append(group)
     _join(result, group, node, reduced)
@@ -281,12 +313,8 @@ def _depend(result: Grouping, group: Group, node: Node) -> None:
         owner = result.owner.get(id(leaf))
         if owner is not None and owner is not group:
             needed |= owner.before | 1 << owner.number
-    fresh = needed & ~group.before
-    if fresh:
-        group.before |= needed
-        for other in result.groups:  # whoever depends on this group now depends on these too
-            if other.before >> group.number & 1:
-                other.before |= needed
+    if needed & ~group.before:
+        _come_after(result, group, needed)
 
 
 def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tuple[int, ...]) -> str | None:
@@ -296,7 +324,7 @@ def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: 
     if reduced:
         if group.shape != domain or group.product is not None or (group.reduced and group.reduced != reduced):
             return ""
-        where = tuple((i, 1, 0) for i in range(len(domain)))
+        where = whole(domain)
     else:
         found = group.position(node.shape)
         if found is None:
@@ -319,9 +347,9 @@ def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: 
 
 
 def _position_of(group: Group, root: Node, reduced: tuple[int, ...]) -> tuple[Where, ...] | None:
-    if group.reduced or not reduced:
+    if group.reduced or not reduced or root.shape != group.shape:
         return group.position(root.shape)
-    return tuple((i, 1, 0) for i in range(len(root.shape)))
+    return whole(root.shape)
 
 
 def leaves(

@@ -19,12 +19,16 @@ from typing import Any, ClassVar, cast
 import numpy
 
 from needle.dtype import DType
-from needle.errors import TraceError
+from needle.errors import NeedleError, TraceError
 
 np: Any = numpy  # its functions take Scalars, by __array_ufunc__, which their annotations do not say
 Strides = tuple[int, ...]
 
 
+_WRITTEN = "kernel: buffer {slot} cannot be written, or not with {found}, in\n{kernel}"
+_READ = "kernel: buffer {slot} has no {found} to read in\n{kernel}"
+_EARLY = "kernel: r{number} is used before the pass that makes it is over in\n{kernel}"
+_VARIES = "kernel: {access} has a value for each element of the reduced axes, but is used after the pass in\n{kernel}"
 _INTEGER_POWER = (
     "power: {dtype} to the power of an array of integers cannot be compiled, because negative exponents are errors; "
     "convert with .astype('float32')"
@@ -181,6 +185,18 @@ def _weak(number: Any) -> Any:
     return np.dtype(bool) if isinstance(number, bool) else cast("Any", type(number))
 
 
+def reachable(root: Scalar) -> list[Scalar]:
+    """A Scalar and everything that it is computed from, each once."""
+    found: dict[int, Scalar] = {}
+    pending = [root]
+    while pending:
+        s = pending.pop()
+        if s.number not in found:
+            found[s.number] = s
+            pending += s.args
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class Access:
     """Where a buffer is read or written: element offset + sum of stride * index over the kernel's axes."""
@@ -250,6 +266,32 @@ class Kernel:
 
     def __str__(self) -> str:
         return _text(self)
+
+    def verify(self) -> None:
+        """Raise if a statement uses a buffer that is not there, or a value that is not known yet or not unique."""
+        known: set[int] = set()
+        for step in self.passes:
+            for s in step.full:
+                self._verify(s, known, varies=True)
+            known |= {s.number for s in step.full if isinstance(s, Reduce)}
+            for s in step.outer:
+                self._verify(s, known, varies=False)
+
+    def _verify(self, statement: "Store | Reduce | Scatter", known: set[int], varies: bool) -> None:
+        roots = [statement.value, *(statement.indices if isinstance(statement, Scatter) else ())]
+        if not isinstance(statement, Reduce):
+            slot = statement.access.slot
+            if not self.written[slot] or self.slots[slot] != statement.value.dtype:
+                raise NeedleError(_WRITTEN.format(slot=slot, found=statement.value.dtype, kernel=self))
+        for s in {s.number: s for root in roots for s in reachable(root)}.values():
+            if s.kind == "reduced" and s.param not in known:
+                raise NeedleError(_EARLY.format(number=s.param, kernel=self))
+            access = s.param if s.kind == "load" else s.param[0] if s.kind == "gather" else None
+            strides = s.param[0] if s.kind == "index" else () if access is None else access.strides
+            if access is not None and self.slots[access.slot] != s.dtype:
+                raise NeedleError(_READ.format(slot=access.slot, found=s.dtype, kernel=self))
+            if not varies and any(strides[i] and self.shape[i] > 1 for i in self.reduced if i < len(strides)):
+                raise NeedleError(_VARIES.format(access=s.param, kernel=self))
 
 
 def _text(kernel: Kernel) -> str:

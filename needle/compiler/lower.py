@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from needle.compiler.fuse import Group, Grouping, Where, aligned, gather_index, is_virtual, leaves, storage, through
+from needle.compiler.fuse import (
+    Group,
+    Grouping,
+    Where,
+    aligned,
+    gather_index,
+    is_virtual,
+    leaves,
+    storage,
+    through,
+    whole,
+)
 from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store
 from needle.dtype import DType
@@ -102,7 +113,7 @@ class _Lowering:
 
     def _write_into(self, node: Node) -> tuple[int, ...]:
         """Zeros, or what an Embed or ScatterAdd puts on top; returns the axes along which it may collide."""
-        here = tuple((i, 1, 0) for i in range(len(self.group.shape)))
+        here = whole(self.group.shape)
         if self.group.fill:
             zero = self.pool.const(0, node.dtype)
             self.passes[0].full.append(Store(self._access(node, here, written=True), zero))
@@ -148,7 +159,7 @@ class _Lowering:
             self._add(Store(access, value), value, where, id(root) in self.updated)
 
     def _reduce(self, root: Node) -> Scalar:
-        full = tuple((i, 1, 0) for i in range(len(self.group.shape)))
+        full = whole(self.group.shape)
         dtype = root.dtype
         value = self.pool.cast(self.value(root.inputs[0], full), dtype)
         number = len(self.reductions)

@@ -24,7 +24,7 @@ VECTORS = 4
 WIDEST = 7
 """A product of at most so many vectors is one tile wide, where there are 32 registers: half the code, 3 % slower."""
 
-PACK_BYTES = 3 << 19
+PACK_BYTES = 1 << 19
 """A right side above this size is packed, so that a panel stays in the cache."""
 
 LONG_EPILOGUE = 1

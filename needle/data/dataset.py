@@ -7,13 +7,14 @@ Next: transforms.py, which changes samples on their way out.
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from needle.errors import ArgumentError, ShapeError
+from needle.errors import ArgumentError, IndexRangeError, ShapeError
 
 Array = NDArray[Any]
 Fields = tuple[Any, ...]
@@ -23,6 +24,10 @@ _NOT_DEFINED = "{name} does not define {method}; a Dataset needs __getitem__(ind
 _NO_ARRAYS = "NDArrayDataset: no array was given; pass one array for each field, as in NDArrayDataset(images, labels)"
 _SCALAR_FIELD = "NDArrayDataset: field {field} is a single number; the first axis of each array must count the samples"
 _UNEQUAL = "NDArrayDataset: the fields hold {lengths} samples; the first axes of all arrays must have the same length"
+_NO_SUCH_SAMPLE = (
+    "{name} holds {count:,} samples, and {index} is not the index of one; give a whole number below {count:,}, a "
+    "slice, or an array of whole numbers"
+)
 
 
 class Dataset:
@@ -54,7 +59,8 @@ class Dataset:
 class NDArrayDataset(Dataset):
     """Samples from arrays that share their first axis: sample i is the tuple of `array[i]`, one for each array.
 
-    Raises `ArgumentError` where no array is given and `ShapeError` where the first axes differ.
+    Raises `ArgumentError` where no array is given, `ShapeError` where the first axes differ, and `IndexRangeError` for
+    an index that no sample has.
     """
 
     def __init__(self, *arrays: Any) -> None:
@@ -70,7 +76,7 @@ class NDArrayDataset(Dataset):
             raise ShapeError(_UNEQUAL.format(lengths=" and ".join(map(str, lengths))))
 
     def __getitem__(self, index: Index) -> Fields:
-        return tuple(array[index] for array in self.arrays)
+        return tuple(_rows(self, array, index) for array in self.arrays)
 
     def __len__(self) -> int:
         return len(self.arrays[0])
@@ -86,6 +92,7 @@ class ImageDataset(Dataset):
     images: uint8 (n, height, width) with values 0 to `white`; labels: uint8 (n,).
     `dataset[i]` is (flat picture (height * width,), label); a slice or an array of indices gives (n, height * width)
     and (n,). With `transforms`, each picture goes through them as float32 (height, width, 1), and is then flattened.
+    Raises `IndexRangeError` for an index that no sample has.
     """
 
     def __init__(
@@ -102,7 +109,7 @@ class ImageDataset(Dataset):
         self.white = white
 
     def __getitem__(self, index: Index) -> Fields:
-        pixels: Array = self.images[index]
+        pixels = _rows(self, self.images, index)
         # Bytes become floats here, a batch at a time: a float32 copy of the data set would take four times the memory.
         pictures = np.divide(pixels, self.white, dtype=np.float32)
         if pictures.ndim == 2:
@@ -122,6 +129,14 @@ class ImageDataset(Dataset):
         if not self.transforms:
             return picture.reshape(-1)
         return np.asarray(self.apply_transforms(picture[:, :, None])).reshape(-1)  # (height, width, 1) -> flat
+
+
+def _rows(dataset: Dataset, array: Array, index: Index) -> Any:
+    try:
+        return array[index]
+    except IndexError as error:  # NumPy's own speaks of axes, which a data set does not have
+        facts = {"name": type(dataset).__name__, "count": len(dataset), "index": reprlib.repr(index)}
+        raise IndexRangeError(_NO_SUCH_SAMPLE.format(**facts)) from error
 
 
 def as_rows(pictures: NDArray[np.float32]) -> NDArray[np.float32]:

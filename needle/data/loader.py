@@ -22,6 +22,10 @@ from needle.tensor import Tensor
 Array = NDArray[Any]
 Batch = tuple[Tensor, ...]
 
+_NO_DATA_SET = (
+    "DataLoader: a data set needs {missing}, which {kind} does not have; pass a Dataset, a list of samples, or "
+    "NDArrayDataset(inputs, labels)"
+)
 _BATCH_SIZE = "DataLoader: batch_size is the number of samples in a batch, a whole number of at least 1, not {found!r}"
 _PREFETCH = "DataLoader: prefetch is the number of batches to prepare ahead, 0 or more, not {found!r}"
 _EMPTY = (
@@ -80,8 +84,8 @@ class DataLoader:
     worth it where reading a sample waits for a disk or for NumPy.
 
     `len(loader)` is the number of batches. `state_dict()` and `load_state_dict()` save and restore the middle of an
-    epoch. Raises `ArgumentError` for a batch size below 1, `DataError` for an empty data set and for samples that
-    differ in shape.
+    epoch. Raises `ArgumentError` for what is no data set and for a batch size below 1, `DataError` for an empty
+    data set and for samples that differ in shape.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class DataLoader:
         drop_last: bool = False,
         prefetch: int = 0,
     ) -> None:
-        self.dataset = dataset
+        self.dataset = _checked(dataset)
         self.batch_size = _at_least(1, batch_size, _BATCH_SIZE)
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -222,6 +226,13 @@ def _stack_field(field: int, values: tuple[Any, ...], numbers: list[int]) -> Arr
                 )
             )
     return np.stack(arrays)
+
+
+def _checked(dataset: SampleSource) -> SampleSource:
+    for method, missing in (("__len__", "len(dataset)"), ("__getitem__", "dataset[i]")):
+        if not hasattr(dataset, method):
+            raise ArgumentError(_NO_DATA_SET.format(missing=missing, kind=type(dataset).__name__))
+    return dataset
 
 
 def _at_least(least: int, number: Any, message: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from needle.dtype import Array
-from needle.errors import ArgumentError, CheckpointError, NeedleError, ShapeError
+from needle.errors import ArgumentError, CheckpointError, NeedleError, ShapeError, UndefinedError
 from needle.tensor import Tensor
 from needle.tracing import active
 
@@ -76,7 +76,7 @@ class Module:
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The output for these inputs; each layer writes its own."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward(); write `def forward(self, x)` in it")
+        raise UndefinedError(f"{type(self).__name__} has no forward(); write `def forward(self, x)` in it")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if active.tracer is not None:
@@ -112,6 +112,11 @@ class Module:
     def children(self) -> "list[Module]":
         """The modules one level below."""
         return [part.thing for part in self.parts() if isinstance(part.thing, Module) and part.owner is self]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters, as the optimizer's `reset_grad` does."""
+        for parameter in self.parameters():
+            parameter.grad = None
 
     # ----------------------------------------------------------------------------------------------------- its mode
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from needle.errors import DTypeError
-from needle.value import Contraction
+from needle.value import Contraction, check_inner
 
 _NO_TENSOR = "MatMul(): needs a Tensor, but was given {kinds}; wrap it as ndl.Tensor(...)"
 
@@ -42,6 +42,8 @@ def matmul(a: Any, b: Any) -> Any:
         raise DTypeError(_NO_TENSOR.format(kinds=kinds)) from None
     if not (row or column):
         return MatMul()(a, b)
-    product = MatMul()(a.reshape((1, *a.shape)) if row else a, b.reshape((*b.shape, 1)) if column else b)
+    op = MatMul()
+    check_inner(op, a.shape, b.shape)  # before the shapes are others than the user's
+    product = op(a.reshape((1, *a.shape)) if row else a, b.reshape((*b.shape, 1)) if column else b)
     *leading, m, n = product.shape
     return product.reshape((*leading, *([] if row else [m]), *([] if column else [n])))

@@ -13,6 +13,10 @@ from typing import Any
 from needle.runtime import cache
 
 
+SHELF = 64
+"""So many libraries share a linker. It keeps 9 kB of each, also after it is gone, until all of them are gone."""
+
+
 class Library:
     """Linked machine code; keep it alive as long as an address is in use."""
 
@@ -35,7 +39,6 @@ class _Engine:
         self.machine = llvm.Target.from_triple(self.triple).create_target_machine(
             cpu=self.cpu, features=self.features, opt=1, reloc="static", codemodel="jitdefault", jit=True
         )
-        self.jit = llvm.create_lljit_compiler(self.machine, use_jit_link=False)
         self.count = 0
         self.lock = threading.Lock()
 
@@ -56,6 +59,8 @@ class _Engine:
         for name in names:
             builder.export_symbol(name)
         with self.lock:
+            if self.count % SHELF == 0:
+                self.jit = self.llvm.create_lljit_compiler(self.machine, use_jit_link=False)
             self.count += 1
             return builder.link(self.jit, f"needle{self.count}")
 

@@ -27,6 +27,9 @@ SPINS = 3000
 PATIENCE = 80
 """How long a thread in the middle of a call spins before it gives up its time slice."""
 
+PATROL = 0.5
+"""Seconds after which a sleeping worker looks for work by itself, in case that waking it was interrupted."""
+
 SLEEPERS, BARRIER, FUNCTION, ARGUMENTS, QUIT, DONE = 8, 16, 24, 25, 32, 40
 
 _PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}
@@ -167,7 +170,6 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.lock = threading.Lock()
         block = np.zeros(64 + 8, dtype=np.int64)
         start = (-block.ctypes.data // 8) % 8
         self.sync = block[start:]
@@ -178,12 +180,25 @@ class Team:
         self.start = ctypes.CFUNCTYPE(number, pointer, pointer, pointer)(address["start"])
         self.finish = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number)(address["finish"])
         self.work = ctypes.CFUNCTYPE(number, pointer, number, number, number)(address["work"])
-        self.wake = [threading.Event() for _ in range(threads)]
-        self.workers = [
-            threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}") for t in range(1, threads)
-        ]
-        for worker in self.workers:
-            worker.start()
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody works: at the start, and in a forked child, which has none of its parent's threads."""
+        self.lock = threading.Lock()
+        self.sync[:] = 0
+        self.calls = 0
+        self.wake = [threading.Event() for _ in range(self.threads)]
+        self.workers: list[threading.Thread] = []
+
+    def _hire(self) -> None:
+        for t in range(1 + len(self.workers), self.threads):
+            worker = threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}")
+            self.workers.append(worker)  # first, because Ctrl-C may come while it starts
+            try:
+                worker.start()
+            except RuntimeError:  # the system has no thread left
+                self.workers.pop()
+                raise
 
     def _worker(self, tid: int) -> None:
         seen, slept = 0, 0
@@ -191,15 +206,21 @@ class Team:
             seen, slept = self.work(self.address, tid, seen, slept), 1
             if seen < 0:
                 return
-            self.wake[tid].wait()
+            self.wake[tid].wait(PATROL)
             self.wake[tid].clear()
 
     def run(self, function: int, arguments: int) -> None:
         """Call the native function at this address on all threads; returns when all have left it."""
         with self.lock:
-            if self.start(self.address, function, arguments):
-                self._wake_all()
-            self.finish(self.address, function, arguments, self.threads - 1)
+            if len(self.workers) < self.threads - 1:
+                self._hire()
+            try:
+                if self.start(self.address, function, arguments):
+                    self._wake_all()
+            finally:  # Ctrl-C comes between two lines: once the others have begun, they need thread 0
+                if self.sync[0] != self.calls:
+                    self.calls += 1
+                    self.finish(self.address, function, arguments, self.threads - 1)
 
     def _wake_all(self) -> None:
         for event in self.wake[1:]:
@@ -236,4 +257,4 @@ def _stop_all() -> None:
 
 atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_teams.clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=lambda: [each.reset() for each in _teams.values()])

@@ -9,12 +9,14 @@ Next: checkpoint.py, which needs several files to change as one.
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from needle.errors import ArgumentError
 
 PENDING = ".new"
 
 _NO_FOLDER = "{folder} is a file, but a folder is needed to save in; name another with --out."
+_NOT_WRITABLE = "--out: {folder} cannot be written to ({reason}); name a folder in which files can be made."
 _TAKEN = (
     "{folder} already holds {name} of an earlier run. To go on with that run: --resume {folder}. "
     "To replace it: --overwrite. To keep it: another --out."
@@ -46,8 +48,21 @@ def replace_file(path: Path, data: bytes) -> None:
     commit_pending(path)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` unless it is there. Raises ArgumentError when no file can be made in it, before work is lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArgumentError(_NOT_WRITABLE.format(folder=folder, reason=error.strerror)) from error
+
+
 def claim_folder(wanted: Path) -> Path:
-    """Make the first folder that does not exist yet, and return it: `wanted`, or `wanted`-2, `wanted`-3, ..."""
+    """Make the first folder that does not exist yet, and return it: `wanted`, or `wanted`-2, `wanted`-3, ...
+
+    Raises ArgumentError when none can be made.
+    """
     folder, number = wanted, 1
     while True:
         try:
@@ -55,6 +70,8 @@ def claim_folder(wanted: Path) -> Path:
         except FileExistsError:
             number += 1
             folder = wanted.with_name(f"{wanted.name}-{number}")
+        except OSError as error:
+            raise ArgumentError(_NOT_WRITABLE.format(folder=folder, reason=error.strerror)) from error
         else:
             return folder
 

@@ -59,6 +59,18 @@ def percent(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.2f} %"
 
 
+def loss_text(loss: float | None) -> str:
+    """0.34251 as "0.3425", and a loss that has left every scale as "1.294e+20", which still fits its column."""
+    if loss is None:
+        return MISSING
+    return f"{loss:.4f}" if loss < 1e4 else f"{loss:.4g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 and "epoch" as "1 epoch", 2 as "2 epochs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """A time that a person reads at once: "0.4 s", "41 s", "2 min 05 s", "1 h 07 min"."""
     if seconds < 10:
@@ -84,13 +96,12 @@ RULE = _line("-" * width for width in WIDTHS)
 
 def row(metrics: EpochMetrics) -> str:
     """The line of the table for one epoch, in the columns of HEADER."""
-    test_loss = MISSING if metrics.test_loss is None else f"{metrics.test_loss:.4f}"
     return _line(
         (
             str(metrics.epoch),
-            f"{metrics.train_loss:.4f}",
+            loss_text(metrics.train_loss),
             percent(metrics.train_error),
-            test_loss,
+            loss_text(metrics.test_loss),
             percent(metrics.test_error),
             f"{metrics.samples_per_second:,.0f}",
             duration(metrics.seconds),

@@ -45,10 +45,10 @@ class Predictions:
         return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
     def worst(self, count: int) -> IntArray:
-        """Indices of up to `count` wrongly classified samples, those with the least probability of the truth first."""
+        """Indices of up to `count` wrongly classified samples, those that the model was surest of first."""
         wrong = np.flatnonzero(self.answers != self.labels)
-        of_truth = self.probabilities[wrong, self.labels[wrong]]
-        return wrong[np.argsort(of_truth, kind="stable")][:count]
+        sureness = self.probabilities[wrong].max(axis=1)
+        return wrong[np.argsort(-sureness, kind="stable")][:count]
 
 
 def probabilities(model: nn.Module, inputs: NDArray[Any]) -> FloatArray:

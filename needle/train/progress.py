@@ -14,7 +14,7 @@ from typing import Never, TextIO
 from tqdm import tqdm
 
 from needle.train.fit import Callback, FitState, Phase
-from needle.train.metrics import HEADER, RULE, Totals, row
+from needle.train.metrics import HEADER, RULE, Totals, loss_text, row
 
 BAR = "{desc} |{bar}| {remaining} left{postfix}"  # leaves a bar of 10 characters on a terminal of 80 columns
 WIDEST = 120  # columns
@@ -83,4 +83,4 @@ class Progress(Callback):
 
 def _running(totals: Totals) -> str:
     speed = totals.samples / max(totals.seconds, 1e-9)
-    return f"loss {totals.loss:.4f}, error {100 * totals.error:.1f} %, {speed:,.0f} samples/s"
+    return f"loss {loss_text(totals.loss)}, error {100 * totals.error:.1f} %, {speed:,.0f} samples/s"

@@ -18,7 +18,10 @@ from needle.train.metrics import EpochMetrics
 from needle.train.predict import Predictions
 
 INK, PALE, TRAIN, TEST, WRONG = "#222222", "#8a8f98", "#8da0b6", "#d1495b", "#d1495b"
-ROWS, COLUMNS = 3, 8  # of the pictures of mistakes
+ROWS, COLUMNS = 3, 8  # of the pictures of mistakes, at most
+WIDTH, HEAD, CURVES, SUBTITLE, ROW = 13, 0.4, 4.7, 0.4, 1.38  # inches
+LABEL = 0.085  # height of a number beside a curve, as a share of its axes
+FEW = 8  # mistakes in the darkest cell, at least, so that a single mistake does not look like many
 
 
 def draw_report(history: Sequence[EpochMetrics], predictions: Predictions, images: NDArray[Any], title: str) -> bytes:
@@ -27,15 +30,18 @@ def draw_report(history: Sequence[EpochMetrics], predictions: Predictions, image
     Raises MissingExtraError without matplotlib.
     """
     figures = load_extra("matplotlib.figure", "matplotlib")
-    figure = figures.Figure(figsize=(13, 9.6), layout="constrained", facecolor="white")
-    head, upper, lower = figure.subfigures(3, 1, height_ratios=[0.09, 1.05, 1])
+    mistakes = int((predictions.answers != predictions.labels).sum())
+    rows = min(-(-mistakes // COLUMNS), ROWS)
+    heights = [HEAD, CURVES, SUBTITLE + rows * ROW]
+    figure = figures.Figure(figsize=(WIDTH, sum(heights)), layout="constrained", facecolor="white")
+    head, upper, lower = figure.subfigures(3, 1, height_ratios=heights)
     head.text(0.012, 0.42, title, fontsize=16, fontweight="bold", color=INK, va="center")
     curves, matrix = upper.subfigures(1, 2, width_ratios=[1.25, 1], wspace=0.03)
     loss, error = curves.subplots(2, 1, sharex=True)
     _draw_curves(loss, history, "loss", 1)
     _draw_curves(error, history, "error", 100)
     _draw_confusion(matrix.subplots(), predictions.confusion())
-    _draw_mistakes(lower, predictions, images)
+    _draw_mistakes(lower, predictions, images, mistakes, rows)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return data.getvalue()
@@ -43,28 +49,43 @@ def draw_report(history: Sequence[EpochMetrics], predictions: Predictions, image
 
 def _draw_curves(axes: Any, history: Sequence[EpochMetrics], quantity: str, scale: float) -> None:
     epochs = [metrics.epoch for metrics in history]
+    ends: list[tuple[float, str]] = []
     for part, color in (("train", TRAIN), ("test", TEST)):
         values = [getattr(metrics, f"{part}_{quantity}") for metrics in history]
         if not values or None in values:
             continue
         scaled = np.multiply(values, scale)
         axes.plot(epochs, scaled, "o-", color=color, lw=2, ms=4, label=part, clip_on=False)
-        beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        axes.annotate(f"{scaled[-1]:.3g}", (epochs[-1], scaled[-1]), color=color, annotation_clip=False, **beside)
+        ends.append((float(scaled[-1]), color))
     axes.set_ylabel("loss" if scale == 1 else "error (%)", color=INK)
     axes.set_ylim(bottom=0)
+    _label_ends(axes, ends, max(epochs, default=1))
     _plain(axes)
     axes.grid(axis="y", color="#e8e8e8", lw=0.8)
     if scale == 1 and history:
         axes.legend(frameon=False, loc="upper right")
     else:
         axes.set_xlabel("epoch", color=INK)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.set_xlim(min(epochs, default=1) - 0.5, max(epochs, default=1) + 0.5)
+
+
+def _label_ends(axes: Any, ends: list[tuple[float, str]], epoch: int) -> None:
+    """Write the last value of each curve beside it, the numbers far enough apart to be read."""
+    gap = LABEL * float(axes.get_ylim()[1])
+    lowest = 0.5 * gap
+    for value, color in sorted(ends):
+        height = max(value, lowest)
+        lowest = height + gap
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or a grid line would strike the number out
+        beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": ground}
+        axes.annotate(f"{value:.3g}", (epoch, height), color=color, annotation_clip=False, **beside)
 
 
 def _draw_confusion(axes: Any, counts: NDArray[Any]) -> None:
-    off_diagonal = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-    axes.imshow(off_diagonal, cmap="Reds", vmin=0, vmax=max(off_diagonal.max() * 1.6, 1))
+    off_diagonal = counts * (1 - np.eye(len(counts)))
+    shades = np.where(off_diagonal, off_diagonal, np.nan)  # not a number is left white; 0 would be the palest red
+    axes.imshow(shades, cmap="Reds", vmin=0, vmax=max(off_diagonal.max() * 1.6, FEW))
     for (true, answer), count in np.ndenumerate(counts):
         if count:
             style = {"color": INK, "fontweight": "bold"} if true == answer else {"color": INK}
@@ -77,14 +98,12 @@ def _draw_confusion(axes: Any, counts: NDArray[Any]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_mistakes(figure: Any, predictions: Predictions, images: NDArray[Any]) -> None:
-    worst = predictions.worst(ROWS * COLUMNS)
-    mistakes = int((predictions.answers != predictions.labels).sum())
-    which = f"The worst {len(worst)} of" if mistakes > len(worst) else "All"
-    figure.suptitle(
-        f"{which} {mistakes:,} mistakes: truth, and the answer with its probability", fontsize=11, color=INK
-    )
-    grid = figure.subplots(ROWS, COLUMNS)
+def _draw_mistakes(figure: Any, predictions: Predictions, images: NDArray[Any], mistakes: int, rows: int) -> None:
+    figure.suptitle(_subtitle(mistakes), fontsize=11, color=INK)
+    if not mistakes:
+        return
+    worst = predictions.worst(rows * COLUMNS)
+    grid = figure.subplots(rows, COLUMNS)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, index in zip(grid.flat, worst, strict=False):
@@ -95,6 +114,14 @@ def _draw_mistakes(figure: Any, predictions: Predictions, images: NDArray[Any]) 
         axes.spines[:].set_color("#dddddd")
         sure = 100 * float(predictions.probabilities[index, answer])
         axes.set_title(f"{predictions.labels[index]} as {answer}, {sure:.1f} %", fontsize=9, color=WRONG, pad=3)
+
+
+def _subtitle(mistakes: int) -> str:
+    if not mistakes:
+        return "No mistakes"
+    most = ROWS * COLUMNS
+    which = f"The surest {most} of {mistakes:,} mistakes" if mistakes > most else f"All {mistakes} mistakes"
+    return f"{'The only mistake' if mistakes == 1 else which}: truth, and the answer with its probability"
 
 
 def _plain(axes: Any) -> None:

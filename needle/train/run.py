@@ -28,7 +28,7 @@ from needle.train.checkpoint import (
 )
 from needle.train.files import replace_file
 from needle.train.fit import Callback, FitState, fit
-from needle.train.metrics import EpochMetrics, Totals, csv_text, percent
+from needle.train.metrics import EpochMetrics, Totals, counted, csv_text, percent
 from needle.train.predict import predict
 from needle.train.report import draw_report
 from needle.train.saver import Saver
@@ -95,8 +95,8 @@ class Run:
     def write_report(self) -> Path:
         """Draw the report of the run as it stands. Raises MissingExtraError without matplotlib."""
         predictions = predict(self.model, self.test_loader)
-        right = percent(predictions.accuracy)
-        title = f"{self.settings.model} on {self.data.name}: test accuracy {right} after {self.state.epoch} epochs"
+        right, epochs = percent(predictions.accuracy), counted(self.state.epoch, "epoch")
+        title = f"{self.settings.model} on {self.data.name}: test accuracy {right} after {epochs}"
         path = self.folder / REPORT
         replace_file(path, draw_report(self.state.history, predictions, self.data.test.images, title))
         return path

@@ -25,6 +25,7 @@ CLASSES = 10
 _DOWNLOADING = "MNIST was not found on this machine: downloading it (11 MB)."
 _FALL_BACK = "MNIST {reason}: using the {count:,} digits of 8 x 8 pixels that come with needle."
 _NOT_ALLOWED = "was not found, and --no-download was given"
+_NO_FOLDER = "NEEDLE_DATA: {folder} is not a folder, so no data is looked for there."
 _NO_DOWNLOAD = (
     "MNIST was not found in {folders}, and --no-download was given. Name its folder with --data-dir or NEEDLE_DATA."
 )
@@ -64,6 +65,8 @@ def open_data(
         return _digits()
     if name not in ("auto", *DATA_SETS):
         raise ArgumentError(f"--data must be one of auto, {', '.join(DATA_SETS)}, but it is {name!r}")
+    if say is not None:
+        _name_absent_folders(say)
     folder = find_mnist(data_dir)
     if folder is not None:
         return _mnist(folder)
@@ -88,6 +91,13 @@ def places(data_dir: FileName | None) -> str:
     """The folders in which MNIST is looked for, for a message."""
     named = [] if data_dir is None else [Path(data_dir)]
     return ", ".join(map(str, [*named, *config.data_dirs()]))
+
+
+def _name_absent_folders(say: Callable[[str], None]) -> None:
+    *named, _ = config.data_dirs()  # the last is in the cache, where it is made when it is needed
+    for folder in named:
+        if not folder.is_dir():
+            say(_NO_FOLDER.format(folder=folder))
 
 
 def _digits() -> DataSets:

@@ -1,0 +1,153 @@
+"""exp, log, tanh, pow and their kin in machine code, against float64 over all of float32.
+
+In: every 1,999th bit pattern of float32, dense ranges where the functions are interesting, and special values.
+Out: the error bounds that vector_math.py states; NaN, infinities and signs as in NumPy.
+Invariant: numbers below 1.2e-38 count as 0 in a compiled step, in and out, so such results may be 0.
+Next: test_runtime.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from interpreted import compile_module
+from needle.dtype import Array
+
+SMALLEST = np.finfo("float32").tiny
+INF, NAN = np.inf, np.nan
+SPECIAL = np.array(
+    [0, -0.0, INF, -INF, NAN, 1, -1, SMALLEST, 3.4e38, -3.4e38, 88.7, 88.8, -87.3, -103, -200], "float32"
+)
+
+
+def everything() -> Array:
+    """Numbers of every size, without those that count as 0."""
+    patterns = np.arange(0, 2**32, 1999, dtype="uint64").astype("uint32").view("float32")
+    ranges = [np.linspace(low, high, 100_001) for low, high in ((-104, 89), (-10, 10), (-1, 1), (0.5, 2))]
+    numbers = np.concatenate([patterns, *(r.astype("float32") for r in ranges)])
+    return numbers[np.isfinite(numbers) & (np.abs(numbers) >= SMALLEST)]
+
+
+FUNCTIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array], float]] = {
+    "exp": (ndl.exp, np.exp, 1.0),
+    "log": (ndl.log, np.log, 1.0),
+    "tanh": (ndl.tanh, np.tanh, 1.5),
+    "sqrt": (ndl.sqrt, np.sqrt, 0.5),
+    "power": (lambda x: ndl.absolute(x) ** 0.3, lambda x: np.abs(x) ** float(np.float32(0.3)), 0.51),
+    "cube": (lambda x: x**3, lambda x: x**3, 1.5),
+    "reciprocal": (lambda x: 1 / x, lambda x: 1 / x, 0.5),
+}
+"""Name -> what to compile, the same in float64, and the largest error in units of the last place."""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    return compile_module.compile(lambda x: [function(x) for function, _, _ in FUNCTIONS.values()])
+
+
+def error(found: Array, exact: Array) -> Array:
+    """Distance in units of the last place of the exact result in float32; 0 where that is no normal number."""
+    with np.errstate(over="ignore"):
+        rounded = exact.astype("float32")
+    normal = np.isfinite(rounded) & (np.abs(rounded) >= SMALLEST)
+    unit = np.spacing(np.where(normal, np.abs(rounded), 1)).astype("float64")
+    return np.where(normal, np.abs(found - np.where(normal, exact, 0)) / unit, 0)
+
+
+def test_errors_are_within_the_bounds(compiled: Any) -> None:
+    x = everything()
+    assert x.size > 2_000_000
+    for (name, (_, exact, bound)), found in zip(FUNCTIONS.items(), compiled(ndl.Tensor(x)), strict=True):
+        with np.errstate(all="ignore"):
+            wanted = exact(x.astype("float64"))
+            distance = error(found.numpy().astype("float64"), wanted)
+        worst = int(np.argmax(distance))
+        assert distance[worst] <= bound, f"{name}({x[worst]!r}): {distance[worst]:.3f} units in the last place"
+
+
+def test_where_float32_ends(compiled: Any) -> None:
+    """Too large a result is infinite, too small a one 0 or exact, none NaN without cause."""
+    x = everything()
+    for (name, (_, exact, _)), found in zip(FUNCTIONS.items(), compiled(ndl.Tensor(x)), strict=True):
+        with np.errstate(all="ignore"):
+            wanted = exact(x.astype("float64")).astype("float32")
+        result = found.numpy()
+        np.testing.assert_array_equal(np.isnan(result), np.isnan(wanted), err_msg=name)
+        beyond = np.isinf(wanted)
+        edge = 3.4028e38  # the last number before infinity may round either way
+        assert (np.isinf(result[beyond]) | (np.abs(result[beyond]) > edge)).all(), name
+        tiny = np.abs(wanted) < SMALLEST
+        assert (np.abs(result[tiny]) <= SMALLEST).all(), name
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17])
+def test_special_values_are_those_of_numpy(compiled: Any, size: int) -> None:
+    """In a scalar, in a masked vector, in a whole one."""
+    for start in range(0, SPECIAL.size, size):
+        x = np.resize(SPECIAL[start:], size)
+        for (name, (function, _, _)), found in zip(FUNCTIONS.items(), compiled(ndl.Tensor(x)), strict=True):
+            with np.errstate(all="ignore"):
+                wanted = function(ndl.Tensor(x)).numpy()
+            tiny = np.abs(wanted) < SMALLEST
+            near = np.isclose(found.numpy(), np.where(tiny, 0, wanted), rtol=1e-6, atol=SMALLEST, equal_nan=True)
+            assert near.all(), f"{name}: {x[~near]} gives {found.numpy()[~near]}, not {wanted[~near]}"
+
+
+def test_denormal_numbers_count_as_zero() -> None:
+    x = ndl.Tensor(np.array([1e-45, -1e-40, 1e-39] * 6, "float32"))
+    found = compile_module.compile(lambda x: [ndl.log(ndl.absolute(x)), ndl.exp(x), ndl.tanh(x), x * 1e10])(x)
+    for result, wanted in zip(found, (-INF, 1, 0, 0), strict=True):
+        np.testing.assert_allclose(result.numpy(), wanted, atol=1e-28)
+    assert np.float32(1e-45) > 0, "outside of the step, nothing has changed"
+    assert (np.array([1e-40], "float32") * np.float32(2) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_other_precisions(dtype: str) -> None:
+    x = np.concatenate([np.linspace(-10, 10, 1001), np.geomspace(1e-4, 6e4, 1001), SPECIAL.astype("float64")])
+    with np.errstate(all="ignore"):
+        x = x.astype(dtype)
+        forms = [ndl.exp, ndl.log, ndl.tanh, ndl.sqrt, lambda x: ndl.absolute(x) ** 0.3]
+        found = compile_module.compile(lambda x: [form(x) for form in forms])(ndl.Tensor(x))
+        for form, result in zip(forms, found, strict=True):
+            wanted = form(ndl.Tensor(x)).numpy()
+            assert result.dtype == dtype
+            np.testing.assert_allclose(
+                result.numpy(), wanted, rtol=2 * np.finfo(dtype).eps, atol=2 * np.finfo(dtype).tiny
+            )
+
+
+PAIRS = np.array([[a, b] for a in SPECIAL for b in SPECIAL], "float32").T.copy()
+
+
+def test_nan_and_infinity_in_what_takes_two() -> None:
+    a, b = (ndl.Tensor(half.copy()) for half in PAIRS)
+    forms: dict[str, Callable[[Any, Any], Any]] = {
+        "maximum": ndl.maximum,
+        "greater": ndl.greater,
+        "greater or equal": ndl.greater_equal,
+        "less": lambda a, b: a < b,
+        "equal": ndl.equal,
+        "add": ndl.add,
+        "multiply": ndl.multiply,
+        "divide": ndl.divide,
+        "where": lambda a, b: ndl.where(a > b, a, b),
+        "relu": lambda a, _: ndl.relu(a),
+        "sign": lambda a, _: ndl.sign(a),
+        "absolute": lambda a, _: ndl.absolute(a),
+        "largest": lambda a, b: ndl.maximum(a, b).reshape((15, 15)).max(1),
+        "sum": lambda a, b: (a * 0 + b).reshape((15, 15)).sum(0),
+        "logsumexp": lambda a, _: ndl.logsumexp(a.reshape((15, 15)), 1),
+        "to a square": lambda a, b: (a / (b * b)) ** 2,
+    }
+    found = compile_module.compile(lambda a, b: [form(a, b) for form in forms.values()])(a, b)
+    with np.errstate(all="ignore"):
+        for (name, form), result in zip(forms.items(), found, strict=True):
+            wanted = form(a, b).numpy()
+            near = np.isclose(
+                result.numpy().astype("float64"), wanted.astype("float64"), rtol=1e-6, atol=SMALLEST, equal_nan=True
+            )
+            assert near.all(), f"{name} of {PAIRS[:, np.flatnonzero(~near)[:3] % PAIRS.shape[1]].T}"
