@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -190,7 +190,7 @@ class Trace:
         """Random numbers, keyed by one draw from NumPy's generator for each call of the function."""
         self.draws += 1
         shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else tuple(shape)
-        seed = HostNumber(("seed",), lambda: float(np.random.randint(0, 2**32, dtype=np.int64)))
+        seed = HostNumber(("seed",), lambda: float(int(np.random.randint(0, 2**32, dtype="int64"))))
         return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
 
     def one_hot(self, n: int, i: Tensor) -> Tensor:
@@ -247,17 +247,15 @@ class Trace:
         changed = {i: self.node_of(stand) for i, stand in enumerate(self.stands)}
         for i, cell in enumerate(self.cells):
             if cell is not None and cell.key is None and isinstance(cell.get(), Symbol):
-                changed[i] = cell.get().node  # pyright: ignore[reportAttributeAccessIssue]
+                changed[i] = cast("Symbol", cell.get()).node
         for (holder, key), tensor in self.states.items():
             changed[self.known[holder, key]] = self.node_of(tensor)
         return {i: node for i, node in changed.items() if node is not self.inputs[i]}
 
     def sort(self, arguments: int) -> None:
         """Inputs in the order in which a call gathers them: arguments, Tensors, optimizer state."""
-        order = sorted(
-            range(len(self.inputs)),
-            key=lambda i: (i >= arguments, self.cells[i] is not None and self.cells[i].key is not None),
-        )  # pyright: ignore[reportOptionalMemberAccess]
+        keys = [cell.key if cell is not None else None for cell in self.cells]
+        order = sorted(range(len(keys)), key=lambda i: (i >= arguments, keys[i] is not None))
         self.inputs = [self.inputs[i] for i in order]
         self.cells = [self.cells[i] for i in order]
         self.before = [self.before[i] for i in order]
@@ -284,7 +282,7 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
         leaves.append(thing)
         return ("A", thing.shape, thing.dtype)  # pyright: ignore[reportUnknownMemberType]
     if isinstance(thing, list | tuple):
-        return (type(thing), *[flatten(t, leaves) for t in thing])  # pyright: ignore[reportUnknownVariableType]
+        return (type(cast("Any", thing)), *[flatten(t, leaves) for t in cast("list[Any]", thing)])
     if isinstance(thing, dict):
         return (dict, *[(k, flatten(t, leaves)) for k, t in thing.items()])  # pyright: ignore[reportUnknownVariableType]
     return (type(thing), thing) if isinstance(thing, int | float | str | bool | type(None)) else ("object", id(thing))
@@ -295,7 +293,7 @@ def rebuild(thing: Any, fresh: list[Any]) -> Any:
     if isinstance(thing, Tensor | np.ndarray):
         return fresh.pop(0)
     if isinstance(thing, list | tuple):
-        return type(thing)([rebuild(t, fresh) for t in thing])  # pyright: ignore[reportUnknownVariableType]
+        return type(cast("Any", thing))([rebuild(t, fresh) for t in cast("list[Any]", thing)])
     if isinstance(thing, dict):
         return {k: rebuild(t, fresh) for k, t in thing.items()}  # pyright: ignore[reportUnknownVariableType]
     return thing

@@ -7,8 +7,9 @@ Next: compile.py.
 
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,13 +26,14 @@ _CHANGED = (
 
 def signature(value: Any, depth: int = 3) -> Any:
     """A value that changes when `value` would make a traced function do something else."""
-    if isinstance(value, _PLAIN):
-        return (type(value), value)
-    if isinstance(value, list | tuple) and depth:
-        return (type(value), tuple([signature(v, depth - 1) for v in value]))  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict) and depth:
-        return (dict, tuple([(k, signature(v, depth - 1)) for k, v in value.items()]))  # pyright: ignore[reportUnknownVariableType]
-    return id(value)  # pyright: ignore[reportUnknownArgumentType]
+    kind = cast("Any", type(value))
+    if kind in _PLAIN:
+        return (kind, value)
+    if kind in (list, tuple) and depth:
+        return (kind, tuple([signature(v, depth - 1) for v in value]))
+    if kind is dict and depth:
+        return (kind, tuple([(k, signature(v, depth - 1)) for k, v in value.items()]))
+    return id(value)
 
 
 class Guard:
@@ -57,11 +59,11 @@ class Guard:
     def watch(self, module: Any) -> None:
         """The attributes of an object: each by identity, lists and dicts by their members."""
         if self._once(module):
-            attributes = vars(module)
+            attributes = cast("dict[str, Any]", vars(module))
             self.modules.append((attributes, dict(attributes), module))
             for name, value in attributes.items():
-                if isinstance(value, list | dict) and name != "state":
-                    self.ask(f"{type(module).__name__}.{name}", lambda v=value: signature(v))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+                if type(value) in (list, dict) and name != "state":
+                    self.ask(f"{type(module).__name__}.{name}", partial(signature, value))
 
     def watch_number(self, thing: Any, name: str) -> None:
         """Whether a number is zero: then it was left out."""

@@ -191,9 +191,8 @@ class Tensor(Value):
 
     def numpy(self) -> Array:
         """The values as a NumPy array, sharing memory on the CPU."""
-        if type(self.cached_data) is Symbol:
-            self.cached_data.__array__()  # raises: there is no value
-        return self.cached_data
+        data: Any = self.cached_data
+        return data.__array__() if type(data) is Symbol else data  # a Symbol raises: it has no value
 
     def tolist(self) -> Any:
         """The values as Python numbers, in lists nested like the axes."""

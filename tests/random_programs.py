@@ -22,8 +22,8 @@ import numpy as np
 
 import needle as ndl
 from interpreted import Evaluated, Interpreted, built_by, compile_module
-from needle.compiler import code as llvm_code
 from needle.compiler import build, emit
+from needle.compiler import code as llvm_code
 from needle.dtype import Array
 from needle.errors import NeedleError
 
@@ -103,8 +103,8 @@ class Instance:
         self.env |= {"ndl": ndl, "np": np}
         self.env |= {g.name: g.tensor(0) for g in self.program.given if not g.name.startswith("x")}
         if self.program.optimizer:
-            self.env["optimizer"] = eval(self.program.optimizer, self.env)  # noqa: S307
-        exec(self.program.source(), self.env)  # noqa: S102
+            self.env["optimizer"] = eval(self.program.optimizer, self.env)
+        exec(self.program.source(), self.env)
         self.function: Callable[..., Any] = self.env["program"]
 
     def arguments(self, call: int) -> list[ndl.Tensor]:
@@ -247,7 +247,7 @@ class Maker:
         name = self.fresh(target) if target else ""
         before = dict(self.env)
         try:
-            exec(f"{name} = {code}" if name else code, self.env)  # noqa: S102
+            exec(f"{name} = {code}" if name else code, self.env)
         except (NeedleError, ValueError, TypeError, ZeroDivisionError):
             self.env.clear()
             self.env.update(before)
@@ -495,7 +495,7 @@ def _differentiate(m: Maker) -> None:
             kind = ("SGD({}, lr=0.1)", "SGD({}, lr=0.05, momentum=0.9, weight_decay=0.01)", "Adam({}, lr=0.01)")
             kind += ("Adam({}, lr=0.01, weight_decay=0.01)",)
             m.optimizer = "ndl.optim." + m.random.choice(kind).format(f"[{', '.join(params)}]")
-            m.env["optimizer"] = eval(m.optimizer, m.env)  # noqa: S307
+            m.env["optimizer"] = eval(m.optimizer, m.env)
         m.add("optimizer.step()", "")
 
 

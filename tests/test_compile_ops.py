@@ -1,4 +1,4 @@
-"""Every row of op_cases.py, compiled: what native code, the interpreter of kernels and the recorded graph give is what eager gives.
+"""Every row of op_cases.py, compiled: native code, the interpreter of kernels and the graph give what eager gives.
 
 In: `CASES`. Out: forward in every dtype and layout, and gradients to order 2. Invariant: a new op needs a row in the
 table and nothing here. Many calls are compiled as one function, because compiling costs more than running.

@@ -259,9 +259,7 @@ def run(program: Any, way: str | None) -> list[list[Any]]:
     found: list[list[Any]] = []
     with np.errstate(all="ignore"):
         if way is None:
-            for _ in range(3):
-                found.append([t.numpy().copy() for t in [*step(), *state]])
-            return found
+            return [[t.numpy().copy() for t in [*step(), *state]] for _ in range(3)]
         compiled = compile_module.compile(step)
         with WAYS[way]():
             for _ in range(3):

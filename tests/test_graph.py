@@ -211,7 +211,7 @@ SIMPLER: dict[str, tuple[Callable[..., Any], tuple[ndl.Tensor, ...], list[str]]]
     "a cast to the same": (lambda a: a.astype("float32") + 1, (a,), ["AddScalar"]),
     "times and over one": (lambda a: (a * 1 / 1) ** 1 + 1, (a,), ["AddScalar"]),
     "times one that converts": (lambda a: a.astype("int32") * 1.0, (a,), ["Cast", "MulScalar"]),
-    "minus minus": (lambda a: -(-a) + 1, (a,), ["AddScalar"]),
+    "minus minus": (lambda a: ndl.negate(-a) + 1, (a,), ["AddScalar"]),
     "a power of a half": (lambda a: a**0.5, (a,), ["Sqrt"]),
     "a sum over nothing": (lambda a: a.sum(()) + a.reshape((1, 3, 4)).sum(0), (a,), ["Add"]),
     "equal numbers of other types": (lambda a: a.astype("int32") * 2 + a.astype("int32") * 2.0, (a,), 4 * [""]),
@@ -234,13 +234,13 @@ def node(op: Any, inputs: list[Node], *shape: int, dtype: str = "float32") -> No
     return Node(op, tuple(inputs), Spec(shape, np.dtype(dtype)), "here.py:1")
 
 
-X, Y, I = node(Input(0), [], 2, 3), node(Input(1), [], 3, 4), node(Input(2), [], 5)
+X, Y, INDEX = node(Input(0), [], 2, 3), node(Input(1), [], 3, 4), node(Input(2), [], 5)
 BROKEN: dict[str, Graph] = {
     "a shape": Graph([X, Y], [node(MatMul(), [X, Y], 2, 5)]),
     "a dtype": Graph([X], [node(Summation(0), [X], 3, dtype="float64")]),
     "inputs that do not fit": Graph([X, Y], [node(Add(), [X, Y], 2, 3)]),
     "a reshape to another size": Graph([X], [node(Reshape((7,)), [X], 7)]),
-    "an index that is no integer": Graph([X, Y, I], [node(Gather((0,)), [X, I], 5, 3)]),
+    "an index that is no integer": Graph([X, Y, INDEX], [node(Gather((0,)), [X, INDEX], 5, 3)]),
     "an embedding elsewhere": Graph([X], [node(Embed(((0, 2, 1), (0, 3, 1)), (4, 4)), [X], 4, 5)]),
     "an update of another shape": Graph([X, Y], [], {0: Y}),
     "something broken far below": Graph([X], [node(Add(), [X, node(Add(), [X, X], 2, 4)], 2, 3)]),

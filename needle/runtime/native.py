@@ -12,7 +12,6 @@ from typing import Any
 
 from needle.runtime import cache
 
-
 SHELF = 64
 """So many libraries share a linker. It keeps 9 kB of each, also after it is gone, until all of them are gone."""
 
