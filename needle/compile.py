@@ -190,7 +190,7 @@ class Trace:
         """Random numbers, keyed by one draw from NumPy's generator for each call of the function."""
         self.draws += 1
         shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else tuple(shape)
-        seed = HostNumber(("seed",), lambda: float(int(np.random.randint(0, 2**32, dtype="int64"))))
+        seed = HostNumber(("seed",), lambda: float(cast("Any", np.random).randint(0, 2**32, dtype=np.int64)))
         return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
 
     def one_hot(self, n: int, i: Tensor) -> Tensor:
@@ -423,10 +423,11 @@ class Step:
 
     def _tell(self, entry: Compiled, leaves: list[Any]) -> None:
         """One log line for each compilation; and what NEEDLE_DEBUG asks for, on stderr."""
-        program = entry.program
-        origin = "from the cache" if program.library.cached else f"{program.different} of them different"
-        facts = (self.function.__name__, entry.reason, entry.seconds, len(program.kernels), origin)
-        _LOG.info("compiled %s (%s) in %.2f s: %d kernels, %s", *facts)
+        if _LOG.isEnabledFor(logging.INFO):
+            program = entry.program
+            origin = "from the cache" if program.library.cached else f"{program.different} of them different"
+            facts = (self.function.__name__, entry.reason, entry.seconds, len(program.kernels), origin)
+            _LOG.info("compiled %s (%s) in %.2f s: %d kernels, %s", *facts)
         explanation = entry.explain(self.function.__name__, leaves)
         for part in debug_parts():
             if part not in PARTS:

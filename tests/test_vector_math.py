@@ -3,7 +3,7 @@
 In: every 1,999th bit pattern of float32, dense ranges where the functions are interesting, and special values.
 Out: the error bounds that vector_math.py states; NaN, infinities and signs as in NumPy.
 Invariant: numbers below 1.2e-38 count as 0 in a compiled step, in and out, so such results may be 0.
-Next: test_runtime.py.
+Next: test_parity.py.
 """
 
 from collections.abc import Callable
