@@ -367,9 +367,9 @@ _FUSED.cached_data = Symbol(None, Spec((), np.dtype("float32")), None, _FUSED_GR
 class Step:
     """A compiled function; see `compile`."""
 
-    def __init__(self, function: Callable[..., Any], check: bool, keep_grads: bool) -> None:
+    def __init__(self, function: Callable[..., Any], keep_grads: bool) -> None:
         functools.update_wrapper(self, function)
-        self.function, self.check, self.keep_grads = function, check, keep_grads
+        self.function, self.keep_grads = function, keep_grads
         self.compiled: dict[Any, list[Compiled]] = {}
         self.lock = threading.RLock()
         self.last: Compiled | None = None
@@ -530,12 +530,11 @@ def _take_grads(trace: Trace, arguments: Any) -> list[tuple[Tensor | int, Any]]:
     return taken
 
 
-def compile(function: Any = None, *, check: bool = False, keep_grads: bool = False) -> Any:
+def compile(function: Any = None, *, keep_grads: bool = False) -> Any:
     """Turn a function on Tensors into one native function.
 
     Args:
-        function: an ordinary training step or evaluation; also usable as `@ndl.compile(check=True)`.
-        check: run each new trace against the function itself, and compare.
+        function: an ordinary training step or evaluation; also usable as `@ndl.compile(keep_grads=True)`.
         keep_grads: keep gradients that an optimizer's update inside the function uses up.
 
     The function is traced anew when shapes, dtypes, Python arguments, or attributes of the modules that it uses change.
@@ -543,5 +542,5 @@ def compile(function: Any = None, *, check: bool = False, keep_grads: bool = Fal
     function could not repeat: reading a value, branching on one, Python side effects.
     """
     if function is None:
-        return functools.partial(compile, check=check, keep_grads=keep_grads)
-    return Step(function, check, keep_grads)
+        return functools.partial(compile, keep_grads=keep_grads)
+    return Step(function, keep_grads)
