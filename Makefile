@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format types unit bench wheel clean
+.PHONY: help train test lint format types unit bench fuzz wheel clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ format: $(call installed,$(EXTRAS))  ## Rewrite the code in the project's format
 
 bench: $(call installed,$(EXTRAS))  ## Measure the claims; EXTRAS=dev,parity measures PyTorch beside needle
 	@$(RUN) bench/all.py $(ARGS)
+
+fuzz: $(call installed,$(EXTRAS))  ## Run random programs compiled, interpreted and eager for ten minutes
+	$(RUN) tests/random_programs.py --seconds 600 --native $(ARGS)
 
 wheel: $(call installed,$(EXTRAS))  ## Build the wheel into dist/
 	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir dist .
