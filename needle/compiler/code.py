@@ -329,6 +329,8 @@ class Code:
             return a
         if dtype == BOOL:
             return self.compare("ne", a, self.constant(0, a.dtype, a.lanes))
+        if a.dtype == BOOL and dtype.kind == "f":
+            return self.select(a, self.constant(1, dtype), self.constant(0, dtype))
         if {a.dtype.itemsize, dtype.itemsize} == {2, 8} and "f" in (a.dtype.kind, dtype.kind):
             # Half precision converts from and to float32 in hardware; from float64 it would need a library.
             a = self.convert(a, np.dtype("float32"))

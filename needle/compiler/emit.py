@@ -19,12 +19,16 @@ import numpy as np
 
 from needle.compiler import vector_math
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
-from needle.compiler.kernel import Access, Kernel, Pass, Reduce, Scalar, Scatter, Store
+from needle.compiler.keep import COSTS, line_elements
+from needle.compiler.kernel import Access, Keep, Kernel, Pass, Reduce, Scalar, Scatter, Statement, Store
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
 
 SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
 """Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
+
+LONG = 24
+"""Instructions of a loop body that leave no registers for a second vector beside the first."""
 
 PHILOX_MULTIPLIER, PHILOX_WEYL = 0xD256D193, 0x9E3779B9
 
@@ -79,7 +83,8 @@ def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
     found = [s.param.strides for s in scalars(kernel) if s.kind == "load"]
     found += [s.param[0] for s in scalars(kernel) if s.kind == "index"]
     found += [s.param[0].strides for s in scalars(kernel) if s.kind == "gather"]
-    return found + [s.access.strides for p in kernel.passes for s in [*p.full, *p.outer] if not isinstance(s, Reduce)]
+    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
+    return found + [s.access.strides for s in statements if isinstance(s, Store | Scatter)]
 
 
 def loop_axes(kernel: Kernel) -> list[Axis]:
@@ -106,6 +111,16 @@ def is_serial(kernel: Kernel) -> bool:
     return few or outer == 1 or free == 1
 
 
+def kept_lines(kernel: Kernel, lanes: int) -> tuple[dict[int, int], int]:
+    """Where in a thread's own memory each kept line begins, and the bytes of all."""
+    lines: dict[int, int] = {}
+    size = 0
+    for s in (s for p in kernel.passes for s in p.full if isinstance(s, Keep)):
+        lines[s.number] = size
+        size += -(-line_elements(kernel, lanes) * s.value.dtype.itemsize // 64) * 64
+    return lines, size
+
+
 class Loops:
     """The loops of one kernel being written. `values` holds what is known at the current place, by Scalar number."""
 
@@ -118,13 +133,25 @@ class Loops:
         self.outer = [a for a in self.axes if not a.reduced]
         self.inner = [a for a in self.axes if a.reduced]
         self.vector = max(self.axes, key=lambda a: a.source, default=None)
-        self.lanes = machine.lanes(4)
+        self.lanes = machine.lanes(4) * self._unroll(machine.lanes(4))
         self.values: dict[int, Reg] = {}
         self.reduced: dict[int, Reg] = {}
         self.index: dict[int, Reg] = {}
         self.mask: Reg | None = None
         self.depths: dict[int, int] = {}
         self.varying: dict[int, bool] = {}
+        self.lines, self.scratch_bytes = kept_lines(kernel, self._width())
+
+    def _unroll(self, lanes: int) -> int:
+        """Vectors side by side: sums are chains, of which one processor can work on several at once; and where lanes
+        are outer elements, each step reads a longer piece of a row. Long expressions have work enough without."""
+        if self.vector is None or not self.inner:
+            return 1
+        pieces = -(-self.vector.extent // lanes)
+        pieces //= self.threads if self.vector in self.outer and len(self.outer) == 1 else 1
+        weight = sum(COSTS.get(s.kind, 1) for s in scalars(self.kernel) if s.kind != "const")
+        most = 4 if weight < LONG else 2 if weight < 4 * LONG else 1
+        return max(u for u in (1, 2, 4) if u <= most and (u <= pieces or u == 1))
 
     def run(self) -> None:
         """Write the whole function; without elements there is nothing to do."""
@@ -252,6 +279,10 @@ class Loops:
             if isinstance(statement, Scatter):
                 self._scatter(statement)
                 continue
+            if isinstance(statement, Keep):
+                value = self.code.splat(self.value(statement.value), self._width())
+                self.code.store(value, self._line(statement.number, value.dtype))
+                continue
             value = self.code.splat(self.value(statement.value), self._width())
             sofar = next(remaining)
             if self.mask is not None and self.vector is not None and self.vector.reduced:
@@ -259,7 +290,7 @@ class Loops:
             after.append(self._combine(statement.combine, sofar, value))
         return after
 
-    def _values(self, statements: Sequence[Store | Reduce | Scatter]) -> None:
+    def _values(self, statements: Sequence[Statement]) -> None:
         """Every value before the first store: state may be written over what another statement reads."""
         for statement in statements:
             self.value(statement.value)
@@ -311,14 +342,14 @@ class Loops:
                 found = max(own, *map(self._depth, s.args))
             elif s.kind == "reduced":
                 found = len(self.outer) - 1
-            elif s.kind == "acc":
+            elif s.kind in ("acc", "kept"):
                 found = len(self.axes)
             else:
                 found = max(map(self._depth, s.args), default=-1)
             self.depths[s.number] = found
         return found
 
-    def _hoist(self, statements: Sequence[Store | Reduce | Scatter], level: int) -> None:
+    def _hoist(self, statements: Sequence[Statement], level: int) -> None:
         """Compute now what does not change in the loops inside `level`."""
         seen: set[int] = set()
         pending = [s.value for s in reversed(statements)]
@@ -333,6 +364,15 @@ class Loops:
                     self.value(s)
             else:
                 pending += reversed(s.args)
+                if s.kind == "div" and s.dtype.kind == "f" and self._depth(s.args[1]) <= level:
+                    self._inverse(s.args[1])
+
+    def _inverse(self, s: Scalar) -> Reg:
+        """1 / s: a division inside a loop by what does not change there becomes a product."""
+        key = -1 - s.number
+        if key not in self.values:
+            self.values[key] = self.code.binary("div", self.code.constant(1, s.dtype), self.value(s))
+        return self.values[key]
 
     def value(self, s: Scalar) -> Reg:
         """The register of a Scalar at the current place."""
@@ -355,6 +395,12 @@ class Loops:
             return c.convert(wide, s.dtype)
         if s.kind == "index":
             return self._lane_index(*s.param)
+        if s.kind == "kept":
+            return c.load(self._line(s.param, s.dtype), s.dtype, self._width())
+        if s.kind == "div" and -1 - s.args[1].number in self.values:
+            return c.binary("mul", self.value(s.args[0]), self._inverse(s.args[1]))
+        if s.kind == "eq" and s.args[1].kind == "index" and self._depth(s.args[0]) < self._depth(s.args[1]):
+            return self._is_index(self.value(s.args[0]), *s.args[1].param)
         args = [self.value(a) for a in s.args]
         if s.kind == "checked":
             return self._checked(args[0], s.param)
@@ -386,6 +432,16 @@ class Loops:
         if step == 1:
             return c.load(start, s.dtype, self.lanes, self.mask)
         return c.gather(start, step, s.dtype, self.lanes, self.mask)
+
+    def _line(self, number: int, dtype: DType) -> str:
+        """The address of the current elements in the line that is kept under this number."""
+        c, at = self.code, integer(0)
+        for axis in self.inner:
+            at = c.add(c.mul(at, axis.extent), self.index[axis.source])
+        if self.vector is not None and not self.vector.reduced:
+            at = c.mul(at, self.lanes)
+        start = c.address("%scratch", integer(self.lines[number]), np.dtype("int8"))
+        return c.address(start, at, dtype)
 
     def _checked(self, index: Reg, n: int) -> Reg:
         """An index from 0 to n - 1; anything outside becomes 0 and raises the flag."""
@@ -461,6 +517,16 @@ class Loops:
             value = c.splat(value, self.lanes)
             for lane in range(self._valid()):
                 c.store(c.extract(value, lane), c.address(start, integer(lane * step), value.dtype))
+
+    def _is_index(self, a: Reg, strides: tuple[int, ...], offset: int) -> Reg:
+        """a == the index in each lane: one comparison of 32-bit numbers with how far a is from the first lane."""
+        c, i32 = self.code, np.dtype("int32")
+        if a.lanes > 1 or self._step(strides) != 1:
+            return c.compare("eq", a, self._lane_index(strides, offset))
+        away = c.binary("sub", a, self._offset(strides, offset))
+        near = c.compare("lt", Reg(away.text, np.dtype("uint64")), c.constant(self.lanes, np.dtype("uint64")))
+        place = c.convert(c.select(near, away, c.constant(-1, INT)), i32)
+        return c.compare("eq", place, c.lane_numbers(self.lanes, i32))
 
     def _lane_index(self, strides: tuple[int, ...], offset: int) -> Reg:
         c, step = self.code, self._step(strides)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.compiler.kernel import Access, Kernel, Reduce, Scalar, Scatter, Store
+from needle.compiler.kernel import Access, Keep, Kernel, Reduce, Scalar, Scatter, Statement, Store
 from needle.dtype import Array
 from needle.errors import NeedleError
 from needle.ops.create import philox
@@ -47,6 +47,7 @@ class _Run:
         self.kernel, self.arrays, self.numbers = kernel, arrays, numbers
         self.grid = np.indices(kernel.shape, sparse=True) if kernel.shape else ()
         self.reduced: dict[int, Array] = {}
+        self.kept: dict[int, Any] = {}
         self.known: dict[int, Any] = {}
         self.accumulated: Any = None
 
@@ -60,6 +61,8 @@ class _Run:
                     self._reduce(statement)
                 elif isinstance(statement, Scatter):
                     self._scatter(statement)
+                elif isinstance(statement, Keep):
+                    self.kept[statement.number] = self.value(statement.value)
                 else:
                     self._store(statement, self.kernel.shape)
             outer = tuple(1 if i in self.kernel.reduced else n for i, n in enumerate(self.kernel.shape))
@@ -67,7 +70,7 @@ class _Run:
             for statement in step.outer:
                 self._store(statement, outer)
 
-    def _values(self, statements: Sequence[Store | Reduce | Scatter]) -> None:
+    def _values(self, statements: Sequence[Statement]) -> None:
         """Every value before the first store: state may be written over what another statement reads."""
         for statement in statements:
             self.value(statement.value)
@@ -111,6 +114,7 @@ class _Run:
             "const": lambda: s.param,
             "number": lambda: self.numbers[int(s.param)],
             "reduced": lambda: self.reduced[s.param],
+            "kept": lambda: self.kept[s.param],
             "acc": lambda: self.accumulated,
             "index": lambda: _index(Access(0, *s.param), self.grid),
             "cast": lambda: self.value(s.args[0]),

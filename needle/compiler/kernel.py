@@ -8,8 +8,8 @@ Next: lower.py.
     kernel  := "for" axes pass*                         axes that are not reduced; each thread takes a part of them
     pass    := "over" axes statement* outer*            the reduced axes; absent without a reduction
     outer   := statement                                once for each element of the outer axes, after the pass
-    statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar  |  name "=" scalar
-    scalar  := load | number | index | reduced | acc | name | f "(" scalar* ")"
+    statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar  |  name "=" scalar  |  kept "=" scalar
+    scalar  := load | number | index | reduced | kept | acc | name | f "(" scalar* ")"
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Strides = tuple[int, ...]
 
 _WRITTEN = "kernel: buffer {slot} cannot be written, or not with {found}, in\n{kernel}"
 _READ = "kernel: buffer {slot} has no {found} to read in\n{kernel}"
-_EARLY = "kernel: r{number} is used before the pass that makes it is over in\n{kernel}"
+_EARLY = "kernel: {name} is used before the pass that makes it is over in\n{kernel}"
 _VARIES = "kernel: {access} has a value for each element of the reduced axes, but is used after the pass in\n{kernel}"
 _INTEGER_POWER = (
     "power: {dtype} to the power of an array of integers cannot be compiled, because negative exponents are errors; "
@@ -234,10 +234,21 @@ class Reduce:
 
 
 @dataclass
+class Keep:
+    """kept[number] = scalar: for a later pass over the same line of reduced elements, which is so spared the work."""
+
+    number: int
+    value: Scalar
+
+
+Statement = Store | Reduce | Scatter | Keep
+
+
+@dataclass
 class Pass:
     """One sweep over the reduced axes, then what follows once for each outer element."""
 
-    full: "list[Store | Reduce | Scatter]" = field(default_factory=list[Any])
+    full: "list[Statement]" = field(default_factory=list[Any])
     outer: list[Store] = field(default_factory=list[Store])
 
 
@@ -269,28 +280,30 @@ class Kernel:
 
     def verify(self) -> None:
         """Raise if a statement uses a buffer that is not there, or a value that is not known yet or not unique."""
-        known: set[int] = set()
+        known: set[tuple[str, int]] = set()
         for step in self.passes:
             for s in step.full:
                 self._verify(s, known, varies=True)
-            known |= {s.number for s in step.full if isinstance(s, Reduce)}
+            known |= {("reduced", s.number) for s in step.full if isinstance(s, Reduce)}
+            known |= {("kept", s.number) for s in step.full if isinstance(s, Keep)}
             for s in step.outer:
                 self._verify(s, known, varies=False)
 
-    def _verify(self, statement: "Store | Reduce | Scatter", known: set[int], varies: bool) -> None:
+    def _verify(self, statement: Statement, known: set[tuple[str, int]], varies: bool) -> None:
         roots = [statement.value, *(statement.indices if isinstance(statement, Scatter) else ())]
-        if not isinstance(statement, Reduce):
+        if isinstance(statement, Store | Scatter):
             slot = statement.access.slot
             if not self.written[slot] or self.slots[slot] != statement.value.dtype:
                 raise NeedleError(_WRITTEN.format(slot=slot, found=statement.value.dtype, kernel=self))
         for s in {s.number: s for root in roots for s in reachable(root)}.values():
-            if s.kind == "reduced" and s.param not in known:
-                raise NeedleError(_EARLY.format(number=s.param, kernel=self))
+            if s.kind in ("reduced", "kept") and (s.kind, s.param) not in known:
+                raise NeedleError(_EARLY.format(name=f"{s.kind} {s.param}", kernel=self))
             access = s.param if s.kind == "load" else s.param[0] if s.kind == "gather" else None
             strides = s.param[0] if s.kind == "index" else () if access is None else access.strides
             if access is not None and self.slots[access.slot] != s.dtype:
                 raise NeedleError(_READ.format(slot=access.slot, found=s.dtype, kernel=self))
-            if not varies and any(strides[i] and self.shape[i] > 1 for i in self.reduced if i < len(strides)):
+            moves = any(strides[i] and self.shape[i] > 1 for i in self.reduced if i < len(strides))
+            if not varies and (moves or s.kind == "kept"):
                 raise NeedleError(_VARIES.format(access=s.param, kernel=self))
 
 
@@ -339,6 +352,8 @@ def identity(kernel: Kernel) -> str:
                 )
             elif isinstance(statement, Store):
                 lines.append(f"{statement.access} = {value}")
+            elif isinstance(statement, Keep):
+                lines.append(f"keep {statement.number} {value}")
             else:
                 lines.append(f"{statement.number} {statement.combine} {value}")
         lines.append(f"after {len(step.full)}")
@@ -354,7 +369,7 @@ def _access(access: Access, letters: Sequence[str]) -> str:
 
 _LETTERS = "ijklmnopq"
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "eq": "==", "le": "<="}
-_ATOMS = ("load", "const", "number", "index", "reduced", "acc")
+_ATOMS = ("load", "const", "number", "index", "reduced", "kept", "acc")
 
 
 class _Text:
@@ -365,7 +380,7 @@ class _Text:
         self.named: dict[int, str] = {}
         self.count = 0
 
-    def block(self, statements: "Sequence[Store | Reduce | Scatter]") -> list[str]:
+    def block(self, statements: "Sequence[Statement]") -> list[str]:
         """The lines of statements that stand in the same loop."""
         uses: dict[int, int] = {}
         lines: list[str] = []
@@ -391,9 +406,11 @@ class _Text:
             lines.append(f"t{self.count} = {formula}")
             self.count += 1
 
-    def _statement(self, s: Store | Reduce | Scatter) -> str:
+    def _statement(self, s: Statement) -> str:
         if isinstance(s, Reduce):
             return f"r{s.number} = {s.combine} {self.formula(s.value)}"
+        if isinstance(s, Keep):
+            return f"kept{s.number} = {self.formula(s.value)}"
         if isinstance(s, Store):
             return f"{_access(s.access, self.letters)} = {self.formula(s.value)}"
         return f"{self._moved(s.access, s.indices, s.strides)} += {self.formula(s.value)}"
@@ -424,7 +441,7 @@ class _Text:
             return "(" + _access(Access(0, *s.param), self.letters)[3:-1] + ")"
         if s.kind == "const":
             return f"{s.param:g}"
-        return {"number": "$", "reduced": "r", "acc": "acc"}[s.kind] + ("" if s.param is None else str(s.param))
+        return {"number": "$", "reduced": "r", "kept": "kept", "acc": "acc"}[s.kind] + ("" if s.param is None else str(s.param))
 
 
 def _count(s: Scalar, uses: dict[int, int]) -> None:

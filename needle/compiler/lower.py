@@ -25,6 +25,7 @@ from needle.compiler.fuse import (
     whole,
 )
 from needle.compiler.graph import Input, Node, with_scalar
+from needle.compiler.keep import keep
 from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store
 from needle.dtype import DType
 from needle.ops import BroadcastTo, Embed, Equal, Gather, MatMul, Max, Permute, Reshape, Slice
@@ -107,6 +108,7 @@ class _Lowering:
             product,
             scattered,
         )
+        keep(kernel)
         return Lowered(kernel, self.memory, self.group)
 
     # --------------------------------------------------------------------------------------------------- roots

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from needle.compiler.emit import is_serial
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Access, Kernel, Reduce, Scalar
+from needle.compiler.kernel import Access, Kernel, Scalar, Scatter, Store
 from needle.compiler.lower import Lowered
 from needle.compiler.tile import scratch_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
@@ -165,7 +165,7 @@ def _accesses(kernel: Kernel) -> list[Access]:
     for step in kernel.passes:
         for s in [*step.full, *step.outer]:
             pending += [s.value, *getattr(s, "indices", ())]
-            found += [] if isinstance(s, Reduce) else [s.access]
+            found += [s.access] if isinstance(s, Store | Scatter) else []
     seen: set[int] = set()
     while pending:
         s = pending.pop()

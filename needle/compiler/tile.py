@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from needle.compiler.code import INT, Reg, integer, memory_type
-from needle.compiler.emit import Axis, Loops, Machine
+from needle.compiler.emit import Axis, Loops, Machine, kept_lines
+from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
 
 VECTORS = 4
@@ -46,7 +47,7 @@ def even(total: int, most: int) -> list[int]:
 def scratch_bytes(kernel: Kernel) -> int:
     """Memory for packing that each thread needs."""
     p = kernel.product
-    return 0 if p is None else p.length * WIDEST * 64
+    return kept_lines(kernel, LANES)[1] if p is None else p.length * WIDEST * 64
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
