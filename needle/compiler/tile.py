@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from needle.compiler.code import INT, Reg, integer, memory_type
+from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Loops, Machine, kept_lines
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
+from needle.dtype import DType
 
 VECTORS = 4
 """Usual width of a tile, in vectors."""
@@ -286,6 +287,9 @@ class _Tile(Loops):
         c, p, dtype = self.code, self.product, self.kernel.slots[self.product.b.slot]
         source = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
         by_column = p.b.strides[self.column.source]
+        if by_column != 1 and p.b.strides[self.k] == 1:
+            self._pack_turned(source, by_column, vectors, masks)
+            return "%scratch"
 
         def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
             line = c.address(source, c.mul(k, p.b.strides[self.k]), dtype)
@@ -299,11 +303,60 @@ class _Tile(Loops):
         c.loop(integer(0), integer(p.length), 1, [], copy)
         return "%scratch"
 
+    def _pack_turned(self, source: str, by_column: int, vectors: int, masks: list[Reg | None]) -> None:
+        """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
+        c, p, lanes = self.code, self.product, self.lanes
+        whole, rest = divmod(p.length, lanes)
+        valid = [lanes if m is None else m.text.count("i1 1") for m in masks]
+        alike = [v for v in range(vectors) if valid[v] == lanes]
+
+        def square(v: Reg, k: Reg, columns: int, depth: int) -> None:
+            start = c.address(source, c.add(c.mul(v, lanes * by_column), k), self._of_b)
+            mask = None if depth == lanes else c.mask(depth, lanes)
+            lines = [
+                c.load(c.address(start, integer(i * by_column), self._of_b), self._of_b, lanes, mask)
+                for i in range(columns)
+            ]
+            lines += [Reg("zeroinitializer", self._of_b, lanes)] * (lanes - columns)
+            to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), c.mul(v, lanes)), self._of_b)
+            for i, line in enumerate(transpose(c, lines)[:depth]):
+                c.store(line, c.address(to, integer(i * vectors * lanes), self._of_b))
+
+        def block(k: Reg, depth: int) -> None:
+            if alike:
+                c.loop(integer(0), integer(len(alike)), 1, [], lambda v, _: square(v, k, lanes, depth) or [])
+            if len(alike) < vectors:
+                square(integer(vectors - 1), k, valid[-1], depth)
+
+        if whole:
+            c.loop(integer(0), integer(whole * lanes), lanes, [], lambda k, _: block(k, lanes) or [])
+        if rest:
+            block(integer(whole * lanes), rest)
+
+    @property
+    def _of_b(self) -> DType:
+        return self.kernel.slots[self.product.b.slot]
+
     def _strided(self, start: str, stride: int, mask: Reg | None) -> Reg:
         c, dtype = self.code, self.kernel.slots[self.product.b.slot]
         if stride == 1:
             return c.load(start, dtype, self.lanes, mask)
         return c.gather(start, stride, dtype, self.lanes, mask)
+
+
+def transpose(c: Code, lines: list[Reg]) -> list[Reg]:
+    """A square of as many vectors as they have lanes, transposed: blocks of 1, 2, 4 ... change places."""
+    lines, lanes, step = list(lines), len(lines), 1
+    while step < lanes:
+        first = ", ".join(f"i32 {l if not l & step else lanes + l - step}" for l in range(lanes))
+        second = ", ".join(f"i32 {l + step if not l & step else lanes + l}" for l in range(lanes))
+        for i in (i for i in range(lanes) if not i & step):
+            a, b = lines[i], lines[i + step]
+            for at, chosen in ((i, first), (i + step, second)):
+                text = f"shufflevector {a}, {b}, <{lanes} x i32> <{chosen}>"
+                lines[at] = c.make(text, a.dtype, lanes)
+        step *= 2
+    return lines
 
 
 Emitter = Callable[[Kernel, str, Machine, int], tuple[str, set[str]]]
