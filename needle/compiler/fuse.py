@@ -16,6 +16,7 @@ at another index, or of a later group. Otherwise it opens a group.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 from needle.compiler.graph import Graph, Input, Node
 from needle.errors import TraceError
@@ -42,6 +43,15 @@ EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Uniform)
 LONG = 8
 """How many virtual nodes an expression may have before several users share it through memory."""
 
+SPREAD = 24
+"""The same for an expression of a single array of its size: who needs it reads that array in its place."""
+
+USES, SHARES, STRANGE = 3, 2, 1
+"""How well a node fits into loops: it uses their results, it reads an array that they read, or it is as large."""
+
+LARGE = 1 << 14
+"""Elements from which on loops do not take in what shares nothing with them: too many arrays at a time slow all down."""
+
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
 
@@ -66,6 +76,7 @@ class Group:
     product: Node | None = None
     into: Node | None = None  # what these loops add into, or fill with zeros: nothing else joins
     fill: bool = False
+    reads: set[int] = field(default_factory=set[int])  # arrays as large as the domain
     before: int = 0  # bit set of the groups that this one depends on, directly or not
 
     def position(self, shape: Shape) -> tuple[Where, ...] | None:
@@ -186,11 +197,13 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
+    arrays: dict[int, set[int]] = {}
     huge: set[int] = set()
     for node in nodes:
         own = LONG if isinstance(node.op, EXPENSIVE) or _is_pow(node.op) else 1
         weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
-        costly = own == LONG or weight[id(node)] > LONG
+        arrays[id(node)] = _arrays(node, arrays, roots | huge)
+        costly = own == LONG or weight[id(node)] > (SPREAD if len(arrays[id(node)]) < 2 else LONG)
         shared = users.get(id(node), 0) > 1 and costly
         if weight[id(node)] > HUGE and isinstance(node.op, Elementwise):
             huge.add(id(node))
@@ -199,6 +212,16 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
     return roots | huge, huge
+
+
+def _arrays(node: Node, arrays: dict[int, set[int]], roots: set[int]) -> set[int]:
+    """The stored arrays, at least as large as the node, that its expression reads."""
+    found: set[int] = set()
+    for a in node.inputs:
+        if prod(a.shape) >= prod(node.shape):
+            stored = id(a) in roots or id(a) not in arrays or isinstance(a.op, Reshape)
+            found |= {id(a)} if stored else arrays[id(a)]
+    return found
 
 
 def _is_pow(op: Op) -> bool:
@@ -267,12 +290,14 @@ def _place(result: Grouping, node: Node) -> None:
         reduced = as_axes(node.op, node.op.axes, domain)
     reason = "a product starts its own loops" if isinstance(node.op, MatMul) else "no earlier loops over this domain"
     if not isinstance(node.op, MatMul):
-        for group in reversed(result.groups[-24:]):
-            problem = _misfit(result, group, node, domain, reduced)
-            if problem is None:
-                _join(result, group, node, reduced)
-                return
+        best: tuple[int, Group | None] = (0, None)
+        for group in reversed(result.groups):
+            fits, problem = _fit(result, group, node, domain, reduced)
+            best = max(best, (fits, group), key=lambda b: b[0])
             reason = problem or reason
+        if best[1] is not None:
+            _join(result, best[1], node, reduced)
+            return
     group = Group(-1, domain, reduced, reason)
     where = None if isinstance(node.op, MatMul) else whole(domain)
     for leaf, at in list(leaves(result, node, where)):  # what these new loops cannot hold stands before them
@@ -303,6 +328,7 @@ def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) 
             result.owner[id(leaf)] = group
     group.roots.append(node)
     group.reduced = group.reduced or reduced
+    group.reads |= {id(leaf) for leaf, _ in leaves(result, node, None) if prod(leaf.shape) >= prod(group.shape)}
     result.owner[id(node)] = group
     _depend(result, group, node)
 
@@ -317,18 +343,18 @@ def _depend(result: Grouping, group: Group, node: Node) -> None:
         _come_after(result, group, needed)
 
 
-def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tuple[int, ...]) -> str | None:
-    """None if `node` can join `group`; else why not ("" where nothing relates the two)."""
+def _fit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tuple[int, ...]) -> tuple[int, str]:
+    """How well `node` fits into `group`, 0 where it does not; and why not ("" where nothing relates the two)."""
     if group.into is not None:
-        return ""
+        return 0, ""
     if reduced:
         if group.shape != domain or group.product is not None or (group.reduced and group.reduced != reduced):
-            return ""
+            return 0, ""
         where = whole(domain)
     else:
         found = group.position(node.shape)
         if found is None:
-            return ""
+            return 0, ""
         where = found
     related = False
     for leaf, at in leaves(result, node, where):
@@ -336,14 +362,19 @@ def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: 
         if owner is group or id(leaf) in result.free:
             related = related or owner is group
             if at is None or at != _position_of(group, leaf, reduced):
-                return f"{type(node.op).__name__} needs {type(leaf.op).__name__} at another index"
+                return 0, f"{type(node.op).__name__} needs {type(leaf.op).__name__} at another index"
         elif owner is not None and owner.before >> group.number & 1:
-            return f"{type(node.op).__name__} needs {type(leaf.op).__name__}, which comes after"
-    if not related and not (reduced and group.reduced == reduced) and (group.product is not None or reduced):
-        return ""
-    if not related and not reduced and group.reduced:
-        return ""
-    return None
+            return 0, f"{type(node.op).__name__} needs {type(leaf.op).__name__}, which comes after"
+    if related:
+        return USES, ""
+    if group.reduced != reduced or group.product is not None:
+        return 0, ""
+    mine = {id(leaf) for leaf, _ in leaves(result, node, None) if prod(leaf.shape) >= prod(domain)}
+    if mine & group.reads:
+        return SHARES, ""
+    if prod(domain) < LARGE:
+        return STRANGE, ""
+    return 0, f"{type(node.op).__name__} reads other arrays than the loops over this domain"
 
 
 def _position_of(group: Group, root: Node, reduced: tuple[int, ...]) -> tuple[Where, ...] | None:

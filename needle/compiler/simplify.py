@@ -136,6 +136,16 @@ def _reduces_nothing(build: Builder, op: Any, inputs: tuple[Node, ...], like: No
     return build.make(Reshape(like.shape), (same,), like)
 
 
+def _drops_axes(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A reduction that keeps axes of length 1 as one that does not, and axes in order: then equal ones are one."""
+    (a,) = inputs
+    axes = tuple(sorted(op.reduced(a.shape)))
+    if not op.keepdims and op.axes == axes:
+        return None
+    dropped = build.make(cast("Any", type(op))(axes), inputs, like)
+    return build.make(Reshape(like.shape), (dropped,), like)
+
+
 def _rows_first(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
     """A reduction of everything as one of each row, which threads share and other loops over rows may take in, and one
     of what is left."""
@@ -145,8 +155,8 @@ def _rows_first(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -
         return None
     kind = cast("Any", type(op))
     last = max(i for i, n in enumerate(a.shape) if n > 1)
-    rows = build.make(kind((last,), keepdims=True), inputs, like)
-    return build.make(kind(op.axes, op.keepdims), (rows,), like)
+    rows = build.make(kind((last,)), inputs, like)
+    return build.make(kind(tuple(range(len(rows.shape)))), (rows,), like)
 
 
 RULES: list[tuple[type[Op], Rule]] = [
@@ -162,7 +172,9 @@ RULES: list[tuple[type[Op], Rule]] = [
     (PowerScalar, _square_root),
     (Negate, _double_negate),
     (Summation, _reduces_nothing),
+    (Summation, _drops_axes),
     (Summation, _rows_first),
     (Max, _reduces_nothing),
+    (Max, _drops_axes),
     (Max, _rows_first),
 ]
