@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from needle.compiler.bundle import bundle
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph, Input
 from needle.compiler.interpret import interpret
@@ -51,7 +52,7 @@ class Interpreted(Evaluated):
         simple = simplify(graph)
         simple.verify()
         self.simple = simple
-        self.kernels = lower(fuse(simple))
+        self.kernels = bundle(lower(fuse(simple)))
         for lowered in self.kernels:
             lowered.kernel.verify()
         self.plan = plan(simple, self.kernels)

@@ -20,12 +20,9 @@ import numpy as np
 from needle.compiler import vector_math
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
 from needle.compiler.keep import COSTS, line_elements
-from needle.compiler.kernel import Access, Keep, Kernel, Pass, Reduce, Scalar, Scatter, Statement, Store
+from needle.compiler.kernel import Access, Keep, Kernel, Pass, Reduce, Scalar, Scatter, Statement, Store, is_few
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
-
-SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
-"""Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
 
 LONG = 24
 """Instructions of a loop body that leave no registers for a second vector beside the first."""
@@ -60,7 +57,7 @@ class Axis:
 
 def emit(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
     """The LLVM function `name`, and the declarations it needs."""
-    loops = Loops(kernel, name, machine, threads)
+    loops = (Row if kernel.lengths else Loops)(kernel, name, machine, threads)
     loops.run()
     return loops.code.text(), loops.code.declared
 
@@ -106,9 +103,8 @@ def loop_axes(kernel: Kernel) -> list[Axis]:
 def is_serial(kernel: Kernel) -> bool:
     """Whether one thread does it all."""
     outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
-    few = prod(kernel.shape) * kernel.product.length < SERIAL_PRODUCT if kernel.product else prod(kernel.shape) < SERIAL
     free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)
-    return few or outer == 1 or free == 1
+    return is_few(kernel) or outer == 1 or free == 1
 
 
 def kept_lines(kernel: Kernel, lanes: int) -> tuple[dict[int, int], int]:
@@ -125,11 +121,12 @@ class Loops:
     """The loops of one kernel being written. `values` holds what is known at the current place, by Scalar number."""
 
     def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
-        arguments = [f"ptr %s{i}" for i in range(len(kernel.slots))]
-        self.code = Code(name, [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid"])
+        arguments = [f"ptr %s{i}" for i in range(kernel.width)]
+        length = ["i64 %length"] if kernel.lengths else []
+        self.code = Code(name, [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *length])
         self.kernel, self.machine = kernel, machine
         self.threads = 1 if is_serial(kernel) else threads
-        self.axes = loop_axes(kernel)
+        self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
         self.outer = [a for a in self.axes if not a.reduced]
         self.inner = [a for a in self.axes if a.reduced]
         self.vector = max(self.axes, key=lambda a: a.source, default=None)
@@ -553,6 +550,39 @@ class Loops:
             k = c.binary("add", k, c.constant(PHILOX_WEYL, u32))
         bits = c.make(f"lshr {c0}, {c.constant(8, u32, c0.lanes).text}", np.dtype("int32"), c0.lanes)
         return c.binary("mul", c.convert(bits, np.dtype("float32")), c.constant(2.0**-24, np.dtype("float32")))
+
+
+class Row(Loops):
+    """The loop of a bundle, over one row whose length is an argument."""
+
+    def run(self) -> None:
+        """Each thread takes a part of the vectors; the last one may be cut off by the length."""
+        c, lanes, axis = self.code, self.lanes, self.axes[0]
+        statements = self.kernel.passes[0].full
+        self._hoist(statements, -1)
+        length, up = Reg("%length", INT), c.add(Reg("%length", INT), integer(lanes - 1))
+        whole, pieces = (c.make(f"udiv i64 {n.text}, {lanes}", INT) for n in (length, up))
+        bounds: list[Reg] = []
+        for t in (Reg("%tid", INT), c.add(Reg("%tid", INT), integer(1))):
+            shared = c.make(f"mul nsw i64 {t.text}, {pieces.text}", INT)
+            bounds.append(c.make(f"udiv i64 {shared.text}, {self.threads}", INT))
+        low, high = bounds
+        cut = c.make(f"icmp ugt i64 {high.text}, {whole.text}", BOOL)
+        stop = c.make(f"select i1 {cut.text}, i64 {whole.text}, i64 {high.text}", INT)
+
+        def body(_: Sequence[Reg]) -> Sequence[Reg]:
+            return self._statements(self.kernel.passes[0], [])
+
+        c.loop(low, stop, 1, [], self._inside(axis, body, lanes), may_be_empty=True)
+
+        def rest() -> None:
+            start = c.mul(whole, lanes)
+            left = c.make(f"sub i64 {length.text}, {start.text}", INT)
+            self.mask = c.compare("lt", c.lane_numbers(lanes), left)
+            self._inside(axis, body, lanes)(whole, [])
+            self.mask = None
+
+        c.branch(cut, rest)
 
 
 def xor(c: Code, a: Reg, b: Reg) -> Reg:

@@ -50,7 +50,7 @@ USES, SHARES, STRANGE = 3, 2, 1
 """How well a node fits into loops: it uses their results, it reads an array that they read, or it is as large."""
 
 LARGE = 1 << 14
-"""Elements from which on loops do not take in what shares nothing with them: too many arrays at a time slow all down."""
+"""Elements from which on loops take in nothing that reads other arrays: too many at a time slow all of them down."""
 
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
@@ -372,7 +372,7 @@ def _fit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tup
     mine = {id(leaf) for leaf, _ in leaves(result, node, None) if prod(leaf.shape) >= prod(domain)}
     if mine & group.reads:
         return SHARES, ""
-    if prod(domain) < LARGE:
+    if reduced and prod(domain) < LARGE:
         return STRANGE, ""
     return 0, f"{type(node.op).__name__} reads other arrays than the loops over this domain"
 

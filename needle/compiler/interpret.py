@@ -6,6 +6,7 @@ Next: emit.py, which must agree with it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,12 @@ _FUNCTIONS: dict[str, Any] = {
 
 def interpret(kernel: Kernel, arrays: Sequence[Array], numbers: Sequence[float] = ()) -> None:
     """Run `kernel` on flat `arrays`, one for each slot."""
-    _Run(kernel, arrays, numbers).run()
+    for row, length in enumerate(kernel.lengths):
+        of_row = slice(row * kernel.width, (row + 1) * kernel.width)
+        alone = replace(kernel, shape=(length,), lengths=(), slots=kernel.slots[of_row], written=kernel.written[of_row])
+        interpret(alone, arrays[of_row], numbers)
+    if not kernel.lengths:
+        _Run(kernel, arrays, numbers).run()
 
 
 class _Run:

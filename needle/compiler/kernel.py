@@ -14,6 +14,7 @@ Next: lower.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar, cast
 
 import numpy
@@ -274,6 +275,14 @@ class Kernel:
     product: Product | None = None
     scattered: tuple[int, ...] = ()
     """Axes along which a Scatter may add twice to one element, so that threads must not divide them."""
+    lengths: tuple[int, ...] = ()
+    """For a bundle: the rows that it passes over, one after the other; each has slots of its own, in the same order.
+    The statements name those of the first row. `shape` is the sum."""
+
+    @property
+    def width(self) -> int:
+        """Slots of one row of a bundle; else all."""
+        return len(self.slots) // max(len(self.lengths), 1)
 
     def __str__(self) -> str:
         return _text(self)
@@ -313,6 +322,8 @@ def _text(kernel: Kernel) -> str:
     if kernel.product:
         text.letters.remove("k")  # it is the product's own axis
     axes = ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in outer)
+    if kernel.lengths:
+        axes = f"i < {', '.join(map(str, kernel.lengths))}, each with {kernel.width} buffers"
     lines = [f"for {axes or 'once'}:"]
     if kernel.product:
         p = kernel.product
@@ -334,7 +345,9 @@ def identity(kernel: Kernel) -> str:
     The text for people is not enough: it rounds constants.
     """
     numbers: dict[int, int] = {}
-    lines = [str((kernel.shape, kernel.reduced, kernel.slots, kernel.written, kernel.product, kernel.scattered))]
+    slots = list(zip(kernel.slots, kernel.written, strict=True))[: kernel.width]
+    shape = "any" if kernel.lengths else kernel.shape  # the code of a bundle is told its lengths
+    lines = [str((shape, kernel.reduced, slots, kernel.product, kernel.scattered, is_few(kernel)))]
 
     def visit(s: Scalar) -> int:
         if s.number not in numbers:
@@ -358,6 +371,16 @@ def identity(kernel: Kernel) -> str:
                 lines.append(f"{statement.number} {statement.combine} {value}")
         lines.append(f"after {len(step.full)}")
     return "\n".join(lines)
+
+
+SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
+"""Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
+
+
+def is_few(kernel: Kernel) -> bool:
+    """Whether the work is too little to share."""
+    elements = prod(kernel.shape)
+    return elements * kernel.product.length < SERIAL_PRODUCT if kernel.product else elements < SERIAL
 
 
 def _access(access: Access, letters: Sequence[str]) -> str:
@@ -441,7 +464,9 @@ class _Text:
             return "(" + _access(Access(0, *s.param), self.letters)[3:-1] + ")"
         if s.kind == "const":
             return f"{s.param:g}"
-        return {"number": "$", "reduced": "r", "kept": "kept", "acc": "acc"}[s.kind] + ("" if s.param is None else str(s.param))
+        return {"number": "$", "reduced": "r", "kept": "kept", "acc": "acc"}[s.kind] + (
+            "" if s.param is None else str(s.param)
+        )
 
 
 def _count(s: Scalar, uses: dict[int, int]) -> None:

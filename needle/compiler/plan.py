@@ -142,6 +142,9 @@ def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
         return True
     kernel = kernels[writer].kernel
     target = next(i for i, n in enumerate(kernels[writer].memory) if n is new and kernel.written[i])
+    (row, slot), (other, target) = divmod(slot, kernel.width), divmod(target, kernel.width)
+    if row != other:
+        return False
     writes = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == target}
     reads = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == slot}
     operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)

@@ -64,7 +64,9 @@ def write_text(
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls), 2 * len(kernels) + 1)
             known_calls.append(name)
-        calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
+        serial, width = is_serial(lowered.kernel) and threads > 1, lowered.kernel.width
+        for row, length in enumerate(lowered.kernel.lengths or (None,)):
+            calls += _call(name, places[row * width :][:width], plan, graph, serial, len(calls), length)
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
     head = ["  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
@@ -120,7 +122,9 @@ def word(place: Place, graph: Graph) -> int:
     return FIRST + len(graph.inputs) + len(graph.outputs) + list(graph.updates).index(number)
 
 
-def _call(name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int) -> list[str]:
+def _call(
+    name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int, length: int | None
+) -> list[str]:
     lines: list[str] = []
     arguments: list[str] = []
     for i, place in enumerate(places):
@@ -131,7 +135,8 @@ def _call(name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool
             lines.append(f"  {at}p = getelementptr i64, ptr %args, i64 {word(place, graph)}")
             lines.append(f"  {at} = load ptr, ptr {at}p")
         arguments.append(f"ptr {at}")
-    call = f"  call void @{name}({', '.join([*arguments, 'ptr %numbers', 'ptr %scratch', 'i64 %tid'])})"
+    arguments += ["ptr %numbers", "ptr %scratch", "i64 %tid"] + ([] if length is None else [f"i64 {length}"])
+    call = f"  call void @{name}({', '.join(arguments)})"
     if not serial:
         return [*lines, call]
     yes, after = f"do{unique}", f"done{unique}"
