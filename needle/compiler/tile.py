@@ -348,8 +348,8 @@ def transpose(c: Code, lines: list[Reg]) -> list[Reg]:
     """A square of as many vectors as they have lanes, transposed: blocks of 1, 2, 4 ... change places."""
     lines, lanes, step = list(lines), len(lines), 1
     while step < lanes:
-        first = ", ".join(f"i32 {l if not l & step else lanes + l - step}" for l in range(lanes))
-        second = ", ".join(f"i32 {l + step if not l & step else lanes + l}" for l in range(lanes))
+        first = ", ".join(f"i32 {lanes + k - step if k & step else k}" for k in range(lanes))
+        second = ", ".join(f"i32 {lanes + k if k & step else k + step}" for k in range(lanes))
         for i in (i for i in range(lanes) if not i & step):
             a, b = lines[i], lines[i + step]
             for at, chosen in ((i, first), (i + step, second)):
