@@ -10,7 +10,7 @@ are consecutive. If it is reduced, each lane collects a part, and the lanes are 
 axis, each lane is an outer element of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
@@ -20,7 +20,7 @@ import numpy as np
 from needle.compiler import vector_math
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
 from needle.compiler.keep import COSTS, line_elements
-from needle.compiler.kernel import Access, Keep, Kernel, Pass, Reduce, Scalar, Scatter, Statement, Store, is_few
+from needle.compiler.kernel import Access, Keep, Kernel, Pass, Reduce, Scalar, Scatter, Statement, Store, first_draw, is_few, scalars
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
 
@@ -60,19 +60,6 @@ def emit(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str
     loops = (Row if kernel.lengths else Loops)(kernel, name, machine, threads)
     loops.run()
     return loops.code.text(), loops.code.declared
-
-
-def scalars(kernel: Kernel) -> Iterator[Scalar]:
-    """Every Scalar of a kernel, each once."""
-    seen: set[int] = set()
-    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
-    pending = [s.value for s in statements] + [i for s in statements if isinstance(s, Scatter) for i in s.indices]
-    while pending:
-        s = pending.pop()
-        if s.number not in seen:
-            seen.add(s.number)
-            yield s
-            pending += s.args
 
 
 def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
@@ -122,8 +109,10 @@ class Loops:
 
     def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
         arguments = [f"ptr %s{i}" for i in range(kernel.width)]
-        length = ["i64 %length"] if kernel.lengths else []
-        self.code = Code(name, [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *length])
+        extra = ["i64 %length"] if kernel.lengths else []
+        self.draw = first_draw(kernel)
+        extra += [] if self.draw is None else ["i64 %draw"]
+        self.code = Code(name, [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra])
         self.kernel, self.machine = kernel, machine
         self.threads = 1 if is_serial(kernel) else threads
         self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
@@ -396,6 +385,8 @@ class Loops:
             return c.load(self._line(s.param, s.dtype), s.dtype, self._width())
         if s.kind == "div" and -1 - s.args[1].number in self.values:
             return c.binary("mul", self.value(s.args[0]), self._inverse(s.args[1]))
+        if s.kind == "uniform":
+            return self._uniform(s)
         if s.kind == "eq" and s.args[1].kind == "index" and self._depth(s.args[0]) < self._depth(s.args[1]):
             return self._is_index(self.value(s.args[0]), *s.args[1].param)
         args = [self.value(a) for a in s.args]
@@ -406,8 +397,6 @@ class Loops:
             return self._gathered(args, access, strides, s.dtype)
         if s.kind == "cast":
             return c.convert(args[0], s.dtype)
-        if s.kind == "uniform":
-            return self._uniform(args[0], args[1], s.param)
         return cast("Any", FUNCTIONS[s.kind])(c, *args)
 
     def _offset(self, strides: tuple[int, ...], offset: int) -> Reg:
@@ -535,21 +524,46 @@ class Loops:
             lanes = c.make(f"mul {lanes}, {c.constant(step, INT, self.lanes).text}", INT, self.lanes)
         return c.make(f"add {lanes}, {c.splat(start, self.lanes).text}", INT, self.lanes)
 
-    def _uniform(self, index: Reg, key: Reg, draw: int) -> Reg:
-        """Philox, as ops.create.philox writes it."""
-        c, u32, u64 = self.code, np.dtype("uint32"), np.dtype("uint64")
-        c0 = c.convert(Reg(index.text, INT, index.lanes), u32)
-        c1 = c.constant(draw, u32)
-        k = c.convert(key, u32)
-        for _ in range(ROUNDS):
-            wide = c.binary("mul", c.convert(c0, u64), c.constant(PHILOX_MULTIPLIER, u64))
-            shift = c.constant(32, u64, wide.lanes)
-            high = c.convert(c.make(f"lshr {wide}, {shift.text}", u64, wide.lanes), u32)
-            high = xor(c, xor(c, high, k), c1)
-            c0, c1 = high, c.convert(wide, u32)
-            k = c.binary("add", k, c.constant(PHILOX_WEYL, u32))
-        bits = c.make(f"lshr {c0}, {c.constant(8, u32, c0.lanes).text}", np.dtype("int32"), c0.lanes)
+    def _uniform(self, s: Scalar) -> Reg:
+        """Philox, as ops.create.philox writes it. Neighbours share a block, so half as many lanes of 64 bits do."""
+        c, index = self.code, s.args[0]
+        draw = c.add(Reg("%draw", INT), integer(s.param - (self.draw or 0)))
+        key = self.value(s.args[1])
+        strides, offset = index.param if index.kind == "index" else ((), 1)
+        moves = [n for axis, n in enumerate(strides) if self.vector is None or axis != self.vector.source]
+        if self.lanes > 1 and self._step_of(index) == 1 and not any(n % 2 for n in (offset, *moves)):
+            half = c.make(f"lshr i64 {self._offset(strides, offset).text}, 1", INT)
+            lanes = self.lanes // 2
+            blocks = c.binary("add", c.splat(half, lanes), c.lane_numbers(lanes))
+            c0, c1 = self._philox(blocks, key, draw)
+            high = c.make(f"shl {c1}, {c.constant(32, INT, lanes).text}", INT, lanes)
+            pairs = c.make(f"or {c0}, {high.text}", INT, lanes)
+            words = c.make(f"bitcast {pairs} to <{2 * lanes} x i32>", np.dtype("int32"), 2 * lanes)
+        else:
+            element = self.value(index)
+            one = c.constant(1, INT, element.lanes)
+            c0, c1 = self._philox(c.make(f"lshr {element}, {one.text}", INT, element.lanes), key, draw)
+            odd = c.compare("ne", c.make(f"and {element}, {one.text}", INT, element.lanes), c.constant(0, INT))
+            words = c.convert(c.select(odd, c1, c0), np.dtype("int32"))
+        bits = c.make(f"lshr {words}, {c.constant(8, words.dtype, words.lanes).text}", words.dtype, words.lanes)
         return c.binary("mul", c.convert(bits, np.dtype("float32")), c.constant(2.0**-24, np.dtype("float32")))
+
+    def _step_of(self, index: Scalar) -> int:
+        return self._step(index.param[0]) if index.kind == "index" else 0
+
+    def _philox(self, block: Reg, key: Reg, draw: Reg) -> tuple[Reg, Reg]:
+        """Both words of the blocks, in lanes of 64 bits of which the upper half is 0."""
+        c, lanes, u32 = self.code, block.lanes, np.dtype("uint32")
+        low = c.constant(0xFFFFFFFF, INT, lanes)
+        c0 = c.make(f"and {block}, {low.text}", INT, lanes)
+        c1, k = c.splat(draw, lanes), c.convert(key, u32)
+        for _ in range(ROUNDS):
+            product = c.make(f"mul {c0}, {c.constant(PHILOX_MULTIPLIER, INT, lanes).text}", INT, lanes)
+            high = c.make(f"lshr {product}, {c.constant(32, INT, lanes).text}", INT, lanes)
+            c0 = xor(c, xor(c, high, c.convert(k, INT)), c1)
+            c1 = c.make(f"and {product}, {low.text}", INT, lanes)
+            k = c.binary("add", k, c.constant(PHILOX_WEYL, u32))
+        return c0, c1
 
 
 class Row(Loops):

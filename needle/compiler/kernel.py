@@ -12,7 +12,7 @@ Next: lower.py.
     scalar  := load | number | index | reduced | kept | acc | name | f "(" scalar* ")"
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, cast
@@ -345,6 +345,7 @@ def identity(kernel: Kernel) -> str:
     The text for people is not enough: it rounds constants.
     """
     numbers: dict[int, int] = {}
+    draw = first_draw(kernel) or 0
     slots = list(zip(kernel.slots, kernel.written, strict=True))[: kernel.width]
     shape = "any" if kernel.lengths else kernel.shape  # the code of a bundle is told its lengths
     lines = [str((shape, kernel.reduced, slots, kernel.product, kernel.scattered, is_few(kernel)))]
@@ -353,7 +354,8 @@ def identity(kernel: Kernel) -> str:
         if s.number not in numbers:
             args = [visit(a) for a in s.args]
             numbers[s.number] = len(numbers)
-            lines.append(f"{s.kind} {args} {s.dtype} {s.param!r}")
+            param = s.param - draw if s.kind == "uniform" else s.param
+            lines.append(f"{s.kind} {args} {s.dtype} {param!r}")
         return numbers[s.number]
 
     for step in kernel.passes:
@@ -375,6 +377,24 @@ def identity(kernel: Kernel) -> str:
 
 SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
 """Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
+
+
+def scalars(kernel: Kernel) -> Iterator[Scalar]:
+    """Every Scalar of a kernel, each once."""
+    seen: set[int] = set()
+    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
+    pending = [s.value for s in statements] + [i for s in statements if isinstance(s, Scatter) for i in s.indices]
+    while pending:
+        s = pending.pop()
+        if s.number not in seen:
+            seen.add(s.number)
+            yield s
+            pending += s.args
+
+
+def first_draw(kernel: Kernel) -> int | None:
+    """The number of the first random draw in a kernel: an argument of its code, so that equal layers share it."""
+    return min((s.param for s in scalars(kernel) if s.kind == "uniform"), default=None)
 
 
 def is_few(kernel: Kernel) -> bool:

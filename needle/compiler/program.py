@@ -15,7 +15,7 @@ import numpy as np
 from needle.compiler.emit import AVX2, AVX512, NEON, Machine, emit, is_serial
 from needle.compiler.fuse import Grouping
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import identity
+from needle.compiler.kernel import first_draw, identity
 from needle.compiler.lower import Lowered
 from needle.compiler.plan import LINE, Place, Plan
 from needle.compiler.tile import emit_product
@@ -66,7 +66,8 @@ def write_text(
             known_calls.append(name)
         serial, width = is_serial(lowered.kernel) and threads > 1, lowered.kernel.width
         for row, length in enumerate(lowered.kernel.lengths or (None,)):
-            calls += _call(name, places[row * width :][:width], plan, graph, serial, len(calls), length)
+            extra = [number for number in (length, first_draw(lowered.kernel)) if number is not None]
+            calls += _call(name, places[row * width :][:width], plan, graph, serial, len(calls), extra)
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
     head = ["  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
@@ -123,7 +124,7 @@ def word(place: Place, graph: Graph) -> int:
 
 
 def _call(
-    name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int, length: int | None
+    name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int, extra: list[int]
 ) -> list[str]:
     lines: list[str] = []
     arguments: list[str] = []
@@ -135,7 +136,7 @@ def _call(
             lines.append(f"  {at}p = getelementptr i64, ptr %args, i64 {word(place, graph)}")
             lines.append(f"  {at} = load ptr, ptr {at}p")
         arguments.append(f"ptr {at}")
-    arguments += ["ptr %numbers", "ptr %scratch", "i64 %tid"] + ([] if length is None else [f"i64 {length}"])
+    arguments += ["ptr %numbers", "ptr %scratch", "i64 %tid"] + [f"i64 {number}" for number in extra]
     call = f"  call void @{name}({', '.join(arguments)})"
     if not serial:
         return [*lines, call]
