@@ -90,6 +90,7 @@ class Code:
     """One LLVM function in the making."""
 
     def __init__(self, name: str, arguments: Sequence[str], attributes: str = "nounwind noinline") -> None:
+        self.name = name
         self.head = f"define void @{name}({', '.join(arguments)}) {attributes} {_ATTRIBUTES} {{"
         self.lines: list[str] = ["entry:"]
         self.count = 0

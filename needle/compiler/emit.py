@@ -112,7 +112,8 @@ class Loops:
         extra = ["i64 %length"] if kernel.lengths else []
         self.draw = first_draw(kernel)
         extra += [] if self.draw is None else ["i64 %draw"]
-        self.code = Code(name, [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra])
+        self.arguments = [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra]
+        self.code = Code(name, self.arguments)
         self.kernel, self.machine = kernel, machine
         self.threads = 1 if is_serial(kernel) else threads
         self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)

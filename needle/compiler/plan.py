@@ -18,6 +18,10 @@ from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
 LINE = 64
 """Bytes: everything starts on a cache line of its own."""
 
+PAGE, SKEW = 4096, 9 * LINE
+"""Bytes. A processor takes a load for one of what a store under way writes if their places within a page are equal: so
+arrays of whole pages, at whose equal places loops work, do not begin at equal places."""
+
 Place = tuple[str, int]
 """("arena", byte offset), ("input", index), ("output", index) or ("update", input index)."""
 
@@ -118,6 +122,7 @@ def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
     top = 0
     for name, node in nodes.items():
         size = _aligned(size_of(node))
+        size += 0 if size % PAGE else SKEW
         taken = [t for t in taken if t[2] >= born[name]]
         offset = 0
         for start, length, _ in sorted(taken):

@@ -57,7 +57,7 @@ def write_text(
         if name is None:
             name = known[key] = f"k{len(known)}"
             text, needs = write(lowered.kernel, name, machine, threads)
-            bodies.append(text.replace("define void", "define internal void", 1))
+            bodies.append(text.replace("define void", "define internal void"))
             declared |= needs
         if wait and threads > 1:
             calls.append("  call void @barrier(ptr %sync)")

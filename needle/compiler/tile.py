@@ -20,6 +20,8 @@ from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
 from needle.dtype import DType
 
+INT_TYPE = "i64"
+
 VECTORS = 4
 """Usual width of a tile, in vectors."""
 
@@ -48,14 +50,15 @@ def even(total: int, most: int) -> list[int]:
 def scratch_bytes(kernel: Kernel) -> int:
     """Memory for packing that each thread needs."""
     p = kernel.product
-    return kept_lines(kernel, LANES)[1] if p is None else p.length * WIDEST * 64
+    return kept_lines(kernel, LANES)[1] if p is None else -(-p.length // 16) * 16 * WIDEST * 64
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
     """The LLVM function `name`, and the declarations it needs."""
     tile = _Tile(kernel, name, machine, threads)
     tile.run()
-    return tile.code.text(), tile.code.declared
+    codes = [*tile.functions.values(), tile.code]
+    return "\n".join(code.text() for code in codes), set().union(*(code.declared for code in codes))
 
 
 class _Tile(Loops):
@@ -73,6 +76,7 @@ class _Tile(Loops):
         size = self.product.length * self.column.extent * self.product.dtype.itemsize
         self.packed = by_vector != 1 or size > PACK_BYTES
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
+        self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
 
     def _epilogue_nodes(self) -> set[int]:
@@ -92,7 +96,8 @@ class _Tile(Loops):
         if self.long:
             kind = memory_type(self.product.dtype, self.lanes)
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
-        self._hoist(self.statements, -1)
+        else:
+            self._hoist(self.statements, -1)
         self._batches(0)
 
     def _batches(self, level: int) -> None:
@@ -249,26 +254,87 @@ class _Tile(Loops):
         if not self.long or rows * vectors <= 2:
             for r in range(rows):
                 for v in range(vectors):
-                    self._finish(acc[r * vectors + v], c.add(i, integer(r)), column, v, masks[v])
+                    at = c.add(column, integer(v * self.lanes))
+                    self._finish(acc[r * vectors + v], c.add(i, integer(r)), at, masks[v])
             return
-        dtype = self.product.dtype
         for n, a in enumerate(acc):
-            c.store(a, c.address("%spill", integer(n * self.lanes), dtype))
+            c.store(a, c.address("%spill", integer(n * self.lanes), self.product.dtype))
+        name = self._epilogue_function(vectors, masks)
+        given = [argument.split()[-1] for argument in self.arguments]
+        batch = [f"i64 {self.index[a.source].text}" for a in self.batch]
+        places = [f"i64 {i.text}", f"i64 {column.text}", f"i64 {rows}", *batch]
+        kinds = [argument.split()[0] for argument in self.arguments]
+        passed = [f"{kind} {name}" for kind, name in zip(kinds, given, strict=True)]
+        c.line(f"call void @{name}({', '.join([*passed, 'ptr %spill', *places])})")
+
+    def _epilogue_function(self, vectors: int, masks: list[Reg | None]) -> str:
+        """The statements after the product, on a whole tile in memory, as a function of its own: inside the loops of
+        the product, their constants would take registers from the accumulators. Returns its name."""
+        key = (vectors, masks[-1].text if masks[-1] is not None else "")
+        if key not in self.functions:
+            outside = self.code, self.values, self.index
+            batch = [f"i64 %x{a.source}" for a in self.batch]
+            names = [*self.arguments, "ptr %spill", "i64 %row", "i64 %column", "i64 %rows", *batch]
+            self.code = self.functions[key] = Code(f"{outside[0].name}e{len(self.functions)}", names)
+            self.values, self.index = {}, {a.source: Reg(f"%x{a.source}", INT) for a in self.batch}
+            self._hoist(self.statements, -1)
+            self._epilogue_loops(vectors, masks)
+            self.code, self.values, self.index = outside
+        return self.functions[key].name
+
+    def _epilogue_loops(self, vectors: int, masks: list[Reg | None]) -> None:
+        c, dtype = self.code, self.product.dtype
+        first, column, rows = (Reg(f"%{name}", INT) for name in ("row", "column", "rows"))
+
+        def finish(r: Reg, v: Reg, mask: Reg | None) -> list[Reg]:
+            at = c.add(c.mul(r, vectors * self.lanes), c.mul(v, self.lanes))
+            one = c.load(c.address("%spill", at, dtype), dtype, self.lanes)
+            self._finish(one, c.add(first, r), c.add(column, c.mul(v, self.lanes)), mask)
+            return []
 
         def row(r: Reg, _: Sequence[Reg]) -> list[Reg]:
             for v in range(vectors):
-                at = c.add(c.mul(r, vectors * self.lanes), integer(v * self.lanes))
-                one = c.load(c.address("%spill", at, dtype), dtype, self.lanes)
-                self._finish(one, c.add(i, r), column, v, masks[v])
+                finish(r, integer(v), masks[v])
             return []
 
-        c.loop(integer(0), integer(rows), 1, [], row)
+        def down(v: Reg, mask: Reg | None) -> list[Reg]:
+            known = dict(self.values)
+            self.index[self.column.source], self.mask = c.add(column, c.mul(v, self.lanes)), mask
+            self._same_in_all_rows()
+            c.loop(integer(0), rows, 1, [], lambda r, _: finish(r, v, mask))
+            self.values = known
+            return []
 
-    def _finish(self, acc: Reg, i: Reg, column: Reg, v: int, mask: Reg | None) -> None:
+        if self.draw is None:
+            c.loop(integer(0), rows, 1, [], row)
+            return
+        whole = vectors if masks[-1] is None else vectors - 1  # random numbers take many lines: one loop for all
+        if whole:
+            c.loop(integer(0), integer(whole), 1, [], lambda v, _: down(v, None))
+        if whole < vectors:
+            down(integer(whole), masks[-1])
+
+    def _same_in_all_rows(self) -> None:
+        """Compute what the epilogue needs once for each column."""
+        pending = [s.value for s in self.statements]
+        while pending:
+            s = pending.pop()
+            if self._is_same_in_rows(s):
+                self.value(s)
+            else:
+                pending += s.args
+
+    def _is_same_in_rows(self, s: Scalar) -> bool:
+        if s.kind in ("acc", "gather"):
+            return False
+        strides = s.param.strides if s.kind == "load" else s.param[0] if s.kind == "index" else ()
+        return not (strides and strides[self.row.source]) and all(map(self._is_same_in_rows, s.args))
+
+    def _finish(self, acc: Reg, i: Reg, column: Reg, mask: Reg | None) -> None:
         """The statements after the product, on one accumulator."""
         known = dict(self.values)
         self.index[self.row.source] = i
-        self.index[self.column.source] = self.code.add(column, integer(v * self.lanes))
+        self.index[self.column.source] = column
         self.mask = mask
         self.acc = acc
         self._values(self.statements)
@@ -305,33 +371,27 @@ class _Tile(Loops):
 
     def _pack_turned(self, source: str, by_column: int, vectors: int, masks: list[Reg | None]) -> None:
         """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
-        c, p, lanes = self.code, self.product, self.lanes
-        whole, rest = divmod(p.length, lanes)
-        valid = [lanes if m is None else m.text.count("i1 1") for m in masks]
-        alike = [v for v in range(vectors) if valid[v] == lanes]
+        c, p, lanes, dtype = self.code, self.product, self.lanes, self._of_b
+        columns = vectors * lanes if masks[-1] is None else (vectors - 1) * lanes + masks[-1].text.count("i1 1")
 
-        def square(v: Reg, k: Reg, columns: int, depth: int) -> None:
-            start = c.address(source, c.add(c.mul(v, lanes * by_column), k), self._of_b)
-            mask = None if depth == lanes else c.mask(depth, lanes)
-            lines = [
-                c.load(c.address(start, integer(i * by_column), self._of_b), self._of_b, lanes, mask)
-                for i in range(columns)
-            ]
-            lines += [Reg("zeroinitializer", self._of_b, lanes)] * (lanes - columns)
-            to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), c.mul(v, lanes)), self._of_b)
-            for i, line in enumerate(transpose(c, lines)[:depth]):
-                c.store(line, c.address(to, integer(i * vectors * lanes), self._of_b))
+        def line(first: Reg, i: int, k: Reg, mask: Reg | None) -> Reg:
+            column = c.add(first, integer(i))
+            if columns % lanes:  # behind the last column, that one again: nobody looks there
+                column = c.make(c.call("llvm.umin.i64", INT_TYPE, column, integer(columns - 1)), INT)
+            return c.load(c.address(source, c.add(c.mul(column, by_column), k), dtype), dtype, lanes, mask)
 
-        def block(k: Reg, depth: int) -> None:
-            if alike:
-                c.loop(integer(0), integer(len(alike)), 1, [], lambda v, _: square(v, k, lanes, depth) or [])
-            if len(alike) < vectors:
-                square(integer(vectors - 1), k, valid[-1], depth)
+        def square(first: Reg, k: Reg, mask: Reg | None) -> list[Reg]:
+            to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), first), dtype)
+            for i, turned in enumerate(transpose(c, [line(first, i, k, mask) for i in range(lanes)])):
+                c.store(turned, c.address(to, integer(i * vectors * lanes), dtype))
+            return []
 
-        if whole:
-            c.loop(integer(0), integer(whole * lanes), lanes, [], lambda k, _: block(k, lanes) or [])
-        if rest:
-            block(integer(whole * lanes), rest)
+        def block(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+            left = c.add(integer(p.length), c.make(f"sub i64 0, {k.text}", INT))
+            mask = c.compare("lt", c.lane_numbers(lanes), left) if p.length % lanes else None
+            return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda first, _: square(first, k, mask))
+
+        c.loop(integer(0), integer(p.length), lanes, [], block)
 
     @property
     def _of_b(self) -> DType:
