@@ -10,6 +10,7 @@ loads `vectors` vectors of B and `rows` scalars of A, which is enough arithmetic
 The statements after the product run on the accumulators before anything is stored.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,8 +20,6 @@ from needle.compiler.emit import Axis, Loops, Machine, kept_lines
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
 from needle.dtype import DType
-
-INT_TYPE = "i64"
 
 VECTORS = 4
 """Usual width of a tile, in vectors."""
@@ -373,23 +372,20 @@ class _Tile(Loops):
         """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
         c, p, lanes, dtype = self.code, self.product, self.lanes, self._of_b
         columns = vectors * lanes if masks[-1] is None else (vectors - 1) * lanes + masks[-1].text.count("i1 1")
+        name, needed = square(dtype, lanes)
+        c.declared |= needed
 
-        def line(first: Reg, i: int, k: Reg, mask: Reg | None) -> Reg:
-            column = c.add(first, integer(i))
-            if columns % lanes:  # behind the last column, that one again: nobody looks there
-                column = c.make(c.call("llvm.umin.i64", INT_TYPE, column, integer(columns - 1)), INT)
-            return c.load(c.address(source, c.add(c.mul(column, by_column), k), dtype), dtype, lanes, mask)
-
-        def square(first: Reg, k: Reg, mask: Reg | None) -> list[Reg]:
+        def one(first: Reg, k: Reg, left: Reg) -> list[Reg]:
+            line = c.address(source, c.add(c.mul(first, by_column), k), dtype)
             to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), first), dtype)
-            for i, turned in enumerate(transpose(c, [line(first, i, k, mask) for i in range(lanes)])):
-                c.store(turned, c.address(to, integer(i * vectors * lanes), dtype))
+            last = c.make(f"sub i64 {columns - 1}, {first.text}", INT)
+            numbers = f"i64 {by_column}, i64 {last.text}, i64 {vectors * lanes}, i64 {left.text}"
+            c.line(f"call void @{name}(ptr {line}, ptr {to}, {numbers})")
             return []
 
         def block(k: Reg, _: Sequence[Reg]) -> list[Reg]:
-            left = c.add(integer(p.length), c.make(f"sub i64 0, {k.text}", INT))
-            mask = c.compare("lt", c.lane_numbers(lanes), left) if p.length % lanes else None
-            return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda first, _: square(first, k, mask))
+            left = c.make(f"sub i64 {p.length}, {k.text}", INT)
+            return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda first, _: one(first, k, left))
 
         c.loop(integer(0), integer(p.length), lanes, [], block)
 
@@ -402,6 +398,29 @@ class _Tile(Loops):
         if stride == 1:
             return c.load(start, dtype, self.lanes, mask)
         return c.gather(start, stride, dtype, self.lanes, mask)
+
+
+@functools.cache
+def square(dtype: DType, lanes: int) -> tuple[str, set[str]]:
+    """The name and text of a function that transposes a square; all products of a program share it.
+
+    It reads `lanes` lines that are %stride apart, %left elements of each; behind line %last that one again, because
+    nobody looks there. It writes them as columns of lines that are %step apart.
+    """
+    c = Code(f"square_{dtype.name}_{lanes}", ["ptr %from", "ptr %to", *(f"i64 %{n}" for n in _SQUARE)])
+    stride, last, step, left = (Reg(f"%{name}", INT) for name in _SQUARE)
+    mask = c.compare("lt", c.lane_numbers(lanes), left)
+    lines: list[Reg] = []
+    for i in range(lanes):
+        line = Reg(c.make(c.call("llvm.umin.i64", "i64", integer(i), last), INT).text, INT)
+        at = c.make(f"mul nsw i64 {line.text}, {stride.text}", INT)
+        lines.append(c.load(c.address("%from", at, dtype), dtype, lanes, mask))
+    for i, turned in enumerate(transpose(c, lines)):
+        c.store(turned, c.address("%to", c.mul(step, i), dtype))
+    return c.name, {*c.declared, c.text().replace("define void", "define internal void")}
+
+
+_SQUARE = ("stride", "last", "step", "left")
 
 
 def transpose(c: Code, lines: list[Reg]) -> list[Reg]:
