@@ -241,7 +241,7 @@ def fuse(graph: Graph) -> Grouping:
         if id(node) in result.free:
             _place(result, node)
     _readers_first(result)
-    result.groups = _ordered(result.groups)
+    result.groups = _ordered(result)
     return result
 
 
@@ -428,13 +428,46 @@ def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[tuple[Node, tup
     return [(a, None) for a in node.inputs] if where is None else [*through(node, where)]
 
 
-def _ordered(groups: list[Group]) -> list[Group]:
-    """Groups so that each comes after those it depends on, otherwise as they were opened."""
+def _ordered(result: Grouping) -> list[Group]:
+    """Groups so that each comes after those it depends on. One that ends the life of more memory than it takes comes as
+    soon as it can: the update of a weight, so, follows the gradient that it reads. Else they stay as they were opened.
+    """
+    graph = result.graph
+    lasting = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
+    reads = {group.number: _reads(result, group) for group in result.groups}
+    users: dict[int, int] = {}
+    for found in reads.values():
+        for leaf in found:
+            users[leaf] = users.get(leaf, 0) + 1
+
+    def gain(group: Group) -> int:
+        freed = sum(size for leaf, size in reads[group.number].items() if users[leaf] == 1)
+        roots = group.roots if group.into is None else [group.into]
+        return freed - sum(_bytes(r) for r in roots if id(r) in users and id(r) not in lasting)
+
     done, order = 0, list[Group]()
-    waiting = list(groups)
+    waiting = list(result.groups)
     while waiting:
-        ready = next(g for g in waiting if g.before & ~done == 0)
-        waiting.remove(ready)
-        order.append(ready)
-        done |= 1 << ready.number
+        ready = [g for g in waiting if g.before & ~done == 0]
+        best = max(ready, key=lambda g: (max(gain(g), 0), -g.number))
+        waiting.remove(best)
+        order.append(best)
+        done |= 1 << best.number
+        for leaf in reads[best.number]:
+            users[leaf] -= 1
     return order
+
+
+def _reads(result: Grouping, group: Group) -> dict[int, int]:
+    """The arrays that a group reads and others make, and their sizes."""
+    found: dict[int, int] = {}
+    for root in group.roots if group.into is None else [group.into]:
+        for leaf, _ in leaves(result, root, None):
+            owner = result.owner.get(id(leaf))
+            if owner is not None and owner is not group:
+                found[id(leaf)] = _bytes(leaf)
+    return found
+
+
+def _bytes(node: Node) -> int:
+    return prod(node.shape) * node.dtype.itemsize
