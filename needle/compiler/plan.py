@@ -6,11 +6,12 @@ still read, since the last barrier; state is overwritten in place only where nob
 Next: ../runtime/native.py.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from needle.compiler.emit import is_serial
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Access, Kernel, Scalar, Scatter, Store
+from needle.compiler.kernel import Access, Kernel, Scalar, Scatter, Statement, Store
 from needle.compiler.lower import Lowered
 from needle.compiler.tile import scratch_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
@@ -108,7 +109,8 @@ def _place(node: Node, homes: dict[int, Place]) -> Place:
 
 
 def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
-    """Offsets for everything else: each array at the lowest place that is free for its whole life."""
+    """Offsets for everything else: each array over one that its kernel reads for the last time, where that is safe;
+    else at the lowest place that is free for its whole life."""
     born: dict[int, int] = {}
     dies: dict[int, int] = {}
     nodes: dict[int, Node] = {}
@@ -119,10 +121,17 @@ def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
                 born.setdefault(id(node), at)
                 dies[id(node)] = at
     taken: list[tuple[int, int, int]] = []  # (offset, size, last kernel)
+    replaced: set[int] = set()
     top = 0
     for name, node in nodes.items():
-        size = _aligned(size_of(node))
-        size += 0 if size % PAGE else SKEW
+        old = _replaceable(node, kernels[born[name]], lambda n: dies.get(id(n)) == born[name] and id(n) not in replaced)
+        if old is not None:
+            replaced.add(id(old))
+            offset = homes[id(old)][1]
+            homes[name] = ("arena", offset)
+            taken.append((offset, _spread(node), dies[name]))
+            continue
+        size = _spread(node)
         taken = [t for t in taken if t[2] >= born[name]]
         offset = 0
         for start, length, _ in sorted(taken):
@@ -133,6 +142,42 @@ def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
         homes[name] = ("arena", offset)
         top = max(top, offset + size)
     return top
+
+
+def _spread(node: Node) -> int:
+    size = _aligned(size_of(node))
+    return size if size % PAGE else size + SKEW
+
+
+def _replaceable(node: Node, lowered: Lowered, is_dying: Callable[[Node], bool]) -> Node | None:
+    """An array of the same size that ends in the kernel which makes `node`, and may be written over by it: the kernel
+    reads it only at the element that it writes, and not in a later pass."""
+    kernel = lowered.kernel
+    for slot, old in enumerate(lowered.memory):
+        if old is node or kernel.lengths or not is_dying(old) or old.dtype != node.dtype or old.shape != node.shape:
+            continue
+        operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
+        target = next(i for i, n in enumerate(lowered.memory) if n is node and kernel.written[i])
+        if not kernel.written[slot] and slot not in operands and _is_read_in_step(kernel, slot, target):
+            return old
+    return None
+
+
+def _is_read_in_step(kernel: Kernel, slot: int, target: int) -> bool:
+    """Whether one buffer is read at the very element at which the other is written once, and never afterwards."""
+    stores = [(at, s) for at, step in enumerate(kernel.passes) for s in step.full if _writes(s, target)]
+    if len(stores) != 1 or any(_writes(s, target) for step in kernel.passes for s in step.outer):
+        return False
+    ((at, store),) = stores
+    afterwards = _accesses(replace(kernel, passes=kernel.passes[at + 1 :]))
+    reads = [a for a in _accesses(kernel) if a.slot == slot]
+    alike = all((a.strides, a.offset) == (store.access.strides, store.access.offset) for a in reads)
+    moves = all(s for s, n in zip(store.access.strides, kernel.shape, strict=False) if n > 1)
+    return alike and moves and not any(a.slot == slot for a in afterwards)
+
+
+def _writes(statement: Statement, slot: int) -> bool:
+    return isinstance(statement, Store | Scatter) and statement.access.slot == slot
 
 
 def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:

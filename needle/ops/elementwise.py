@@ -213,7 +213,7 @@ class ReLU(Elementwise):
         return np.maximum(a, 0)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        return out_grad * (node.inputs[0] > 0)
+        return out_grad * (node > 0)  # the result is positive where a is, and a need not be kept
 
 
 @dataclass(frozen=True)
