@@ -224,7 +224,7 @@ class Program:
             if own and sys.getrefcount(array) <= 5:
                 words[at] = words[FIRST + i]
             else:
-                updates[i] = fresh = self._fresh(at, node)
+                updates[i] = fresh = np.empty(node.shape, node.dtype)
                 words[at] = fresh.ctypes.data
         results: list[Array] = []
         for at, node in self.outputs:
