@@ -339,14 +339,18 @@ class Compiled:
         for node, n in self.trace.labels:
             _check_labels(arrays[node.op.index], n)  # pyright: ignore[reportAttributeAccessIssue]
         numbers = [number.compute() for number in self.numbers]
-        outputs, updates = self.program.run(arrays, numbers)
-        for index, array in updates.items():
-            if index < self.arguments:
-                leaves[index].cached_data = array
-            else:
-                self.cells[index].set(array)
-        for optimizer, count in self.trace.steps.values():
-            optimizer.t += count
+        steps = [(optimizer, optimizer.t + count) for optimizer, count in self.trace.steps.values()]
+
+        def write_back(updates: dict[int, Array]) -> None:
+            for index, array in updates.items():
+                if index < self.arguments:
+                    leaves[index].cached_data = array
+                else:
+                    self.cells[index].set(array)
+            for optimizer, t in steps:
+                optimizer.t = t
+
+        outputs, _ = self.program.run(arrays, numbers, write_back)
         fresh = [Tensor.from_numpy(array) for array in outputs]
         for owner, index in self.grads:
             tensor = leaves[owner] if isinstance(owner, int) else owner

@@ -7,7 +7,7 @@ Next: ../compile.py.
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,8 +194,17 @@ class Program:
                     return False
         return True
 
-    def run(self, arrays: list[Array], numbers: Sequence[float]) -> tuple[list[Array], dict[int, Array]]:
-        """Outputs and new values of the updated inputs."""
+    def run(
+        self,
+        arrays: list[Array],
+        numbers: Sequence[float],
+        write_back: Callable[[dict[int, Array]], None] = lambda updates: None,
+    ) -> tuple[list[Array], dict[int, Array]]:
+        """Outputs and new values of the updated inputs.
+
+        `write_back` gets the new values that are in arrays of their own. It is part of the call: Ctrl-C comes before or
+        after both, so that no state is half new. It may be called twice.
+        """
         for i, n, site in self.plan.ranges:
             if not _inside(arrays[i], n):
                 raise IndexRangeError(_OUTSIDE.format(site=site, n=n, low=-n, high=n - 1))
@@ -208,6 +217,7 @@ class Program:
                     last[i] = None
                     copies.append(array := np.ascontiguousarray(array))
                 words[FIRST + i] = array.ctypes.data
+        self.numbers[0] = 0
         self.numbers[1:] = numbers[: len(self.numbers) - 1]  # the last ones may serve only what is not needed
         updates: dict[int, Array] = {}
         for i, at, node, in_place in self.updates:
@@ -224,12 +234,16 @@ class Program:
             fresh = np.empty(node.shape, node.dtype)
             words[at] = fresh.ctypes.data
             results.append(fresh)
-        self.team.run(self.address, self.words_address)
+
+        def settle() -> None:
+            if not self.numbers[0]:
+                for place, node in self.plan.copies:
+                    self._copy(place, node, arrays, results, updates)
+                write_back(updates)
+
+        self.team.run(self.address, self.words_address, settle)
         if self.numbers[0]:
-            self.numbers[0] = 0
             raise IndexRangeError(_RANGE)
-        for place, node in self.plan.copies:
-            self._copy(place, node, arrays, results, updates)
         return results, updates
 
     def _copy(
