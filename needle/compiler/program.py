@@ -209,14 +209,7 @@ class Program:
             if not _inside(arrays[i], n):
                 raise IndexRangeError(_OUTSIDE.format(site=site, n=n, low=-n, high=n - 1))
         words, last = self.words, self.last
-        copies: list[Array] = []  # alive until the call is over
-        for i, array in enumerate(arrays):
-            if array is not last[i]:
-                last[i] = array
-                if not array.flags.c_contiguous:
-                    last[i] = None
-                    copies.append(array := np.ascontiguousarray(array))
-                words[FIRST + i] = array.ctypes.data
+        copies = self._take(arrays)  # alive until the call is over
         self.numbers[0] = 0
         self.numbers[1:] = numbers[: len(self.numbers) - 1]  # the last ones may serve only what is not needed
         updates: dict[int, Array] = {}
@@ -242,9 +235,25 @@ class Program:
                 write_back(updates)
 
         self.team.run(self.address, self.words_address, settle)
+        copies.clear()
         if self.numbers[0]:
             raise IndexRangeError(_RANGE)
         return results, updates
+
+    def _take(self, arrays: list[Array]) -> list[Array]:
+        """Note where the inputs are; returns copies of those that are not contiguous."""
+        words, last = self.words, self.last
+        copies: list[Array] = []
+        for i, array in enumerate(arrays):
+            if array is not last[i]:
+                last[i] = None  # Ctrl-C may come before its address is noted
+                contiguous = array.flags.c_contiguous
+                if not contiguous:
+                    copies.append(array := np.ascontiguousarray(array))
+                words[FIRST + i] = array.ctypes.data
+                if contiguous:
+                    last[i] = array
+        return copies
 
     def _copy(
         self, place: Place, node: Node, arrays: list[Array], results: list[Array], updates: dict[int, Array]

@@ -188,7 +188,8 @@ class Team:
         self.lock = threading.Lock()
         self.sync[:] = 0
         self.calls = 0
-        self.wake = [threading.Event() for _ in range(self.threads)]
+        # Bare locks, because Ctrl-C in the middle of an Event's methods leaves its own lock taken for ever.
+        self.wake = [threading.Lock() for _ in range(self.threads)]
         self.workers: dict[int, threading.Thread] = {}
 
     def _hire(self) -> None:
@@ -208,8 +209,7 @@ class Team:
             seen, slept = self.work(self.address, tid, seen, slept), 1
             if seen < 0:
                 return
-            self.wake[tid].wait(PATROL)
-            self.wake[tid].clear()
+            self.wake[tid].acquire(timeout=PATROL)
 
     def run(self, function: int, arguments: int, settle: Callable[[], None] | None = None) -> None:
         """Call the native function at this address on all threads; returns when all have left it.
@@ -240,8 +240,9 @@ class Team:
                 self.finish(self.address, function, arguments, self.threads - 1)
 
     def _wake_all(self) -> None:
-        for event in self.wake[1:]:
-            event.set()
+        for lock in self.wake[1:]:
+            if lock.locked():  # a worker waits, or will: releasing lets it pass once
+                lock.release()
 
     def stop(self) -> None:
         """End the workers. The lock stays taken: a thread that calls once more waits, until the process ends."""
