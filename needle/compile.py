@@ -350,7 +350,8 @@ class Compiled:
             for optimizer, t in steps:
                 optimizer.t = t
 
-        outputs, _ = self.program.run(arrays, numbers, write_back)
+        written = self.graph.updates or steps
+        outputs, _ = self.program.run(arrays, numbers, write_back if written else None)
         fresh = [Tensor.from_numpy(array) for array in outputs]
         for owner, index in self.grads:
             tensor = leaves[owner] if isinstance(owner, int) else owner

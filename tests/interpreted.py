@@ -38,11 +38,12 @@ class Evaluated:
         return all(Spec(a.shape, a.dtype) == n.spec for a, n in zip(arrays, self.graph.inputs[first:], strict=True))
 
     def run(
-        self, arrays: Sequence[Array], numbers: Sequence[float], write_back: Callable[[Updates], None] = lambda _: None
+        self, arrays: Sequence[Array], numbers: Sequence[float], write_back: Callable[[Updates], None] | None = None
     ) -> tuple[list[Array], Updates]:
         """Fresh outputs, and new values of the updated inputs."""
         outputs, updates = self.compute(arrays, numbers)
-        write_back(updates)
+        if write_back is not None:
+            write_back(updates)
         return outputs, updates
 
     def compute(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:

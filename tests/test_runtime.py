@@ -322,7 +322,7 @@ def interrupt_at(number):
     count = 0
     def profile(frame, event, _):
         nonlocal count
-        native = frame.f_code.co_name == "<lambda>" and frame.f_back.f_code.co_name == "_launch"
+        native = frame.f_code.co_name == "<lambda>" and frame.f_back.f_code.co_name == "run"
         if event in (("return",) if native else ("call", "c_return")):
             count += 1
             if count == number:

@@ -198,7 +198,7 @@ class Program:
         self,
         arrays: list[Array],
         numbers: Sequence[float],
-        write_back: Callable[[dict[int, Array]], None] = lambda updates: None,
+        write_back: Callable[[dict[int, Array]], None] | None = None,
     ) -> tuple[list[Array], dict[int, Array]]:
         """Outputs and new values of the updated inputs.
 
@@ -232,9 +232,11 @@ class Program:
             if not self.numbers[0]:
                 for place, node in self.plan.copies:
                     self._copy(place, node, arrays, results, updates)
-                write_back(updates)
+                if write_back is not None:
+                    write_back(updates)
 
-        self.team.run(self.address, self.words_address, settle)
+        needed = self.plan.copies or write_back is not None
+        self.team.run(self.address, self.words_address, settle if needed else None)
         copies.clear()
         if self.numbers[0]:
             raise IndexRangeError(_RANGE)

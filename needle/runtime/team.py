@@ -222,22 +222,19 @@ class Team:
                 self._hire()
             calls = self.calls
             try:
-                self._launch(function, arguments)
+                try:
+                    if self.start(self.address, function, arguments):
+                        self._wake_all()
+                finally:  # Ctrl-C comes between two lines: once the others have begun, they need thread 0
+                    if self.sync[0] != calls:
+                        self.calls += 1
+                        self.finish(self.address, function, arguments, self.threads - 1)
                 if settle is not None:
                     settle()
             except BaseException:
                 if settle is not None and self.calls != calls:
                     settle()
                 raise
-
-    def _launch(self, function: int, arguments: int) -> None:
-        try:
-            if self.start(self.address, function, arguments):
-                self._wake_all()
-        finally:  # Ctrl-C comes between two lines: once the others have begun, they need thread 0
-            if self.sync[0] != self.calls:
-                self.calls += 1
-                self.finish(self.address, function, arguments, self.threads - 1)
 
     def _wake_all(self) -> None:
         for lock in self.wake[1:]:
