@@ -561,6 +561,8 @@ FUNCTIONS: dict[str, Callable[..., Reg]] = {
     "exp": vector_math.exp,
     "log": vector_math.log,
     "tanh": vector_math.tanh,
+    "sin": vector_math.sin,
+    "cos": vector_math.cos,
     "pow": vector_math.power,
 }
 """What a new scalar function needs: one line here."""

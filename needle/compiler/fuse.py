@@ -21,7 +21,9 @@ from needle.compiler.graph import Graph, Input, Node
 from needle.errors import TraceError
 from needle.ops import (
     BroadcastTo,
+    Cos,
     Embed,
+    Erf,
     Exp,
     Gather,
     Log,
@@ -32,18 +34,22 @@ from needle.ops import (
     Reshape,
     ScatterAdd,
     Sigmoid,
+    Sin,
     Slice,
     Tanh,
 )
 from needle.ops.create import Creation, Uniform
 from needle.value import Elementwise, Movement, Op, Reduction, Shape, as_axes
 
-EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Uniform)
+EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
 LONG = 8
 """How many virtual nodes an expression may have before several users share it through memory."""
 
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
+
+DEEP = 24
+"""What an op counts whose `compute` is itself a long expression."""
 
 Where = tuple[int, int, int]
 """(kernel axis or -1, step, start): the index along one axis of a node is start + step * index of that kernel axis."""
@@ -189,8 +195,9 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
     huge: set[int] = set()
     for node in nodes:
         own = LONG if isinstance(node.op, EXPENSIVE) or _is_pow(node.op) else 1
+        own = DEEP if isinstance(node.op, Erf) else own
         weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
-        costly = own == LONG or weight[id(node)] > LONG
+        costly = own >= LONG or weight[id(node)] > LONG
         shared = users.get(id(node), 0) > 1 and costly
         if weight[id(node)] > HUGE and isinstance(node.op, Elementwise):
             huge.add(id(node))

@@ -31,6 +31,8 @@ _FUNCTIONS: dict[str, Any] = {
     "log": np.log,
     "sqrt": np.sqrt,
     "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
     "abs": np.abs,
     "sign": np.sign,
     "where": np.where,

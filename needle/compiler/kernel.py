@@ -62,6 +62,8 @@ class Scalar:
         "log": "log",
         "sqrt": "sqrt",
         "tanh": "tanh",
+        "sin": "sin",
+        "cos": "cos",
         "absolute": "abs",
         "sign": "sign",
     }
