@@ -23,6 +23,7 @@ import numpy as np
 from needle.backward import no_grad, recording
 from needle.compiler import Program, build
 from needle.compiler.graph import Graph, Input, Node, infer
+from needle.compiler.opaque import as_opaque, is_native
 from needle.config import debug_parts
 from needle.device import default_device
 from needle.dtype import Array
@@ -116,12 +117,9 @@ class Trace:
         return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
 
     def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
-        try:
-            spec = infer(op, [n.spec for n in nodes])
-        except NotImplementedError:
-            raise TraceError(
-                f"{user_site()}: {op} is not of a family that can be compiled; call it outside of ndl.compile"
-            ) from None
+        specs = [n.spec for n in nodes]
+        op = op if is_native(op, specs) else as_opaque(op, specs, user_site())
+        spec = infer(op, specs)
         return Symbol(Node(op, nodes, spec, user_site()), spec, self)
 
     def _numbered(self, op: Op) -> Op:

@@ -100,6 +100,8 @@ def loop_axes(kernel: Kernel) -> list[Axis]:
 
 def is_serial(kernel: Kernel) -> bool:
     """Whether one thread does it all."""
+    if kernel.call is not None:
+        return True
     outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
     few = prod(kernel.shape) * kernel.product.length < SERIAL_PRODUCT if kernel.product else prod(kernel.shape) < SERIAL
     free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)

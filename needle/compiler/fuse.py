@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
     BroadcastTo,
@@ -189,6 +190,8 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots |= {id(consecutive(node.inputs[0])), id(node)}
         elif isinstance(node.op, ScatterAdd | Embed):
             roots.add(id(node))
+        elif isinstance(node.op, Opaque):
+            roots |= {id(node), *map(id, node.inputs)}
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
@@ -262,7 +265,7 @@ def _is_free(result: Grouping, node: Node) -> bool:
 
 def _place(result: Grouping, node: Node) -> None:
     result.free.pop(id(node), None)
-    if isinstance(node.op, ScatterAdd | Embed):
+    if isinstance(node.op, ScatterAdd | Embed | Opaque):
         for leaf, _ in list(leaves(result, node, None)):
             if id(leaf) in result.free:
                 _place(result, leaf)
@@ -292,8 +295,14 @@ def _place(result: Grouping, node: Node) -> None:
 
 
 def _place_into(result: Grouping, node: Node) -> None:
-    """Zeros first, then the elements on top: two sets of loops."""
+    """Zeros first, then the elements on top: two sets of loops. An opaque op is called."""
     number = len(result.groups)
+    if isinstance(node.op, Opaque):
+        group = Group(number, node.shape, (), "only Python can compute it", into=node)
+        result.groups.append(group)
+        result.owner[id(node)] = group
+        _depend(result, group, node)
+        return
     fill = Group(number, node.shape, (), "zeros under what follows", into=node, fill=True)
     group = Group(number + 1, node.inputs[0].shape, (), "it writes elsewhere than it reads", into=node)
     group.before = 1 << number
@@ -363,7 +372,7 @@ def leaves(
     result: Grouping, node: Node, where: tuple[Where, ...] | None
 ) -> Iterator[tuple[Node, tuple[Where, ...] | None]]:
     """The roots and inputs that `node` reads through virtual nodes, and at which index."""
-    if isinstance(node.op, MatMul):
+    if isinstance(node.op, MatMul | Opaque):
         yield from ((storage(a, result.roots), None) for a in node.inputs)
         return
     if isinstance(node.op, Gather):

@@ -41,7 +41,11 @@ _FUNCTIONS: dict[str, Any] = {
 
 def interpret(kernel: Kernel, arrays: Sequence[Array], numbers: Sequence[float] = ()) -> None:
     """Run `kernel` on flat `arrays`, one for each slot."""
-    _Run(kernel, arrays, numbers).run()
+    if kernel.call is None:
+        _Run(kernel, arrays, numbers).run()
+    else:
+        *read, written = [a.reshape(shape) for a, shape in zip(arrays, kernel.call.shapes, strict=True)]
+        written[...] = kernel.call.op.compute(*read)
 
 
 class _Run:

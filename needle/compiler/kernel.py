@@ -254,6 +254,15 @@ class Product:
 
 
 @dataclass
+class Call:
+    """The last buffer = op(the others), computed by Python as a whole: the `number`-th of the program."""
+
+    op: Any
+    shapes: list[tuple[int, ...]]
+    number: int
+
+
+@dataclass
 class Kernel:
     """Loops over `shape`; `slots` are the dtypes of the buffers that it is called with."""
 
@@ -265,6 +274,8 @@ class Kernel:
     product: Product | None = None
     scattered: tuple[int, ...] = ()
     """Axes along which a Scatter may add twice to one element, so that threads must not divide them."""
+    call: Call | None = None
+    """Instead of loops."""
 
     def __str__(self) -> str:
         return _text(self)
@@ -297,6 +308,9 @@ class Kernel:
 
 
 def _text(kernel: Kernel) -> str:
+    if kernel.call is not None:
+        *read, written = [f"b{slot}" for slot in range(len(kernel.slots))]
+        return f"{written} = {kernel.call.op}({', '.join(read)}) by Python"
     outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
     text = _Text([f"i{i}" for i in range(len(kernel.shape))] if len(kernel.shape) > len(_LETTERS) else list(_LETTERS))
     if kernel.product:

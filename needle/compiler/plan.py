@@ -50,7 +50,8 @@ def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
     copied = {id(node) for _, node in copies}  # what is copied after the call must not be overwritten in it
     once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
     ranges, known = _index_ranges(graph)  # an index that turns out wrong too late must find the state unchanged
-    in_place = {i for i in once if known and _may_overwrite(i, graph.updates[i], kernels)}
+    called = any(lowered.kernel.call is not None for lowered in kernels)  # so does an exception in a call of Python
+    in_place = {i for i in once if known and not called and _may_overwrite(i, graph.updates[i], kernels)}
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
     scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
     return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, ranges, copies)

@@ -5,6 +5,7 @@ is updated in place; a call allocates nothing else. Equal kernels are compiled o
 Next: ../compile.py.
 """
 
+import ctypes
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from needle.compiler.fuse import Grouping
 from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.kernel import identity
 from needle.compiler.lower import Lowered
+from needle.compiler.opaque import Call as PythonCall
+from needle.compiler.opaque import Outcome, callback
 from needle.compiler.plan import LINE, Place, Plan
 from needle.compiler.tile import emit_product
 from needle.dtype import Array
@@ -51,6 +54,9 @@ def write_text(
     calls: list[str] = []
     known_calls: list[str] = []
     for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
+        if lowered.kernel.call is not None:
+            calls += _python_call(lowered.kernel.call.number, wait and threads > 1, callback_word(graph))
+            continue
         write = emit_product if lowered.kernel.product else emit
         key = identity(lowered.kernel)
         name = known.get(key)
@@ -97,6 +103,24 @@ def _flush_denormals() -> tuple[list[str], list[str]]:
         "  call void @llvm.x86.sse.ldmxcsr(ptr %new)",
     ]
     return before, ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"]
+
+
+def callback_word(graph: Graph) -> int:
+    """Where the argument block holds the address of what opaque ops are computed by."""
+    return FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
+
+
+def _python_call(number: int, wait: bool, word: int) -> list[str]:
+    """Thread 0 calls Python, with numbers below 1e-38 as they are outside of a step."""
+    modes = _flush_denormals()[0]
+    lines = ["  call void @barrier(ptr %sync)"] if wait else []
+    lines += [f"  br i1 %first, label %python{number}, label %after{number}", f"python{number}:"]
+    lines += ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"] if modes else []
+    lines += [f"  %at{number} = getelementptr i64, ptr %args, i64 {word}"]
+    lines += [f"  %python_function{number} = load ptr, ptr %at{number}"]
+    lines += [f"  call void %python_function{number}(i64 {number})"]
+    lines += ["  call void @llvm.x86.sse.ldmxcsr(ptr %new)"] if modes else []
+    return [*lines, f"  br label %after{number}", f"after{number}:"]
 
 
 def _clock(unique: int, number: int, count: int) -> list[str]:
@@ -172,17 +196,40 @@ class Program:
         self.arena = aligned_empty(max(plan.arena_bytes, 1))
         self.scratch = aligned_empty(max(plan.scratch_bytes * threads, 1))
         self.numbers = np.zeros(1 + _numbers(graph), dtype=np.float64)
-        count = FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
-        self.words = np.zeros(count, dtype=np.int64)
+        self.words = np.zeros(callback_word(graph) + 1, dtype=np.int64)
         self.words[ARENA] = self.arena.ctypes.data
         self.words[NUMBERS] = self.numbers.ctypes.data
         self.words[SCRATCH] = self.scratch.ctypes.data
         self.clock = np.zeros((threads, 2 * len(kernels) + 1), dtype=np.int64)
         self.words[CLOCK] = self.clock.ctypes.data
         self.words_address: int = self.words.ctypes.data
+        self.python_calls = self._python_calls()
+        self.outcome = Outcome()
+        self.callback = callback(self.python_calls, self.outcome) if self.python_calls else None
+        if self.callback is not None:
+            self.words[-1] = ctypes.cast(self.callback, ctypes.c_void_p).value or 0
         self.last: list[Any] = [None] * len(graph.inputs)
         self.updates = [(i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()]
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
+
+    def _python_calls(self) -> list[PythonCall]:
+        """The opaque ops, with the places of their arrays."""
+        words, graph = self.words, self.graph
+
+        def address(place: Place) -> Callable[[], int]:
+            if place[0] == "arena":
+                return lambda: int(words[ARENA]) + place[1]
+            at = word(place, graph)
+            return lambda: int(words[at])
+
+        found: list[PythonCall] = []
+        for lowered, places in zip(self.kernels, self.plan.places, strict=True):
+            if lowered.kernel.call is not None:
+                *read, written = map(address, places)
+                specs = [node.spec for node in lowered.memory]
+                inputs = list(zip(read, specs[:-1], strict=True))
+                found.append(PythonCall(lowered.kernel.call.op, inputs, written))
+        return found
 
     def accepts(self, arrays: list[Array], first: int) -> bool:
         """Whether these arrays, inputs `first` and following, have the shapes and dtypes that the code was made for."""
@@ -211,6 +258,7 @@ class Program:
         words, last = self.words, self.last
         copies = self._take(arrays)  # alive until the call is over
         self.numbers[0] = 0
+        self.outcome.clear()
         self.numbers[1:] = numbers[: len(self.numbers) - 1]  # the last ones may serve only what is not needed
         updates: dict[int, Array] = {}
         for i, at, node, in_place in self.updates:
@@ -229,7 +277,7 @@ class Program:
             results.append(fresh)
 
         def settle() -> None:
-            if not self.numbers[0]:
+            if not self.numbers[0] and self.outcome.finished == len(self.python_calls):
                 for place, node in self.plan.copies:
                     self._copy(place, node, arrays, results, updates)
                 if write_back is not None:
@@ -238,6 +286,7 @@ class Program:
         needed = self.plan.copies or write_back is not None
         self.team.run(self.address, self.words_address, settle if needed else None)
         copies.clear()
+        self.outcome.check(len(self.python_calls))
         if self.numbers[0]:
             raise IndexRangeError(_RANGE)
         return results, updates

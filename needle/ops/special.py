@@ -1,7 +1,7 @@
 """Elementwise functions that NumPy does not have, made of those that it has.
 
-In: Values, as in elementwise.py. Out: a Value. Invariant: `compute` is one NumPy expression for arrays of every size, so it
-is the body of a loop as well; its error is stated and tested.
+In: Values, as in elementwise.py. Out: a Value. Invariant: `compute` is one NumPy expression for arrays of every size,
+so it is the body of a loop as well; its error is stated and tested.
 Next: reduce.py.
 """
 

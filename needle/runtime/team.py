@@ -20,10 +20,15 @@ from collections.abc import Callable
 import numpy as np
 
 from needle.config import thread_count
+from needle.errors import NeedleError
 from needle.runtime import native
 
 SPINS = 3000
 """How long an idle worker looks for work before it sleeps: about 0.1 ms."""
+
+_INSIDE = "a compiled function was called while another one runs in this thread, by an op's compute or a destructor"
+
+_ENDED = "a compiled function was called when the interpreter had ended its threads"
 
 PATIENCE = 80
 """How long a thread in the middle of a call spins before it gives up its time slice."""
@@ -185,7 +190,8 @@ class Team:
 
     def reset(self) -> None:
         """Nobody works: at the start, and in a forked child, which has none of its parent's threads."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.refusal = ""  # why no call can begin
         self.sync[:] = 0
         self.calls = 0
         # Bare locks, because Ctrl-C in the middle of an Event's methods leaves its own lock taken for ever.
@@ -218,10 +224,13 @@ class Team:
         that; `settle` may then run twice.
         """
         with self.lock:
+            if self.refusal:  # the lock lets its own thread pass
+                raise NeedleError(self.refusal)
             if len(self.workers) < self.threads - 1:
                 self._hire()
             calls = self.calls
             try:
+                self.refusal = _INSIDE
                 try:
                     if self.start(self.address, function, arguments):
                         self._wake_all()
@@ -235,6 +244,8 @@ class Team:
                 if settle is not None and self.calls != calls:
                     settle()
                 raise
+            finally:
+                self.refusal = ""
 
     def _wake_all(self) -> None:
         for lock in self.wake[1:]:
@@ -244,6 +255,7 @@ class Team:
     def stop(self) -> None:
         """End the workers. The lock stays taken: a thread that calls once more waits, until the process ends."""
         self.lock.acquire()
+        self.refusal = _ENDED
         self.sync[QUIT] = 1
         self.start(self.address, None, None)
         self._wake_all()
