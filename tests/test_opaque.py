@@ -312,6 +312,16 @@ def test_what_compute_draws_is_drawn_on_each_call_in_the_order_of_eager() -> Non
         np.testing.assert_array_equal(compiled(x).numpy(), numbers)
 
 
+def test_explain_shows_the_calls() -> None:
+    compiled, x = compile_module.compile(lambda x: (Sine()(x + 1) * 2, x @ x.transpose())), real(40, 50)
+    explanation = compiled.explain(x)
+    assert "b1 = Sine()(b0) by Python" in explanation.kernels
+    assert "call void %python_function0(i64 0)" in explanation.ir
+    rows = explanation.profile
+    assert len(rows) == explanation.kernels.count("kernel ")
+    assert all(0 <= row.microseconds < 1e6 for row in rows)
+
+
 def test_an_index_from_python_is_checked() -> None:
     shift = [0]
     chosen = compile_module.compile(lambda x: ndl.gather(x, Apply(lambda a: np.arange(3) + shift[0])(x)))

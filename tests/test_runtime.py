@@ -231,6 +231,26 @@ def test_a_spawned_child_can_call(tmp_path: Path) -> None:
     assert (done.stdout.strip(), done.stderr) == ("[True, True] True", "")
 
 
+TOO_LATE = """
+import atexit
+atexit.register(lambda: late())  # before needle's own, so it runs after it
+import needle as ndl
+double = ndl.compile(lambda x: (x @ x) * 2)
+x = ndl.ones(200, 200)
+double(x)
+
+def late():
+    try:
+        double(x)
+    except ndl.errors.NeedleError as error:
+        print(error)
+"""
+
+
+def test_a_call_after_the_end_is_an_error() -> None:
+    assert output(TOO_LATE, prelude="") == "a compiled function was called when the interpreter had ended its threads"
+
+
 FOREVER = """
 def forever():
     while True:

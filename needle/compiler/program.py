@@ -54,13 +54,11 @@ def write_text(
     calls: list[str] = []
     known_calls: list[str] = []
     for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
-        if lowered.kernel.call is not None:
-            calls += _python_call(lowered.kernel.call.number, wait and threads > 1, callback_word(graph))
-            continue
+        call = lowered.kernel.call
         write = emit_product if lowered.kernel.product else emit
         key = identity(lowered.kernel)
-        name = known.get(key)
-        if name is None:
+        name = known.get(key, "")
+        if not name and call is None:
             name = known[key] = f"k{len(known)}"
             text, needs = write(lowered.kernel, name, machine, threads)
             bodies.append(text.replace("define void", "define internal void", 1))
@@ -70,7 +68,10 @@ def write_text(
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls), 2 * len(kernels) + 1)
             known_calls.append(name)
-        calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
+        if call is not None:
+            calls += _python_call(call.number, callback_word(graph))
+        else:
+            calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
     head = ["  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
@@ -110,11 +111,10 @@ def callback_word(graph: Graph) -> int:
     return FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
 
 
-def _python_call(number: int, wait: bool, word: int) -> list[str]:
+def _python_call(number: int, word: int) -> list[str]:
     """Thread 0 calls Python, with numbers below 1e-38 as they are outside of a step."""
     modes = _flush_denormals()[0]
-    lines = ["  call void @barrier(ptr %sync)"] if wait else []
-    lines += [f"  br i1 %first, label %python{number}, label %after{number}", f"python{number}:"]
+    lines = [f"  br i1 %first, label %python{number}, label %after{number}", f"python{number}:"]
     lines += ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"] if modes else []
     lines += [f"  %at{number} = getelementptr i64, ptr %args, i64 {word}"]
     lines += [f"  %python_function{number} = load ptr, ptr %at{number}"]
