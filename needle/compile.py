@@ -23,6 +23,7 @@ import numpy as np
 from needle.backward import no_grad, recording
 from needle.compiler import Program, build
 from needle.compiler.graph import Graph, Input, Node, infer
+from needle.compiler.opaque import as_opaque, is_native
 from needle.config import debug_parts
 from needle.device import default_device
 from needle.dtype import Array
@@ -116,12 +117,9 @@ class Trace:
         return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
 
     def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
-        try:
-            spec = infer(op, [n.spec for n in nodes])
-        except NotImplementedError:
-            raise TraceError(
-                f"{user_site()}: {op} is not of a family that can be compiled; call it outside of ndl.compile"
-            ) from None
+        specs = [n.spec for n in nodes]
+        op = op if is_native(op, specs) else as_opaque(op, specs, user_site())
+        spec = infer(op, specs)
         return Symbol(Node(op, nodes, spec, user_site()), spec, self)
 
     def _numbered(self, op: Op) -> Op:
@@ -339,14 +337,19 @@ class Compiled:
         for node, n in self.trace.labels:
             _check_labels(arrays[node.op.index], n)  # pyright: ignore[reportAttributeAccessIssue]
         numbers = [number.compute() for number in self.numbers]
-        outputs, updates = self.program.run(arrays, numbers)
-        for index, array in updates.items():
-            if index < self.arguments:
-                leaves[index].cached_data = array
-            else:
-                self.cells[index].set(array)
-        for optimizer, count in self.trace.steps.values():
-            optimizer.t += count
+        steps = [(optimizer, optimizer.t + count) for optimizer, count in self.trace.steps.values()]
+
+        def write_back(updates: dict[int, Array]) -> None:
+            for index, array in updates.items():
+                if index < self.arguments:
+                    leaves[index].cached_data = array
+                else:
+                    self.cells[index].set(array)
+            for optimizer, t in steps:
+                optimizer.t = t
+
+        written = self.graph.updates or steps
+        outputs, _ = self.program.run(arrays, numbers, write_back if written else None)
         fresh = [Tensor.from_numpy(array) for array in outputs]
         for owner, index in self.grads:
             tensor = leaves[owner] if isinstance(owner, int) else owner

@@ -559,6 +559,8 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
     "log": ops.log,
     "sqrt": ops.sqrt,
     "tanh": ops.tanh,
+    "sin": ops.sin,
+    "cos": ops.cos,
     "sign": ops.sign,
 }
 

@@ -36,7 +36,7 @@ def bundle(kernels: list[Lowered]) -> list[Lowered]:
 
 def is_row(kernel: Kernel) -> bool:
     """Whether a kernel passes over whole arrays, in the order of their elements."""
-    if kernel.reduced or kernel.product or len(kernel.passes) > 1 or prod(kernel.shape) == 0:
+    if kernel.reduced or kernel.product or kernel.call or len(kernel.passes) > 1 or prod(kernel.shape) == 0:
         return False
     statements = kernel.passes[0].full
     scalars = [s for statement in statements for s in reachable(statement.value)]

@@ -145,6 +145,20 @@ class Code:
         self.line(f"br label %{after}")
         self.start(after)
 
+    def either(self, condition: Reg, then: Callable[[], Reg], otherwise: Callable[[], Reg]) -> Reg:
+        """then() if condition else otherwise(); only one of them runs."""
+        yes, no, after = self.label(), self.label(), self.label()
+        self.line(f"br i1 {condition.text}, label %{yes}, label %{no}")
+        values: list[str] = []
+        result = condition
+        for label, run in ((yes, then), (no, otherwise)):
+            self.start(label)
+            result = run()
+            values.append(f"[ {result.text}, %{self.block} ]")
+            self.line(f"br label %{after}")
+        self.start(after)
+        return self.make(f"phi {result.type} {', '.join(values)}", result.dtype, result.lanes)
+
     def loop(
         self,
         low: Reg,
@@ -318,6 +332,13 @@ class Code:
         lanes = max(condition.lanes, a.lanes, b.lanes)
         condition, a, b = (self.splat(x, lanes) for x in (condition, a, b))
         return self.make(f"select {condition}, {a}, {b}", a.dtype, lanes)
+
+    def any(self, condition: Reg) -> Reg:
+        """Whether a condition holds in any lane."""
+        if condition.lanes == 1:
+            return condition
+        word = self.make(f"bitcast {condition} to i{condition.lanes}", INT)
+        return self.make(f"icmp ne i{condition.lanes} {word.text}, 0", BOOL)
 
     def bits(self, a: Reg, dtype: DType) -> Reg:
         """The same bits as another type."""

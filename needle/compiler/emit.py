@@ -20,7 +20,20 @@ import numpy as np
 from needle.compiler import vector_math
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
 from needle.compiler.keep import COSTS, line_elements
-from needle.compiler.kernel import Access, Keep, Kernel, Pass, Reduce, Scalar, Scatter, Statement, Store, first_draw, is_few, scalars
+from needle.compiler.kernel import (
+    Access,
+    Keep,
+    Kernel,
+    Pass,
+    Reduce,
+    Scalar,
+    Scatter,
+    Statement,
+    Store,
+    first_draw,
+    is_few,
+    scalars,
+)
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
 
@@ -89,6 +102,8 @@ def loop_axes(kernel: Kernel) -> list[Axis]:
 
 def is_serial(kernel: Kernel) -> bool:
     """Whether one thread does it all."""
+    if kernel.call is not None:
+        return True
     outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
     free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)
     return is_few(kernel) or outer == 1 or free == 1
@@ -672,6 +687,8 @@ FUNCTIONS: dict[str, Callable[..., Reg]] = {
     "exp": vector_math.exp,
     "log": vector_math.log,
     "tanh": vector_math.tanh,
+    "sin": vector_math.sin,
+    "cos": vector_math.cos,
     "pow": vector_math.power,
 }
 """What a new scalar function needs: one line here."""

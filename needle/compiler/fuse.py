@@ -19,10 +19,13 @@ from dataclasses import dataclass, field
 from math import prod
 
 from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
     BroadcastTo,
+    Cos,
     Embed,
+    Erf,
     Exp,
     Gather,
     Log,
@@ -33,13 +36,14 @@ from needle.ops import (
     Reshape,
     ScatterAdd,
     Sigmoid,
+    Sin,
     Slice,
     Tanh,
 )
 from needle.ops.create import Creation, Uniform
 from needle.value import Elementwise, Movement, Op, Reduction, Shape, as_axes
 
-EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Uniform)
+EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
 LONG = 8
 """How many virtual nodes an expression may have before several users share it through memory."""
 
@@ -54,6 +58,9 @@ LARGE = 1 << 14
 
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
+
+DEEP = 24
+"""What an op counts whose `compute` is itself a long expression."""
 
 Where = tuple[int, int, int]
 """(kernel axis or -1, step, start): the index along one axis of a node is start + step * index of that kernel axis."""
@@ -194,6 +201,8 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots |= {id(consecutive(node.inputs[0])), id(node)}
         elif isinstance(node.op, ScatterAdd | Embed):
             roots.add(id(node))
+        elif isinstance(node.op, Opaque):
+            roots |= {id(node), *map(id, node.inputs)}
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
@@ -201,9 +210,10 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
     huge: set[int] = set()
     for node in nodes:
         own = LONG if isinstance(node.op, EXPENSIVE) or _is_pow(node.op) else 1
+        own = DEEP if isinstance(node.op, Erf) else own
         weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
         arrays[id(node)] = _arrays(node, arrays, roots | huge)
-        costly = own == LONG or weight[id(node)] > (SPREAD if len(arrays[id(node)]) < 2 else LONG)
+        costly = own >= LONG or weight[id(node)] > (SPREAD if len(arrays[id(node)]) < 2 else LONG)
         shared = users.get(id(node), 0) > 1 and costly
         if weight[id(node)] > HUGE and isinstance(node.op, Elementwise):
             huge.add(id(node))
@@ -278,7 +288,7 @@ def _is_free(result: Grouping, node: Node) -> bool:
 
 def _place(result: Grouping, node: Node) -> None:
     result.free.pop(id(node), None)
-    if isinstance(node.op, ScatterAdd | Embed):
+    if isinstance(node.op, ScatterAdd | Embed | Opaque):
         for leaf, _ in list(leaves(result, node, None)):
             if id(leaf) in result.free:
                 _place(result, leaf)
@@ -310,8 +320,14 @@ def _place(result: Grouping, node: Node) -> None:
 
 
 def _place_into(result: Grouping, node: Node) -> None:
-    """Zeros first, then the elements on top: two sets of loops."""
+    """Zeros first, then the elements on top: two sets of loops. An opaque op is called."""
     number = len(result.groups)
+    if isinstance(node.op, Opaque):
+        group = Group(number, node.shape, (), "only Python can compute it", into=node)
+        result.groups.append(group)
+        result.owner[id(node)] = group
+        _depend(result, group, node)
+        return
     fill = Group(number, node.shape, (), "zeros under what follows", into=node, fill=True)
     group = Group(number + 1, node.inputs[0].shape, (), "it writes elsewhere than it reads", into=node)
     group.before = 1 << number
@@ -387,7 +403,7 @@ def leaves(
     result: Grouping, node: Node, where: tuple[Where, ...] | None
 ) -> Iterator[tuple[Node, tuple[Where, ...] | None]]:
     """The roots and inputs that `node` reads through virtual nodes, and at which index."""
-    if isinstance(node.op, MatMul):
+    if isinstance(node.op, MatMul | Opaque):
         yield from ((storage(a, result.roots), None) for a in node.inputs)
         return
     if isinstance(node.op, Gather):

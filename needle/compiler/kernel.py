@@ -63,6 +63,8 @@ class Scalar:
         "log": "log",
         "sqrt": "sqrt",
         "tanh": "tanh",
+        "sin": "sin",
+        "cos": "cos",
         "absolute": "abs",
         "sign": "sign",
     }
@@ -264,6 +266,15 @@ class Product:
 
 
 @dataclass
+class Call:
+    """The last buffer = op(the others), computed by Python as a whole: the `number`-th of the program."""
+
+    op: Any
+    shapes: list[tuple[int, ...]]
+    number: int
+
+
+@dataclass
 class Kernel:
     """Loops over `shape`; `slots` are the dtypes of the buffers that it is called with."""
 
@@ -278,6 +289,8 @@ class Kernel:
     lengths: tuple[int, ...] = ()
     """For a bundle: the rows that it passes over, one after the other; each has slots of its own, in the same order.
     The statements name those of the first row. `shape` is the sum."""
+    call: Call | None = None
+    """Instead of loops."""
 
     @property
     def width(self) -> int:
@@ -317,6 +330,9 @@ class Kernel:
 
 
 def _text(kernel: Kernel) -> str:
+    if kernel.call is not None:
+        *read, written = [f"b{slot}" for slot in range(len(kernel.slots))]
+        return f"{written} = {kernel.call.op}({', '.join(read)}) by Python"
     outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
     text = _Text([f"i{i}" for i in range(len(kernel.shape))] if len(kernel.shape) > len(_LETTERS) else list(_LETTERS))
     if kernel.product:

@@ -6,12 +6,11 @@ still read, since the last barrier; state is overwritten in place only where nob
 Next: ../runtime/native.py.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from needle.compiler.emit import is_serial
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Access, Kernel, Scalar, Scatter, Statement, Store
+from needle.compiler.kernel import Access, Kernel, Scalar, Scatter, Store
 from needle.compiler.lower import Lowered
 from needle.compiler.tile import scratch_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
@@ -55,7 +54,8 @@ def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
     copied = {id(node) for _, node in copies}  # what is copied after the call must not be overwritten in it
     once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
     ranges, known = _index_ranges(graph)  # an index that turns out wrong too late must find the state unchanged
-    in_place = {i for i in once if known and _may_overwrite(i, graph.updates[i], kernels)}
+    called = any(lowered.kernel.call is not None for lowered in kernels)  # so does an exception in a call of Python
+    in_place = {i for i in once if known and not called and _may_overwrite(i, graph.updates[i], kernels)}
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
     scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
     return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, ranges, copies)
@@ -124,7 +124,8 @@ def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
     replaced: set[int] = set()
     top = 0
     for name, node in nodes.items():
-        old = _replaceable(node, kernels[born[name]], lambda n: dies.get(id(n)) == born[name] and id(n) not in replaced)
+        dying = {id(n) for n in kernels[born[name]].memory if dies.get(id(n)) == born[name]} - replaced
+        old = _replaceable(node, kernels[born[name]], dying)
         if old is not None:
             replaced.add(id(old))
             offset = homes[id(old)][1]
@@ -149,12 +150,12 @@ def _spread(node: Node) -> int:
     return size if size % PAGE else size + SKEW
 
 
-def _replaceable(node: Node, lowered: Lowered, is_dying: Callable[[Node], bool]) -> Node | None:
+def _replaceable(node: Node, lowered: Lowered, dying: set[int]) -> Node | None:
     """An array of the same size that ends in the kernel which makes `node`, and may be written over by it: the kernel
     reads it only at the element that it writes, and not in a later pass."""
     kernel = lowered.kernel
     for slot, old in enumerate(lowered.memory):
-        if old is node or kernel.lengths or not is_dying(old) or old.dtype != node.dtype or old.shape != node.shape:
+        if old is node or kernel.lengths or id(old) not in dying or old.dtype != node.dtype or old.shape != node.shape:
             continue
         operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
         target = next(i for i, n in enumerate(lowered.memory) if n is node and kernel.written[i])
@@ -165,19 +166,20 @@ def _replaceable(node: Node, lowered: Lowered, is_dying: Callable[[Node], bool])
 
 def _is_read_in_step(kernel: Kernel, slot: int, target: int) -> bool:
     """Whether one buffer is read at the very element at which the other is written once, and never afterwards."""
-    stores = [(at, s) for at, step in enumerate(kernel.passes) for s in step.full if _writes(s, target)]
-    if len(stores) != 1 or any(_writes(s, target) for step in kernel.passes for s in step.outer):
+    stores = [
+        (at, s.access)
+        for at, step in enumerate(kernel.passes)
+        for s in step.full
+        if isinstance(s, Store | Scatter) and s.access.slot == target
+    ]
+    if len(stores) != 1 or any(s.access.slot == target for step in kernel.passes for s in step.outer):
         return False
-    ((at, store),) = stores
+    ((at, place),) = stores
     afterwards = _accesses(replace(kernel, passes=kernel.passes[at + 1 :]))
     reads = [a for a in _accesses(kernel) if a.slot == slot]
-    alike = all((a.strides, a.offset) == (store.access.strides, store.access.offset) for a in reads)
-    moves = all(s for s, n in zip(store.access.strides, kernel.shape, strict=False) if n > 1)
+    alike = all((a.strides, a.offset) == (place.strides, place.offset) for a in reads)
+    moves = all(s for s, n in zip(place.strides, kernel.shape, strict=False) if n > 1)
     return alike and moves and not any(a.slot == slot for a in afterwards)
-
-
-def _writes(statement: Statement, slot: int) -> bool:
-    return isinstance(statement, Store | Scatter) and statement.access.slot == slot
 
 
 def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:

@@ -57,7 +57,7 @@ def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> t
     tile = _Tile(kernel, name, machine, threads)
     tile.run()
     codes = [*tile.functions.values(), tile.code]
-    return "\n".join(code.text() for code in codes), set().union(*(code.declared for code in codes))
+    return "\n".join(code.text() for code in codes), {line for code in codes for line in code.declared}
 
 
 class _Tile(Loops):
