@@ -21,7 +21,7 @@ import numpy as np
 
 from needle.errors import TraceError
 from needle.guard import Guard, state_of
-from needle.tracing import LIBRARY, NEEDLE, USER, owner_of, user_site
+from needle.tracing import LIBRARY, NEEDLE, USER, owner_of_frame, user_site
 
 _ONCE = (
     "{site}: {name} {does}, which would happen once, while the function is compiled, and not on each call; "
@@ -80,7 +80,7 @@ class Effects:
                 if code is _HANDLE:
                     self._refuse("logging", "prints")
         elif event == "c_call":
-            owner = owner_of(frame.f_code.co_filename)
+            owner = owner_of_frame(frame)
             if owner is not NEEDLE:
                 self._notice_builtin(frame, owner, argument)
 

@@ -131,7 +131,7 @@ class Guard:
 
     def enter(self, code: types.CodeType, space: dict[str, Any]) -> None:
         """A piece of code is about to run for the first time: note what it may read."""
-        owner = owner_of(code.co_filename)
+        owner = owner_of(code.co_filename, space.get("__name__") or "")
         if owner is LIBRARY or code in self.entered:
             return
         self.entered.add(code)
@@ -141,7 +141,7 @@ class Guard:
             self.inside.update(c for c in code.co_consts if isinstance(c, types.CodeType))
             for name in global_names(code):
                 if name in space:
-                    self._note_name(self.spaces, "", space, name)
+                    self._note_name("", space, space, name)
             for function in self._functions_of(code):
                 self._outside_of(function)
         self._reach_further(new, owner)
@@ -166,14 +166,14 @@ class Guard:
             self.cells.append(Note(name, cell, lambda cell=cell: [_content(cell)], [content]))
             self.reach(name, content, named=True)
 
-    def _note_name(self, notes: dict[int, Note], what: str, space: Any, name: str) -> None:
-        """One name of a namespace, and what it stands for."""
-        note = notes.get(id(space))
+    def _note_name(self, what: str, owner: Any, space: Any, name: str) -> None:
+        """One name in the namespace of a class or module, and what it stands for."""
+        note = self.spaces.get(id(owner))
         if note is None:
             known: dict[str, Any] = {}
-            note = notes[id(space)] = Note(
-                what, space, lambda: {n: space.get(n, MISSING) for n in known}, known
-            )
+            read = partial(_chosen, space, known)
+            note = self.spaces[id(owner)] = Note(what, space, read, known)
+            self.seen["space", id(owner)] = owner
         if name not in note.before:
             value = note.before[name] = space.get(name, MISSING)
             self.reach(f"{what}.{name}" if what else name, value, named=True)
@@ -196,7 +196,7 @@ class Guard:
                 self._class_names(kind, names)
             for module in list(self.modules):
                 for name in names & vars(module).keys():
-                    self._note_name(self.spaces, module.__name__, vars(module), name)
+                    self._note_name(module.__name__, vars(module), vars(module), name)
 
     def watch(self, container: Any) -> None:
         """A container or record among the arguments: the function must not change it."""
@@ -232,10 +232,10 @@ class Guard:
         elif isinstance(value, type):
             self._reach_class(value)
         elif isinstance(value, types.ModuleType):
-            if owner_of(getattr(value, "__file__", None) or "<frozen") is USER:
+            if owner_of(getattr(value, "__file__", None) or "<frozen", value.__name__) is USER:
                 self.modules.append(value)
                 for name in self.names[USER] & vars(value).keys():
-                    self._note_name(self.spaces, value.__name__, vars(value), name)
+                    self._note_name(value.__name__, vars(value), vars(value), name)
         else:
             self._reach_object(what, value)
 
@@ -259,7 +259,7 @@ class Guard:
 
     def _reach_function(self, function: Any) -> None:
         """Its surroundings are noted when it runs; a decorated function leads to the one inside."""
-        if owner_of(function.__code__.co_filename) is not USER:
+        if owner_of(function.__code__.co_filename, function.__module__ or "") is not USER:
             return
         self._reach_attributes(function.__qualname__, function)
         self._know(function)
@@ -286,7 +286,7 @@ class Guard:
         mine = _owner_of_class(kind) is USER
         for name in names | _CALLED if mine else names & {"forward"}:
             if hasattr(kind, name) if mine else name in vars(kind):
-                self._note_name(self.spaces, kind.__name__, vars(kind), name)
+                self._note_name(kind.__name__, kind, vars(kind), name)
 
     def _reach_object(self, what: str, value: Any) -> None:
         """An object: its attributes, its class, and what it wraps."""
@@ -368,13 +368,17 @@ class Guard:
         self._cells = [note.thing for note in self.cells]
         self._spaces: list[tuple[Any, Any]] = []
         self._questions = [note.read for note in self.questions]
-        for note in self.spaces.values():
+        for note in self.objects.values():
+            if note.counts is not None and isinstance(note.thing, Optimizer):  # its t and its state change all the time
+                note.before = {name: value for name, value in note.before.items() if note.count(name)}
+        partly = [note for note in self.objects.values() if isinstance(note.thing, Optimizer)]
+        for note in [*self.spaces.values(), *partly]:
             present = [name for name, value in note.before.items() if value is not MISSING]
             if present:
-                self._spaces.append((operator.itemgetter(*present, present[0]), note.thing))
+                self._spaces.append((operator.itemgetter(*present, present[0]), note.thing if note.counts is None else vars(note.thing)))
             if len(present) < len(note.before):
                 self._questions.append(note.read)
-        self._dicts = [note.thing.__dict__ for note in self.objects.values()]
+        self._dicts = [note.thing.__dict__ for note in self.objects.values() if note not in partly]
         self._dicts += [note.thing for note in self.members if isinstance(note.thing, dict)]
         self._members = [note.thing for note in self.members]
         self._expected = list(self._now())
@@ -414,6 +418,10 @@ class Guard:
             for what, _, _ in note.differences(everything=False):
                 return what
         return next((what for what, array, content in self.arrays if _content_of(array) != content), "")
+
+
+def _chosen(space: Any, names: Iterable[str]) -> dict[str, Any]:
+    return {name: space.get(name, MISSING) for name in names}
 
 
 def _listed(container: Any) -> list[Any]:

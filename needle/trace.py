@@ -24,7 +24,7 @@ from needle.dtype import Array, as_dtype
 from needle.errors import TraceError
 from needle.guard import Guard
 from needle.nn.module import Module
-from needle.ops import Cast, Equal
+from needle.ops import Cast, Equal, Gather
 from needle.ops.create import Arange, Full, Uniform
 from needle.optim import Optimizer
 from needle.tensor import Tensor, TensorTuple, as_values
@@ -33,6 +33,10 @@ from needle.value import Op, Spec, TensorOp, TensorTupleOp, Value
 
 _OPTIMIZER = "{site}: {name}.step() cannot be compiled, because it reads values; call it outside of ndl.compile"
 _FAMILY = "{site}: {op} is not of a family that can be compiled; call it outside of ndl.compile"
+_MASK = (
+    "{site}: a mask selects as many elements as it has True, which is not known while the function is being compiled; "
+    "multiply by the mask, or use ndl.where(mask, x, y)"
+)
 _STATE = (
     "{site}: the state of an optimizer is not known while the function is being compiled, but this line reads or sets "
     "it; do that outside of ndl.compile"
@@ -257,6 +261,8 @@ class Trace:
         return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
 
     def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
+        if isinstance(op, Gather) and any(n.dtype.kind == "b" for n in nodes[1:]):
+            raise TraceError(_MASK.format(site=user_site()))
         try:
             spec = infer(op, [n.spec for n in nodes])
         except NotImplementedError:
@@ -369,7 +375,8 @@ class Trace:
         """An input for a state array; zeros for an optimizer that the function itself makes."""
         if id(optimizer) in self.own:
             return None, self.full(0, p.shape, p.dtype)
-        symbol = self.add_input(state_of(optimizer, *key, shape=p.shape, dtype=p.dtype), Cell("state", optimizer, key))
+        state = vars(optimizer)["state"][key[0]]
+        symbol = self.add_input(state[key[1]] if state else np.zeros(p.shape, p.dtype), Cell("state", optimizer, key))
         return symbol.node, self._wrap(Tensor, (None, ()), symbol, False)
 
     # ------------------------------------------------------------------------------------------------ at the end
@@ -400,10 +407,9 @@ class Trace:
 
 def state_of(optimizer: Optimizer, parameter: int, number: int, shape: Any, dtype: Any) -> Array:
     """One state array of an optimizer; before the first step they are zeros."""
-    state = vars(optimizer)["state"]
-    if not state[parameter]:
-        state[parameter] = [np.zeros(shape, dtype) for _ in optimizer.state_names]
-    return state[parameter][number]
+    if not optimizer.state[parameter]:
+        optimizer.state[parameter] = [np.zeros(shape, dtype) for _ in optimizer.state_names]
+    return optimizer.state[parameter][number]
 
 
 # --------------------------------------------------------------------------------------------- in front of the slots

@@ -22,7 +22,7 @@ from needle.value import Op, Shape, Spec
 
 _NEEDLE = str(Path(__file__).parent) + os.sep
 _SITE = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
-_LIBRARY = (sysconfig.get_path("stdlib") + os.sep, str(Path(np.__file__).parent) + os.sep, "<frozen")
+_LIBRARY = (sysconfig.get_path("stdlib") + os.sep, str(Path(np.__file__).parent) + os.sep)
 NEEDLE, LIBRARY, USER = "needle", "library", "user"
 """Whose code a file is; packages that were installed beside needle count as the user's."""
 
@@ -53,18 +53,27 @@ active = _Active()
 
 
 @lru_cache(maxsize=None)
-def owner_of(file: str) -> str:
-    """Whose code a file holds: NEEDLE, LIBRARY (Python's own, NumPy's) or USER."""
+def owner_of(file: str, module: str) -> str:
+    """Whose code this is: NEEDLE, LIBRARY (Python's own, NumPy's) or USER; code without a file belongs to its module."""
+    if file.startswith("<"):
+        root = module.partition(".")[0]
+        own = root not in ("__main__", "") and (root in sys.stdlib_module_names or root.startswith("namedtuple_"))
+        return NEEDLE if root == "needle" else LIBRARY if own or root == "numpy" or file.startswith("<frozen") else USER
     if file.startswith(_NEEDLE):
         return NEEDLE
     installed = file.startswith(_SITE) and not file.startswith(_LIBRARY[1])
     return LIBRARY if file.startswith(_LIBRARY) and not installed else USER
 
 
+def owner_of_frame(frame: Any) -> str:
+    """Whose code a frame runs."""
+    return owner_of(frame.f_code.co_filename, frame.f_globals.get("__name__") or "")
+
+
 def user_site() -> str:
     """File and line of the innermost frame of the user."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and owner_of(frame.f_code.co_filename) is not USER:
+    while frame.f_back is not None and owner_of_frame(frame) is not USER:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

@@ -58,7 +58,7 @@ def plain(thing: Any) -> Any:
     if isinstance(thing, ndl.Tensor):
         return thing.dtype.name, thing.numpy().round(4).tolist(), thing.requires_grad
     if isinstance(thing, np.ndarray):
-        return thing.dtype.name, thing.tolist()
+        return thing.dtype.name, thing.round(4).tolist()
     if isinstance(thing, dict):
         return {k: plain(v) for k, v in thing.items()}
     if isinstance(thing, tuple | list):
@@ -452,7 +452,7 @@ def a_closure_number_of_another_type(c: Any) -> Any:
     ints = Tensor([1, 2])
     for scale in 1, 1.0, True, 0.0, -0.0:
         found.append(f(ints))
-    return found, str(1 / f(t(1)).numpy())
+    return found, np.signbit(f(t(1)).numpy()).tolist()
 
 
 def test_what_does_not_count_compiles_nothing() -> None:
@@ -591,8 +591,9 @@ def test_the_log_names_what_changed(caplog: Any) -> None:
 
 COUNT, LOG, SEEN, TABLE = 0, [], set(), {"a": {"b": 0}}
 GENERATOR, RANDOM = np.random.default_rng(0), random.Random(0)
+STREAM = io.StringIO()
 LINES, LOADER = iter([1.0, 2.0]), ndl.DataLoader([(np.ones(2, "float32"),)])
-STREAM, RATE = io.StringIO(), ndl.optim.SGD([p(1, 2)])
+STREAMS, RATE = [io.StringIO()], ndl.optim.SGD([p(1, 2)])
 
 
 def counts_globally(x: Tensor) -> Tensor:
@@ -645,7 +646,8 @@ SIDE_EFFECTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "print": (lambda x: [print("hello"), x][1], "print() prints"),
     "print, caught": (swallows, "print() prints"),
     "write": (lambda x: [sys.stdout.write("hello"), x][1], "file"),
-    "stream": (lambda x: [STREAM.write("hello"), x][1], "file"),
+    "stream": (lambda x: [STREAM.write("hello"), x][1], "STREAM is an iterator"),
+    "stream inside": (lambda x: [STREAMS[0].write("hello"), x][1], "file"),
     "open": (lambda x: [open(__file__), x][1], "opens a file"),
     "clock": (lambda x: x * time.perf_counter(), "reads the clock"),
     "random": (lambda x: x * random.random(), "draws from random"),
@@ -822,7 +824,7 @@ def test_results_keep_nothing_alive() -> None:
 @row()
 def arguments_of_every_kind(c: Any) -> Any:
     def f(x: Tensor, k: Any) -> Any:
-        return [x * k if isinstance(k, int | float | np.generic) else x[k] if isinstance(k, slice) else k, type(k)]
+        return [x * k if isinstance(k, int | float | np.generic) else x[k] if isinstance(k, slice) else k, str(type(k))]
 
     f, found = c(f), []
     for k in 1, True, 1.0, np.float32(1), np.int64(1), np.float64(1), slice(0, 1), slice(1, 2), np.dtype("int8"), None:
@@ -1108,7 +1110,7 @@ def test_check_tells_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
         return x + 1
 
     monkeypatch.setattr(ndl.ops.Tanh, "__call__", lambda op, x: x * 2 if ndl.tracing.active.tracer else x)
-    with pytest.raises(TraceError, match=r"differ in w, by up to 0\.5"):
+    with pytest.raises(TraceError, match=r"differ in w, by up to 1 where"):
         ndl.compile(check=True)(f)(X)
     assert w.numpy().tolist() == [1, 2]
 

@@ -97,7 +97,7 @@ embedding_gradient
     v3: float32[5, 3] = Multiply() v1 v2
     v4: float32[5, 3] = Add() v3 v3
     v5: float32[7, 3] = ScatterAdd(axes=(0,), shape=(7, 3)) v4 x1
-    return v5 v5
+    return v5
 slice_gradient
     x0: float32[3, 4]
     v0: float32[] = Full(scalar=1, shape=(), dtype='float32')
@@ -106,7 +106,7 @@ slice_gradient
     v3: float32[2, 2] = MulScalar(scalar=2) v2
     v4: float32[2, 2] = Multiply() v1 v3
     v5: float32[3, 4] = Embed(ranges=((1, 2, 1), (3, 2, -2)), shape=(3, 4)) v4
-    return v5 v5
+    return v5
 momentum
     x0: float32[3, 4]
     x1: float32[3, 4]
@@ -123,14 +123,14 @@ classify
     x0: float32[4, 5]
     x1: int64[4]
     x2: float32[5]
-    x3: float32[]
+    x3: float32[5]
     x4: float32[]
-    x5: float32[5]
+    x5: float32[]
     v0: float32[4, 5] = Add() x0 x2
     v1: float32[4, 1] = Max(axes=1, keepdims=True) v0
     v2: float32[4, 1] = Abs() v1
-    v3: bool[4, 1] = Greater() x3 v2
-    v4: float32[4, 1] = Where() v3 v1 x4
+    v3: bool[4, 1] = Greater() x4 v2
+    v4: float32[4, 1] = Where() v3 v1 x5
     v5: float32[4, 1] = Negate() v4
     v6: float32[4, 5] = Add() v0 v5
     v7: float32[4, 5] = Exp() v6
@@ -163,7 +163,7 @@ classify
     v34: float32[5] = Add() x2 v33
     return v20 v30
     x2 <- v34
-    x5 <- v31
+    x3 <- v31
 """
 
 EXPECTED = read(GRAPHS)
