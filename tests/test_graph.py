@@ -102,7 +102,7 @@ embedding_gradient
     v3: float32[5, 3] = Multiply() v1 v2
     v4: float32[5, 3] = Add() v3 v3
     v5: float32[7, 3] = ScatterAdd(axes=(0,), shape=(7, 3)) v4 x1
-    return v5 v5
+    return v5
 slice_gradient
     x0: float32[3, 4]
     v0: float32[] = Full(scalar=1, shape=(), dtype='float32')
@@ -111,7 +111,7 @@ slice_gradient
     v3: float32[2, 2] = MulScalar(scalar=2) v2
     v4: float32[2, 2] = Multiply() v1 v3
     v5: float32[3, 4] = Embed(ranges=((1, 2, 1), (3, 2, -2)), shape=(3, 4)) v4
-    return v5 v5
+    return v5
 momentum
     x0: float32[3, 4]
     x1: float32[3, 4]
@@ -128,15 +128,15 @@ classify
     x0: float32[4, 5]
     x1: int64[4]
     x2: float32[5]
-    x3: float32[]
+    x3: float32[5]
     x4: float32[]
-    x5: float32[5]
+    x5: float32[]
     v0: float32[4, 5] = Add() x0 x2
     v1: float32[4] = Max(axes=(1,), keepdims=False) v0
     v2: float32[4, 1] = Reshape(shape=(4, 1)) v1
     v3: float32[4, 1] = Abs() v2
-    v4: bool[4, 1] = Greater() x3 v3
-    v5: float32[4, 1] = Where() v4 v2 x4
+    v4: bool[4, 1] = Greater() x4 v3
+    v5: float32[4, 1] = Where() v4 v2 x5
     v6: float32[4, 1] = Negate() v5
     v7: float32[4, 5] = Add() v0 v6
     v8: float32[4, 5] = Exp() v7
@@ -171,7 +171,7 @@ classify
     v37: float32[5] = Add() x2 v36
     return v22 v33
     x2 <- v37
-    x5 <- v34
+    x3 <- v34
 """
 
 EXPECTED = read(GRAPHS)

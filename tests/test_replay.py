@@ -36,7 +36,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored, dirs_exist_ok=True)
     commit("before")
     changed = folder / "needle" / "compiler" / "vector_math.py"
-    changed.write_text(changed.read_text(encoding="utf-8").replace("-104.0", "-105.0"), encoding="utf-8")
+    changed.write_text(changed.read_text(encoding="utf-8").replace("-87.33654", "-88.0"), encoding="utf-8")
     return folder
 
 
@@ -63,7 +63,7 @@ def test_a_change_shows_where_it_has_an_effect(tree: Path) -> None:
     assert "momentum.txt" not in out
     changed = [line for line in out.splitlines() if line.startswith(("-  ", "+  "))]
     assert changed
-    assert all("float 0xC05A" in line for line in changed)
+    assert all("float 0xC05" in line for line in changed)
 
 
 def test_trouble_is_told(tree: Path) -> None:
