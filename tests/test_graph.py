@@ -15,7 +15,7 @@ import needle as ndl
 from compiled_programs import PROGRAMS, artefacts, read
 from interpreted import Evaluated, Interpreted, built_by, compile_module
 from needle.compiler.graph import Graph, Input, Node
-from needle.errors import NeedleError, TraceError
+from needle.errors import NeedleError
 from needle.ops import Add, Embed, Gather, MatMul, Reshape, Summation
 from needle.value import Spec
 
@@ -256,18 +256,3 @@ def test_verify_refuses(name: str) -> None:
 def test_verify_says_what_is_wrong() -> None:
     with pytest.raises(NeedleError, match=r"graph: MatMul\(\) has float32\[2, 5\], but its rule gives float32\[2, 4\]"):
         BROKEN["a shape"].verify()
-
-
-class Outside(ndl.ops.TensorOp):
-    """An op of no family, with a shape rule."""
-
-    def infer(self, *inputs: Spec) -> Spec:
-        return inputs[0]
-
-    def compute(self, x: Any) -> Any:
-        return x * 2
-
-
-def test_an_op_of_no_family_is_refused_by_name_and_line() -> None:
-    with pytest.raises(TraceError, match=r"test_graph.py:\d+: .*Outside.* cannot be compiled"):
-        compile_module.compile(lambda x: Outside()(x))(tensor(3))
