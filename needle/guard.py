@@ -310,7 +310,9 @@ class Guard:
     def _counts_in_optimizer(self, optimizer: Optimizer) -> Callable[[Any], bool]:
         """Its numbers are read on each call, and its state is an input: they count where the user's code reads them."""
         for name in optimizer.numbers:
-            note = Note(f"{type(optimizer).__name__}.{name}", optimizer, lambda n=name: [bool(getattr(optimizer, n))], [])
+            note = Note(
+                f"{type(optimizer).__name__}.{name}", optimizer, lambda n=name: [bool(getattr(optimizer, n))], []
+            )
             note.before = note.read()
             self.questions.append(note)
         inputs = {"t", "state"}
@@ -375,7 +377,9 @@ class Guard:
         for note in [*self.spaces.values(), *partly]:
             present = [name for name, value in note.before.items() if value is not MISSING]
             if present:
-                self._spaces.append((operator.itemgetter(*present, present[0]), note.thing if note.counts is None else vars(note.thing)))
+                self._spaces.append(
+                    (operator.itemgetter(*present, present[0]), note.thing if note.counts is None else vars(note.thing))
+                )
             if len(present) < len(note.before):
                 self._questions.append(note.read)
         self._dicts = [note.thing.__dict__ for note in self.objects.values() if note not in partly]

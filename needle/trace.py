@@ -484,4 +484,3 @@ class Shadowing:
 
 
 shadowing = Shadowing()
-
