@@ -61,7 +61,7 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
 
 def _flatten_other(kind: Any, thing: Any, leaves: list[Any]) -> Any:
     if isinstance(thing, np.generic):
-        return (kind, repr(thing))
+        return (kind, repr(cast("Any", thing)))
     if isinstance(thing, np.dtype):
         return (np.dtype, thing)
     if is_record(thing):
@@ -82,14 +82,15 @@ def is_record(thing: Any) -> bool:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return record._asdict() if isinstance(record, tuple) else vars(record)
+    names: Any = getattr(record, "_fields", None) or list(vars(record))
+    return {name: getattr(record, name) for name in names}
 
 
 def parts_of(thing: Any) -> list[Any]:
     """What a list, tuple, dict, named tuple or dataclass holds."""
-    if isinstance(thing, list | tuple):
-        return list(cast("list[Any]", thing))
-    return list((thing if isinstance(thing, dict) else _fields(thing)).values())  # pyright: ignore
+    if type(thing) in (list, tuple):
+        return [*thing]
+    return [*(thing if type(thing) is dict else _fields(thing)).values()]
 
 
 def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -106,7 +107,7 @@ def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
         if isinstance(thing, tuple):
             return kind(**parts)
         new = copy.copy(thing)
-        vars(new).update(parts)
+        cast("dict[str, Any]", vars(new)).update(parts)
         return new
     return thing
 
@@ -123,7 +124,7 @@ class Place:
 def check_result(thing: Any) -> None:
     """Raise `TraceError` for what a compiled function cannot return."""
     kind = cast("Any", type(thing))
-    if isinstance(thing, _RESULTS) or isinstance(thing, Tensor):
+    if isinstance(thing, (*_RESULTS, Tensor)):
         return
     if kind in (list, tuple, dict) or is_record(thing):
         for t in parts_of(thing):

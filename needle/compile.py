@@ -30,8 +30,8 @@ from needle.effects import Effects
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
 from needle.explain import PARTS, Explanation
 from needle.guard import Guard
-from needle.optim import Optimizer
 from needle.ops.create import Uniform
+from needle.optim import Optimizer
 from needle.tensor import Tensor
 from needle.trace import BEYOND_RESULT, Beyond, Cell, Shadow, Trace, shadowing, state_of
 from needle.tracing import Symbol, active
@@ -71,19 +71,19 @@ class Compiled:
 
     def __init__(self, trace: Trace, result: Any, arguments: int, keep_grads: bool, reason: str) -> None:
         self.trace, self.arguments, self.reason, self.seconds = trace, arguments, reason, 0.0
-        self.outputs: list[tuple[Node, type, bool]] = []
+        self.outputs: list[tuple[Node, bool]] = []
         self._known: dict[int, Place] = {}
         self.result = rebuild(result, self._place)
         self.grads = self._gradients(keep_grads)
         updates = trace.updates()
-        self.reshaped = [(before, len(self.outputs) + i) for i, (before, after) in enumerate(_reshaped(updates))]
-        nodes = [node for node, _, _ in self.outputs] + [after for _, after in _reshaped(updates)]
+        self.reshaped = [(before, len(self.outputs) + i) for i, (before, _) in enumerate(_reshaped(updates))]
+        nodes = [node for node, _ in self.outputs] + [after for _, after in _reshaped(updates)]
         trace.sort(arguments)
         same_spec = {before.op.index: after for before, after in updates if before.spec == after.spec}
         self.graph = Graph(trace.inputs, nodes, same_spec)
         self._prepare_reading(trace)
         self._prepare_checks(trace)
-        self.kinds = [(kind, requires_grad) for _, kind, requires_grad in self.outputs]
+        self.requiring = [requires_grad for _, requires_grad in self.outputs]
         self.outputs, self._known = [], {}
         trace.shadows, trace.own, trace.arrays, trace.states = {}, {}, [], {}
         self.program = build(self.graph)
@@ -102,12 +102,12 @@ class Compiled:
             place = Place(None, tensor)
         else:
             place = Place(len(self.outputs))
-            self.outputs.append((self.trace.node_of(tensor), type(tensor).plain, tensor.requires_grad))
+            self.outputs.append((self.trace.node_of(tensor), tensor.requires_grad))
         self._known[id(tensor)] = place
         return place
 
     def _gradients(self, keep_grads: bool) -> list[tuple[Owner, Any]]:
-        """What to do with the gradients that the function has set: None, a Place, or the mark of one that is used up."""
+        """What becomes of the gradients that were set: None, a Place, or the mark of one that is used up."""
         consumed = {id(p) for optimizer, _ in self.trace.steps.values() for p in optimizer.params}
         found: list[tuple[Owner, Any]] = []
         for shadow in self.trace.shadows.values():
@@ -177,8 +177,9 @@ class Compiled:
     def state(self, leaves: list[Any]) -> list[Array]:
         """The arrays of all inputs that are not arguments."""
         arrays = list(map(_get_data, self.tensors))
-        for holder in self.entry_grads:
-            arrays.append((leaves[holder] if isinstance(holder, int) else holder).grad.cached_data)
+        if self.entry_grads:
+            holders = [leaves[holder] if isinstance(holder, int) else holder for holder in self.entry_grads]
+            arrays += [holder.grad.cached_data for holder in holders]
         if self.whole is not None:
             found = list(chain.from_iterable(chain.from_iterable([o.state for o in self.whole])))
             if len(found) == len(self.states):
@@ -208,7 +209,7 @@ class Compiled:
             self._write(leaves, before.op.index, outputs[index])
         for optimizer, count in self.trace.steps.values():
             optimizer.t += count
-        fresh = [_fresh(array, *kind) for array, kind in zip(outputs, self.kinds, strict=False)]
+        fresh = list(map(_fresh, outputs, self.requiring))
         for owner, requires_grad in self.frozen:
             (leaves[owner] if isinstance(owner, int) else owner).requires_grad = requires_grad
         for owner, grad in self.grads:
@@ -242,7 +243,7 @@ def _owner(shadow: Shadow) -> Owner:
     return shadow.tensor if shadow.argument is None else shadow.argument
 
 
-def _fresh(array: Array, kind: Any, requires_grad: bool) -> Any:
+def _fresh(array: Array, requires_grad: bool) -> Any:
     """A result: a Tensor without a graph, which says so where a gradient should flow through it."""
     tensor = Tensor.from_numpy(array, requires_grad=requires_grad)
     if requires_grad:

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,9 +52,9 @@ class _Active(threading.local):
 active = _Active()
 
 
-@lru_cache(maxsize=None)
+@cache
 def owner_of(file: str, module: str) -> str:
-    """Whose code this is: NEEDLE, LIBRARY (Python's own, NumPy's) or USER; code without a file belongs to its module."""
+    """Whose code this is: NEEDLE, LIBRARY (Python's, NumPy's) or USER; code without a file is its module's."""
     if file.startswith("<"):
         root = module.partition(".")[0]
         own = root not in ("__main__", "") and (root in sys.stdlib_module_names or root.startswith("namedtuple_"))
