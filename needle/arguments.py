@@ -82,15 +82,15 @@ def is_record(thing: Any) -> bool:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    names: Any = getattr(record, "_fields", None) or list(vars(record))
-    return {name: getattr(record, name) for name in names}
+    return record._asdict() if hasattr(record, "_asdict") else vars(record)
 
 
 def parts_of(thing: Any) -> list[Any]:
     """What a list, tuple, dict, named tuple or dataclass holds."""
-    if type(thing) in (list, tuple):
+    kind = cast("Any", type(thing))
+    if kind in (list, tuple):
         return [*thing]
-    return [*(thing if type(thing) is dict else _fields(thing)).values()]
+    return [*(thing if kind is dict else _fields(thing)).values()]
 
 
 def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:

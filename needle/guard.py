@@ -63,8 +63,8 @@ def same(a: Any, b: Any) -> bool:
     kind = cast("Any", type(a))
     if kind is not type(b):
         return False
-    if kind is float or isinstance(a, np.generic):
-        return repr(a) == repr(cast("Any", b))  # 0.0 == -0.0, and nan != nan
+    if kind is float or issubclass(kind, np.generic):
+        return repr(a) == repr(b)  # 0.0 == -0.0, and nan != nan
     if kind in _PLAIN or isinstance(a, np.dtype):
         return bool(a == b)
     if kind in (list, tuple):
@@ -379,7 +379,7 @@ class Guard:
         for note in [*self.spaces.values(), *partly]:
             present = [name for name, value in note.before.items() if value is not MISSING]
             if present:
-                space = note.thing if note.counts is None else vars(note.thing)
+                space = cast("Any", note.thing if note.counts is None else vars(note.thing))
                 self._spaces.append((cast("Any", operator.itemgetter(*present, present[0])), space))
             if len(present) < len(note.before):
                 self._questions.append(note.read)
