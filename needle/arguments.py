@@ -82,15 +82,15 @@ def is_record(thing: Any) -> bool:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return record._asdict() if hasattr(record, "_asdict") else vars(record)
+    read: Any = getattr(record, "_asdict", None)
+    return cast("dict[str, Any]", read() if read is not None else vars(record))
 
 
 def parts_of(thing: Any) -> list[Any]:
     """What a list, tuple, dict, named tuple or dataclass holds."""
-    kind = cast("Any", type(thing))
-    if kind in (list, tuple):
-        return [*thing]
-    return [*(thing if kind is dict else _fields(thing)).values()]
+    if type(thing) in (list, tuple):  # pyright: ignore[reportUnknownArgumentType]
+        return list(cast("list[Any]", thing))
+    return list((cast("dict[Any, Any]", thing) if isinstance(thing, dict) else _fields(thing)).values())
 
 
 def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:

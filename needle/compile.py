@@ -59,6 +59,7 @@ _TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
 _BEYOND = Beyond(BEYOND_RESULT)
 _FUSED = Tensor.from_numpy(np.empty(0))
 _FUSED.cached_data = Symbol(None, Spec((), np.dtype("float32")), None, _FUSED_GRADIENT)
+_UNSIGNED = {np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)}
 _get_data = attrgetter("cached_data")
 _get_requires_grad = attrgetter("requires_grad")
 
@@ -74,7 +75,9 @@ class Compiled:
         self.outputs: list[tuple[Node, bool]] = []
         self._known: dict[int, Place] = {}
         self.result = rebuild(result, self._place)
-        self.grads = self._gradients(keep_grads)
+        grads = self._gradients(keep_grads)
+        self.used_up = [tensor for tensor, grad in grads if grad is _FUSED and isinstance(tensor, Tensor)]
+        self.grads = [(o, grad) for o, grad in grads if grad is not _FUSED or isinstance(o, int)]
         updates = trace.updates()
         self.reshaped = [(before, len(self.outputs) + i) for i, (before, _) in enumerate(_reshaped(updates))]
         nodes = [node for node, _ in self.outputs] + [after for _, after in _reshaped(updates)]
@@ -210,6 +213,8 @@ class Compiled:
         for optimizer, count in self.trace.steps.values():
             optimizer.t += count
         fresh = list(map(_fresh, outputs, self.requiring))
+        for tensor in self.used_up:
+            tensor.grad = _FUSED
         for owner, requires_grad in self.frozen:
             (leaves[owner] if isinstance(owner, int) else owner).requires_grad = requires_grad
         for owner, grad in self.grads:
@@ -264,9 +269,10 @@ def _evaluate(graph: Graph, arrays: list[Array]) -> Array:
 
 
 def _check_labels(labels: Array, n: int) -> None:
-    if not labels.size:
-        return
-    if labels.dtype.kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
+    kind = labels.dtype.kind
+    if not labels.size or (kind in "iu" and np.maximum.reduce(labels.view(_UNSIGNED[labels.dtype]), None) < n):
+        return  # a negative label is a large one, without the sign
+    if kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
         raise DTypeError(_LABEL_DTYPE.format(found=wrong.flat[0]))
     if not (labels.min() >= 0 and labels.max() < n):
         found = labels[(labels < 0) | (labels >= n)].flat[0]

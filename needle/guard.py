@@ -310,12 +310,11 @@ class Guard:
 
     def _counts_in_optimizer(self, optimizer: Optimizer) -> Callable[[Any], bool]:
         """Its numbers are read on each call, and its state is an input: they count where the user's code reads them."""
-        for name in optimizer.numbers:
-            note = Note(
-                f"{type(optimizer).__name__}.{name}", optimizer, lambda n=name: [bool(getattr(optimizer, n))], []
-            )
-            note.before = note.read()
-            self.questions.append(note)
+        space, numbers = vars(optimizer), list(optimizer.numbers)
+        if numbers:
+            get = operator.itemgetter(*numbers, numbers[0])
+            read = lambda: list(map(bool, get(space)))  # noqa: E731
+            self.questions.append(Note(f"a number of {type(optimizer).__name__}", optimizer, read, read()))
         inputs = {"t", "state"}
         return lambda name: name not in inputs and (name not in optimizer.numbers or name in self.names[USER])
 

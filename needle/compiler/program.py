@@ -8,6 +8,7 @@ Next: ../compile.py.
 import platform
 import sys
 from collections.abc import Sequence
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _RANGE = (
 _OUTSIDE = "{site}: an index is outside an axis of length {n}; indices go from {low} to {high}"
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
+HOLDERS = 4
+"""References to an array that nobody else looks at: its Tensor, the caller's list, `last`, and whoever counts."""
 
 
 def host_machine() -> Machine:
@@ -182,11 +185,17 @@ class Program:
         self.words_address: int = self.words.ctypes.data
         self.last: list[Any] = [None] * len(graph.inputs)
         self.updates = [(i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()]
+        self.updated = set(graph.updates)
+        self.counts_of: Any = itemgetter(*graph.updates, *graph.updates) if graph.updates else None
+        self.moved = bool(graph.updates)
+        """Whether it is to be decided anew where updates go; after a call in which all went in place, it need not be."""
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
 
     def accepts(self, arrays: list[Array], first: int) -> bool:
         """Whether these arrays, inputs `first` and following, have the shapes and dtypes that the code was made for."""
         last = self.last
+        if len(arrays) == len(last) - first and all(map(is_, arrays, last[first:] if first else last)):
+            return True
         for i, array in enumerate(arrays, first):
             if array is not last[i]:
                 node = self.graph.inputs[i]
@@ -199,38 +208,56 @@ class Program:
         for i, n, site in self.plan.ranges:
             if not _inside(arrays[i], n):
                 raise IndexRangeError(_OUTSIDE.format(site=site, n=n, low=-n, high=n - 1))
-        words, last = self.words, self.last
-        copies: list[Array] = []  # alive until the call is over
-        for i, array in enumerate(arrays):
-            if array is not last[i]:
-                last[i] = array
-                if not array.flags.c_contiguous:
-                    last[i] = None
-                    copies.append(array := np.ascontiguousarray(array))
-                words[FIRST + i] = array.ctypes.data
+        words = self.words
+        copies = self._point_to(arrays)  # alive until the call is over
         self.numbers[1:] = numbers[: len(self.numbers) - 1]  # the last ones may serve only what is not needed
         updates: dict[int, Array] = {}
-        for i, at, node, in_place in self.updates:
-            array = arrays[i]
-            # Held by its Tensor, this list, the caller's frame and `last`: nobody else looks at it.
-            own = in_place and last[i] is array and array.flags.owndata and array.flags.writeable
-            if own and sys.getrefcount(array) <= 5:
-                words[at] = words[FIRST + i]
-            else:
-                updates[i] = fresh = np.empty(node.shape, node.dtype)
-                words[at] = fresh.ctypes.data
+        if self.moved or (self.updates and max(self.counts_of(list(map(sys.getrefcount, arrays)))) > HOLDERS):
+            updates = self._choose_memory(arrays)
         results: list[Array] = []
         for at, node in self.outputs:
             fresh = np.empty(node.shape, node.dtype)
-            words[at] = fresh.ctypes.data
+            words[at] = fresh.__array_interface__["data"][0]
             results.append(fresh)
         self.team.run(self.address, self.words_address)
+        del copies
         if self.numbers[0]:
             self.numbers[0] = 0
             raise IndexRangeError(_RANGE)
         for place, node in self.plan.copies:
             self._copy(place, node, arrays, results, updates)
         return results, updates
+
+    def _point_to(self, arrays: list[Array]) -> list[Array]:
+        """Write the addresses of the inputs that are not those of the last call; returns copies that were needed."""
+        last, copies = self.last, list[Array]()
+        if all(map(is_, arrays, last)):
+            return copies
+        for i, array in enumerate(arrays):
+            if array is not last[i]:
+                last[i] = array
+                if i in self.updated:
+                    self.moved = True
+                if not array.flags.c_contiguous:
+                    last[i] = None
+                    copies.append(array := np.ascontiguousarray(array))
+                self.words[FIRST + i] = array.__array_interface__["data"][0]
+        return copies
+
+    def _choose_memory(self, arrays: list[Array]) -> dict[int, Array]:
+        """Where each update goes: into its own array, if nobody else looks at that, or into a fresh one."""
+        updates: dict[int, Array] = {}
+        for i, at, node, in_place in self.updates:
+            array = arrays[i]
+            own = in_place and self.last[i] is array and array.flags.owndata and array.flags.writeable
+            # One more: the variable here.
+            if own and sys.getrefcount(array) <= HOLDERS + 1:
+                self.words[at] = self.words[FIRST + i]
+            else:
+                updates[i] = fresh = np.empty(node.shape, node.dtype)
+                self.words[at] = fresh.__array_interface__["data"][0]
+        self.moved = bool(updates)
+        return updates
 
     def _copy(
         self, place: Place, node: Node, arrays: list[Array], results: list[Array], updates: dict[int, Array]
