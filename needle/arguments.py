@@ -88,9 +88,8 @@ def _fields(record: Any) -> dict[str, Any]:
 
 def parts_of(thing: Any) -> list[Any]:
     """What a list, tuple, dict, named tuple or dataclass holds."""
-    if type(thing) in (list, tuple):  # pyright: ignore[reportUnknownArgumentType]
-        return list(cast("list[Any]", thing))
-    return list((cast("dict[Any, Any]", thing) if isinstance(thing, dict) else _fields(thing)).values())
+    parts = cast("Any", _fields(thing) if is_record(thing) else thing)
+    return list(parts.values() if hasattr(parts, "values") else parts)
 
 
 def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:

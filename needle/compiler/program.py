@@ -188,7 +188,7 @@ class Program:
         self.updated = set(graph.updates)
         self.counts_of: Any = itemgetter(*graph.updates, *graph.updates) if graph.updates else None
         self.moved = bool(graph.updates)
-        """Whether it is to be decided anew where updates go; after a call in which all went in place, it need not be."""
+        """Whether it is to be decided anew where updates go: not after a call in which all went in place."""
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
 
     def accepts(self, arrays: list[Array], first: int) -> bool:
