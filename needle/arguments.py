@@ -98,7 +98,7 @@ def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(thing, Tensor | np.ndarray | Place):
         return leaf(thing)
     if kind in (list, tuple):
-        return kind([rebuild(t, leaf) for t in thing])
+        return cast("Any", kind)([rebuild(t, leaf) for t in thing])
     if kind is dict:
         return {k: rebuild(t, leaf) for k, t in thing.items()}
     if is_record(thing):
