@@ -23,5 +23,8 @@ def build(graph: Graph, threads: int | None = None) -> Program:
     graph.verify()
     grouping = fuse(graph)
     kernels = bundle(lower(grouping))
+    grouping.leaves.clear()
+    for lowered in kernels:
+        lowered.forget()
     alone = all(is_serial(lowered.kernel) for lowered in kernels)  # then there is nothing to wake others for
     return Program(graph, grouping, kernels, plan(graph, kernels), 1 if alone else threads or thread_count())

@@ -26,7 +26,7 @@ from needle.compiler.fuse import (
 )
 from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.keep import keep
-from needle.compiler.kernel import Access, Call, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store
+from needle.compiler.kernel import Access, Call, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store, scalars
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
 from needle.ops import BroadcastTo, Embed, Equal, Gather, MatMul, Max, Permute, Reshape, Slice
@@ -42,6 +42,11 @@ class Lowered:
     kernel: Kernel
     memory: list[Node]
     group: Group
+
+    def forget(self) -> None:
+        """No Scalar is made any more: the table by which equal ones were found may go."""
+        for s in scalars(self.kernel):
+            s.pool.known.clear()
 
 
 def lower(grouping: Grouping) -> list[Lowered]:

@@ -208,8 +208,10 @@ class Program:
         profiled: bool = False,
     ) -> None:
         self.graph, self.grouping, self.kernels, self.plan, self.threads = graph, grouping, kernels, plan, threads
-        self.text, self.different = write_text(kernels, plan, graph, threads, host_machine(), profiled)
-        self.library = native.load(self.text, ["step"])
+        self.profiled = profiled
+        text, self.different = write_text(kernels, plan, graph, threads, host_machine(), profiled)
+        self.library = native.load(text, ["step"])
+        del text
         self.address = self.library.addresses["step"]
         self.team = team(threads)
         self.arena = aligned_empty(max(plan.arena_bytes, 1))
@@ -235,6 +237,11 @@ class Program:
         self.moved = bool(graph.updates)
         """Whether it is to be decided anew where updates go: not after a call in which all went in place."""
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
+
+    @property
+    def text(self) -> str:
+        """The LLVM IR, written anew: it would take more memory than a small network."""
+        return write_text(self.kernels, self.plan, self.graph, self.threads, host_machine(), self.profiled)[0]
 
     def _python_calls(self) -> list[PythonCall]:
         """The opaque ops, with the places of their arrays."""
