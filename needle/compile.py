@@ -104,14 +104,15 @@ class Trace:
         values = inputs if all(isinstance(v, Value) for v in inputs) else as_values(inputs)
         requires_grad = recording.enabled and any(v.requires_grad for v in values)
         kept = (op, tuple(values)) if requires_grad else (None, ())
-        if isinstance(op, TensorTupleOp):
-            data = op.compute(*(self._symbol(v) for v in values))
-            return self._wrap(TensorTuple, kept, data, requires_grad)
+        kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
         if values and isinstance(values[0], TensorTuple):
             return self._wrap(Tensor, kept, op.compute(values[0].cached_data), requires_grad)
         simple = op.decompose(*(self._wrap(Tensor, (None, ()), self._symbol(v), False) for v in values))
         if simple is not None:
-            return self._wrap(Tensor, kept, simple.cached_data, requires_grad)
+            return self._wrap(kind, kept, simple.cached_data, requires_grad)
+        if kind is TensorTuple:
+            data = op.compute(*(self._symbol(v) for v in values))
+            return self._wrap(kind, kept, data, requires_grad)
         nodes = tuple([self.node_of(v) for v in values])
         return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
 

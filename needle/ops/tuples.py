@@ -1,7 +1,7 @@
 """Tuples of Tensors as Values, so that an op can have several outputs.
 
 In: Values. Out: a TensorTuple, or one of its members. Invariant: the gradient of a tuple is a tuple.
-Next: __init__.py, the list of all names; then ../device.py.
+Next: join.py, which makes and takes tuples.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,11 @@ class TensorTupleGetItem(TensorOp):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         (members,) = node.inputs
-        nothing = [(m > m) * 1.0 for m in members]  # not m * 0, which is not a number where m is infinite
-        return MakeTensorTuple()(*(out_grad if i == self.index else zeros for i, zeros in enumerate(nothing)))
+        zeros: dict[Any, Any] = {}  # one for all members of a shape and dtype
+        for m in members:
+            if m.spec not in zeros:
+                zeros[m.spec] = (m > m) * 1.0  # not m * 0, which is not a number where m is infinite
+        return MakeTensorTuple()(*(out_grad if i == self.index else zeros[m.spec] for i, m in enumerate(members)))
 
 
 def make_tuple(*tensors: Any) -> Any:
