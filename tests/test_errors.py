@@ -310,6 +310,44 @@ nn.Dropout(1.0)
     ArgumentError: Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not 1.0
 nn.Dropout('a')
     ArgumentError: Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not 'a'
+nn.BatchNorm2d(3)(T(4, 3))
+    ShapeError: BatchNorm2d: needs an input of shape (batch, 3, height, width), not (4, 3)
+nn.LayerNorm((3, 2))(T(4, 3, 3))
+    ShapeError: LayerNorm: needs an input of shape (..., (3, 2)), not (4, 3, 3)
+nn.GroupNorm(2, 3)
+    ArgumentError: GroupNorm: 3 channels cannot be divided into 2 equal groups; choose a divisor of 3
+nn.GroupNorm(3, 3)(T(2, 4, 4))
+    ShapeError: GroupNorm: needs an input of shape (batch, 3, ...), not (2, 4, 4)
+nn.RMSNorm(0)
+    ArgumentError: RMSNorm: normalized_shape must be a whole number of at least 1, not 0
+nn.Embedding(0, 3)
+    ArgumentError: Embedding: num_embeddings must be a whole number of at least 1, not 0
+nn.Embedding(3, 2)(labels(0, 3))
+    IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from -3 to 2
+nn.MSELoss()(T(3), T(3, 1))
+    ShapeError: mse_loss: predictions of shape (3,) need targets of the same shape, not (3, 1); use reshape
+ndl.compile(nn.MSELoss())(T(3), T(3, 1))
+    ShapeError: mse_loss: predictions of shape (3,) need targets of the same shape, not (3, 1); use reshape
+nn.MSELoss('all')(T(3), T(3))
+    ArgumentError: mse_loss: reduction must be 'mean' or 'sum' or 'none', not 'all'
+nn.HuberLoss(delta=0)(T(3), T(3))
+    ArgumentError: huber_loss: delta must be a number above 0, not 0
+nn.CrossEntropyLoss(label_smoothing=2)(T(2, 3), labels(0, 1))
+    ArgumentError: cross_entropy: label_smoothing must be a number from 0 to 1, not 2
+nn.CrossEntropyLoss(weight=[1.0])(T(2, 3), labels(0, 1))
+    ShapeError: cross_entropy: weight must have shape (3,), one number for each class of logits (2, 3), not (1,)
+ndl.einsum('ij,jk', T(2, 3))
+    ArgumentError: einsum: 'ij,jk': it names 2 inputs, but 1 were given; write a letter for each axis
+ndl.einsum('ii', T(2, 2))
+    ArgumentError: einsum: 'ii': 'ii' has a letter twice
+ndl.einsum('...j', T(2, 2))
+    ArgumentError: einsum: '...j': '...j' is not letters only
+ndl.einsum('ij->k', T(2, 2))
+    ArgumentError: einsum: 'ij->k': 'k' is in no input
+ndl.einsum('ij,jk', T(2, 3), T(2, 3))
+    ShapeError: einsum: 'ij,jk': 'j' is an axis of length 3 and one of length 2; they must be equal
+ndl.einsum('ij', T(2))
+    ShapeError: einsum: 'ij': 'ij' names 2 axes, but its input has shape (2,)
 NoForward()(T(2))
     UndefinedError: NoForward has no forward(); write `def forward(self, x)` in it
 ndl.summary(nn.ReLU(), 5)

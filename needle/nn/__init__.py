@@ -1,21 +1,52 @@
 """Layers. Next: module.py."""
 
+from needle.nn.activation import GELU, LeakyReLU, LogSoftmax, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from needle.nn.embedding import Embedding
 from needle.nn.linear import Dropout, Linear, ReLU
-from needle.nn.loss import SoftmaxLoss
+from needle.nn.loss import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    SmoothL1Loss,
+    SoftmaxLoss,
+)
 from needle.nn.module import Flatten, Identity, Module, Parameter, Residual, Sequential
-from needle.nn.norm import BatchNorm1d, LayerNorm1d
+from needle.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, LayerNorm1d, RMSNorm
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "BatchNorm2d",
+    "CrossEntropyLoss",
     "Dropout",
+    "Embedding",
     "Flatten",
+    "GELU",
+    "GroupNorm",
+    "HuberLoss",
     "Identity",
+    "KLDivLoss",
+    "L1Loss",
+    "LayerNorm",
     "LayerNorm1d",
+    "LeakyReLU",
     "Linear",
+    "LogSoftmax",
+    "MSELoss",
     "Module",
     "Parameter",
+    "RMSNorm",
     "ReLU",
     "Residual",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "SmoothL1Loss",
+    "Softmax",
     "SoftmaxLoss",
+    "Softplus",
+    "Tanh",
 ]

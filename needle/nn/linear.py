@@ -1,7 +1,7 @@
 """Linear layers and what stands between them: activation and dropout.
 
 In: (batch, features). Out: (batch, features). Invariant: weights are drawn before biases.
-Next: norm.py.
+Next: activation.py.
 """
 
 from typing import Any

@@ -6,6 +6,7 @@ Next: elementwise.py.
 
 from needle.ops.activation import GELU, LeakyReLU, SiLU, Softplus, gelu, leaky_relu, logsigmoid, silu, softplus
 from needle.ops.contract import MatMul, matmul
+from needle.ops.einsum import einsum
 from needle.ops.elementwise import (
     Abs,
     Add,
@@ -188,6 +189,7 @@ __all__ = [
     "dilate",
     "divide",
     "divide_scalar",
+    "einsum",
     "equal",
     "exp",
     "flip",

@@ -2,7 +2,7 @@
 
 In: a Value and one axis. Out: a Value. Invariant: positions are int64 and have no gradient; values are gathered at
 positions, so their gradients are those of Gather.
-Next: __init__.py, the list of all names; then ../device.py.
+Next: einsum.py.
 
 In a compiled function nothing can branch on values, so there `argsort` counts for each element how many come before it.
 That is n ** 2 comparisons for lines of n elements: fast for a few thousand, and no way to sort a million.

@@ -1,0 +1,231 @@
+"""Every layer and loss beside PyTorch, and compiled beside eager, on tiny shapes.
+
+In: ROWS: how to build a module, the same in functions of PyTorch on the module's own arrays, and its inputs.
+Out: a failure where results, gradients, or parameters after a few training steps differ, in float64.
+Invariant: a new layer needs a row in the table and nothing else here. Parameters are in needle's layout on both sides,
+so a row also says how the two layouts are related. Next: test_nn.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn
+from needle.dtype import Array, is_float
+
+Reference = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module and the same in PyTorch: `reference(torch, functional, parameters by name, *inputs)`."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    reference: Reference
+    inputs: tuple[Any, ...]
+
+    def arrays(self) -> list[Array]:
+        """A shape gives normal numbers; an array is itself; a function makes an array."""
+        made = [x() if callable(x) else x for x in self.inputs]
+        return [np.random.randn(*x) if isinstance(x, tuple) else x for x in made]
+
+
+def labels(classes: int, *shape: int) -> Callable[[], Array]:
+    return lambda: np.random.randint(classes, size=shape)
+
+
+def probabilities(*shape: int) -> Callable[[], Array]:
+    return lambda: np.random.dirichlet(np.ones(shape[-1]), shape[:-1])
+
+
+def log_probabilities(*shape: int) -> Callable[[], Array]:
+    return lambda: np.log(np.random.dirichlet(np.ones(shape[-1]), shape[:-1]))
+
+
+def binary(*shape: int) -> Callable[[], Array]:
+    return lambda: np.random.randint(2, size=shape).astype(float)
+
+
+class Table(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
+
+
+WEIGHTS = np.array([0.5, 2.0, 1.0, 0.25])
+ROWS: list[Row] = [
+    Row("Tanh", nn.Tanh, lambda t, F, p, x: t.tanh(x), ((2, 3),)),
+    Row("Sigmoid", nn.Sigmoid, lambda t, F, p, x: t.sigmoid(x), ((2, 3),)),
+    Row("GELU", nn.GELU, lambda t, F, p, x: F.gelu(x, approximate="tanh"), ((2, 3),)),
+    Row("SiLU", nn.SiLU, lambda t, F, p, x: F.silu(x), ((2, 3),)),
+    Row("Softplus", nn.Softplus, lambda t, F, p, x: F.softplus(x), ((2, 3),)),
+    Row("LeakyReLU", lambda: nn.LeakyReLU(0.2), lambda t, F, p, x: F.leaky_relu(x, 0.2), ((2, 3),)),
+    Row("Softmax", lambda: nn.Softmax(1), lambda t, F, p, x: F.softmax(x, 1), ((2, 3, 2),)),
+    Row("LogSoftmax", nn.LogSoftmax, lambda t, F, p, x: F.log_softmax(x, -1), ((2, 3, 2),)),
+    Row("Embedding", lambda: nn.Embedding(5, 3), lambda t, F, p, x: F.embedding(x, p["weight"]), (labels(5, 2, 4),)),
+    Row(
+        "LayerNorm",
+        lambda: nn.LayerNorm((3, 2)),
+        lambda t, F, p, x: F.layer_norm(x, (3, 2), p["weight"], p["bias"]),
+        ((2, 4, 3, 2),),
+    ),
+    Row("RMSNorm", lambda: nn.RMSNorm(3), lambda t, F, p, x: F.rms_norm(x, (3,), p["weight"], 1e-6), ((2, 4, 3),)),
+    Row(
+        "GroupNorm",
+        lambda: nn.GroupNorm(2, 4),
+        lambda t, F, p, x: F.group_norm(x, 2, p["weight"], p["bias"]),
+        ((3, 4, 2, 2),),
+    ),
+    Row(
+        "BatchNorm2d",
+        lambda: nn.BatchNorm2d(3),
+        lambda t, F, p, x: F.batch_norm(x, None, None, p["weight"], p["bias"], training=True),
+        ((2, 3, 2, 2),),
+    ),
+    Row(
+        "BatchNorm2d in evaluation",
+        lambda: nn.BatchNorm2d(3).eval(),
+        lambda t, F, p, x: F.batch_norm(x, t.zeros(3).double(), t.ones(3).double(), p["weight"], p["bias"]),
+        ((2, 3, 2, 2),),
+    ),
+    Row("CrossEntropyLoss", nn.CrossEntropyLoss, lambda t, F, p, x, y: F.cross_entropy(x, y), ((5, 4), labels(4, 5))),
+    Row(
+        "CrossEntropyLoss with all",
+        lambda: nn.CrossEntropyLoss(WEIGHTS, ignore_index=-100, label_smoothing=0.1),
+        lambda t, F, p, x, y: F.cross_entropy(x, y, t.tensor(WEIGHTS), label_smoothing=0.1),
+        ((5, 4), np.array([0, 3, -100, 2, 1])),
+    ),
+    Row(
+        "CrossEntropyLoss, ignoring",
+        lambda: nn.CrossEntropyLoss(ignore_index=2),
+        lambda t, F, p, x, y: F.cross_entropy(x, y, ignore_index=2),
+        ((5, 4), np.array([0, 3, 2, 2, 1])),
+    ),
+    Row("MSELoss", nn.MSELoss, lambda t, F, p, x, y: F.mse_loss(x, y), ((3, 2), (3, 2))),
+    Row("L1Loss", lambda: nn.L1Loss("sum"), lambda t, F, p, x, y: F.l1_loss(x, y, reduction="sum"), ((3, 2), (3, 2))),
+    Row(
+        "HuberLoss",
+        lambda: nn.HuberLoss("none", 0.5),
+        lambda t, F, p, x, y: F.huber_loss(x, y, reduction="none", delta=0.5),
+        ((3, 2), (3, 2)),
+    ),
+    Row(
+        "SmoothL1Loss",
+        lambda: nn.SmoothL1Loss(beta=0.5),
+        lambda t, F, p, x, y: F.smooth_l1_loss(x, y, beta=0.5),
+        ((3, 2), (3, 2)),
+    ),
+    Row(
+        "BCEWithLogitsLoss",
+        nn.BCEWithLogitsLoss,
+        lambda t, F, p, x, y: F.binary_cross_entropy_with_logits(x, y),
+        ((3, 4), binary(3, 4)),
+    ),
+    Row(
+        "BCEWithLogitsLoss with weights",
+        lambda: nn.BCEWithLogitsLoss(pos_weight=3.0),
+        lambda t, F, p, x, y: F.binary_cross_entropy_with_logits(x, y, pos_weight=t.tensor(3.0)),
+        ((3, 4), binary(3, 4)),
+    ),
+    Row(
+        "KLDivLoss",
+        lambda: nn.KLDivLoss("batchmean"),
+        lambda t, F, p, x, y: F.kl_div(x, y, reduction="batchmean"),
+        (log_probabilities(3, 4), probabilities(3, 4)),
+    ),
+    Row(
+        "KLDivLoss of logarithms",
+        lambda: nn.KLDivLoss("sum", log_target=True),
+        lambda t, F, p, x, y: F.kl_div(x, y, log_target=True, reduction="sum"),
+        (log_probabilities(3, 4), log_probabilities(3, 4)),
+    ),
+]
+STEPS, RATE = 3, 0.05
+
+
+def built(row: Row) -> nn.Module:
+    """The module in float64, with parameters that are neither 0 nor 1."""
+    np.random.seed(1)
+    module = row.build()
+    for _, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_float(tensor.dtype):
+            random = 0.1 * np.random.rand(*tensor.shape) if isinstance(tensor, nn.Parameter) else 0
+            tensor.cached_data = tensor.numpy().astype("float64") + random
+    return module
+
+
+def tensors(arrays: list[Array]) -> list[ndl.Tensor]:
+    return [ndl.Tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
+
+
+def first(result: Any) -> Any:
+    """The output that is trained on, where there are several."""
+    return first(result[0]) if isinstance(result, tuple | list) else result
+
+
+def trained(module: nn.Module, arrays: list[Array], compiled: bool) -> dict[str, Array]:
+    """Outputs and gradients of the first step, and the parameters after STEPS of them."""
+    optimizer = ndl.optim.SGD(module.parameters(), RATE) if module.parameters() else None
+
+    def step(*inputs: Any) -> Any:
+        module.zero_grad()
+        output = first(module(*inputs))
+        (output * output).sum().backward()
+        grads = [t.grad for t in (*inputs, *module.parameters()) if t.grad is not None]
+        if optimizer is not None:
+            optimizer.step()
+        return [output, *grads]
+
+    run = ndl.compile(step) if compiled else step
+    outputs = [run(*tensors(arrays)) for _ in range(STEPS if optimizer is not None else 1)]
+    found = {f"result {i}": result.numpy() for i, result in enumerate(outputs[0])}
+    return found | {name: p.numpy() for name, p in module.named_parameters()}
+
+
+def trained_by_torch(torch: ModuleType, row: Row, module: nn.Module, arrays: list[Array]) -> dict[str, Array]:
+    """The same numbers from PyTorch, from the parameters that `module` has now."""
+    inputs = [torch.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
+    parameters = {n: torch.tensor(p.numpy().copy(), requires_grad=True) for n, p in module.named_parameters()}
+    found: dict[str, Array] = {}
+    for _ in range(STEPS):
+        output = first(row.reference(torch, torch.nn.functional, parameters, *inputs))
+        wanted = [t for t in (*inputs, *parameters.values()) if t.requires_grad]
+        grads = torch.autograd.grad((output * output).sum(), wanted, allow_unused=True)
+        results = [output, *(g for g in grads if g is not None)]
+        found = found or {f"result {i}": result.detach().numpy() for i, result in enumerate(results)}
+        with torch.no_grad():
+            for t, g in zip(wanted, grads, strict=True):
+                if any(t is p for p in parameters.values()) and g is not None:
+                    t -= RATE * g
+    return found | {name: p.detach().numpy() for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_layer_equals_torch_and_compiled_equals_eager(torch: ModuleType, row: Row) -> None:
+    arrays = row.arrays()
+    wanted = trained_by_torch(torch, row, built(row), arrays)
+    for compiled in (False, True):
+        found = trained(built(row), arrays, compiled)
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            note = f"{name}, {'compiled' if compiled else 'eager'}"
+            assert found[name].shape == array.shape, note
+            np.testing.assert_allclose(found[name], array, rtol=1e-8, atol=1e-10, err_msg=note)
+
+
+def test_every_layer_has_a_row() -> None:
+    elsewhere = {"Module", "Sequential", "Identity", "Flatten", "Residual", "Parameter", "Dropout", "Linear", "ReLU"}
+    elsewhere |= {"BatchNorm1d", "LayerNorm1d", "SoftmaxLoss"}  # in test_parity.py
+    rows = {row.name.split()[0].strip(",") for row in ROWS}
+    assert {name for name in nn.__all__ if name not in elsewhere} <= rows
