@@ -3,7 +3,8 @@
 Next: ARCHITECTURE.md, the tour; then value.py.
 """
 
-from needle import autograd, data, errors, functional, init, nn, ops, optim
+from needle import autograd, data, errors, functional, init, nn, ops, optim, schedule
+from needle.averaging import MovingAverage
 from needle.backward import no_grad
 from needle.compile import compile
 from needle.data import DataLoader, Dataset
@@ -84,6 +85,7 @@ __all__ = [
     "DataLoader",
     "Dataset",
     "Device",
+    "MovingAverage",
     "Tensor",
     "TensorTuple",
     "absolute",
@@ -153,6 +155,7 @@ __all__ = [
     "reduce_max",
     "relu",
     "reshape",
+    "schedule",
     "sigmoid",
     "sign",
     "silu",

@@ -211,20 +211,24 @@ class Trace:
             raise TraceError(_OPTIMIZER.format(site=user_site(), name=type(optimizer).__name__))
         _, count = self.steps.get(id(optimizer), (optimizer, 0))
         self.steps[id(optimizer)] = (optimizer, count + 1)
-        shadow = self._with_numbers(optimizer, count + 1)
+        shadows = [self._with_numbers(optimizer, count + 1, group) for group in range(len(optimizer.param_groups))]
         with no_grad():
             for i, p in enumerate(optimizer.params):
                 if p.grad is not None:
-                    self._update(optimizer, shadow, i, p)
+                    self._update(optimizer, shadows[optimizer.group_of[i]], i, p)
 
-    def _with_numbers(self, optimizer: Optimizer, count: int) -> Any:
+    def _with_numbers(self, optimizer: Optimizer, count: int, group: int) -> Any:
+        """A copy that reads its numbers on each call; one that is 0 is left out, except for the learning rate."""
         shadow = copy.copy(optimizer)
         me = id(optimizer)
         shadow.t = HostNumber((me, "t", count), lambda: optimizer.t + count)  # pyright: ignore[reportAttributeAccessIssue]
         for name in optimizer.numbers:
-            if getattr(optimizer, name):
-                setattr(shadow, name, HostNumber((me, name), lambda name=name: float(getattr(optimizer, name)), True))
-            self.guard.watch_number(optimizer, name)
+            value: Any = optimizer.number(name, group)
+            if value or name == "lr":
+                value = HostNumber((me, name, group), lambda name=name: float(optimizer.number(name, group)), True)
+            setattr(shadow, name, value)
+            if name != "lr":
+                self.guard.watch_number(optimizer, name, group)
         return shadow
 
     def _update(self, optimizer: Optimizer, shadow: Any, i: int, p: Tensor) -> None:

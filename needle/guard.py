@@ -62,13 +62,12 @@ class Guard:
             attributes = cast("dict[str, Any]", vars(module))
             self.modules.append((attributes, dict(attributes), module))
             for name, value in attributes.items():
-                if type(value) in (list, dict) and name != "state":
+                if type(value) in (list, dict) and name not in ("state", "param_groups"):
                     self.ask(f"{type(module).__name__}.{name}", partial(signature, value))
 
-    def watch_number(self, thing: Any, name: str) -> None:
-        """Whether a number is zero: then it was left out."""
-        if self._once((id(thing), name)):
-            self.ask(f"{type(thing).__name__}.{name}", lambda: bool(getattr(thing, name)))
+    def watch_number(self, optimizer: Any, name: str, group: int) -> None:
+        """Whether a number of a group of parameters is zero: then it was left out."""
+        self.ask(f"{type(optimizer).__name__}.{name}", lambda: bool(optimizer.number(name, group)))
 
     def watch_function(self, function: Any) -> None:
         """What a function reads from outside: closure, globals, defaults, and its object."""

@@ -422,6 +422,28 @@ optim.Newton([T(2)]).step(lambda: 3.0)
     GraphError: Newton.step: the loss does not depend on every parameter
 optim.Newton([T(2)], max_cg=0)
     ArgumentError: Newton: max_cg must be a finite number of at least 1, not 0
+optim.Muon([T(2)])
+    ArgumentError: Muon: parameter 0 has shape (2,), but only matrices have a direction; give it to another optimizer
+optim.SGD([T(2)]).clip_grad_value(-1)
+    ArgumentError: SGD: limit must be a finite number of at least 0, not -1
+optim.SGD([{'params': [T(2)], 'beta': 1}])
+    ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 0 has 'beta', which is no number of SGD
+optim.SGD([{'params': [T(2)], 'lr': -1}])
+    ArgumentError: group 0 lr must be a finite number of at least 0, not -1
+optim.SGD([{'params': [T(2)]}, T(2)])
+    ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 1 is a Tensor
+optim.accumulate([T(2)], [])
+    ArgumentError: accumulate: no loss was given; give at least one micro-batch
+ndl.MovingAverage([T(2)], decay=1)
+    ArgumentError: MovingAverage: decay must be a number of at least 0 and below 1, not 1
+ndl.MovingAverage([T(2)]).load_state_dict({'average.0': 1})
+    CheckpointError: needs an array of shape (2,) under the name 'average.0'
+ndl.schedule.StepLR(optim.SGD([T(2)]), 0)
+    ArgumentError: StepLR: step_size must be a whole number of at least 1, not 0
+ndl.schedule.CosineWarmup(optim.SGD([T(2)]), 5, 5)
+    ArgumentError: CosineWarmup: total must be a whole number of at least 6, not 5
+ndl.schedule.StepLR(0.1, 5)
+    ArgumentError: StepLR: needs an optimizer with a learning rate, not float
 # initial values
 ndl.init.kaiming_uniform(0, 2)
     ArgumentError: kaiming_uniform: a fan must be at least 1, not 0
