@@ -116,6 +116,21 @@ def gelu(a: Array) -> Array:
     return a * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi).item() * (a + 0.044715 * (a * 1.0) ** 3)))
 
 
+def convolve(a: Array, b: Array, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Array:
+    """A convolution of pictures as its definition says it, one tap after the other."""
+    a = np.pad(a, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = ((n - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(a.shape[1:3], b.shape[:2], strict=True))
+    total: Any = False
+    for i, j in product(range(b.shape[0]), range(b.shape[1])):
+        rows, columns = (
+            slice(k * dilation, k * dilation + stride * (n - 1) + 1, stride) for k, n in ((i, height), (j, width))
+        )
+        taken = np.split(a[:, rows, columns], groups, -1)
+        parts = [x @ w for x, w in zip(taken, np.split(b[i, j], groups, -1), strict=True)]
+        total = total + np.concatenate(parts, -1)
+    return total
+
+
 ONE = (((),), ((3,),), ((2, 3),), ((2, 0, 3),), ((2, 1, 3),))
 TWO = (
     ((), ()),
@@ -142,6 +157,8 @@ KINKED: dict[str, Any] = {"samples": (away,)}
 LISTS = (((2, 3), (2, 3)), ((2, 0), (2, 0)), ((2, 1), (2, 1), (2, 1)))
 PADS = [(((1, 0), (2, 1)), [(2, 3), (0, 2)]), (0, [(2,)]), (((0, 2),), [(3,)])]
 FLIPS = [(None, [(2, 3), (0, 2)]), (1, [(2, 3)]), ((0, -1), [(2, 1, 3)])]
+WINDOWS = [((1, 1), (((2, 3, 4, 2), (3, 2, 2, 3)),)), ((2, 0, 1, 2), (((1, 4, 5, 4), (2, 2, 2, 2)),))]
+WINDOWS += [((1, 2, 2), (((2, 2, 3, 1), (2, 3, 1, 2)), ((0, 3, 3, 1), (3, 3, 1, 1))))]
 GATHERS = (((4, 3), (2,)), ((4,), ()), ((4, 2), (2, 3)), ((4,), (0,)))
 
 CASES: list[Case] = [
@@ -239,6 +256,16 @@ CASES: list[Case] = [
         (distinct,),
     ),
     *rows("CumSum", ndl.cumsum, np.cumsum, ((0, [(5,), (0,), (3, 2)]), (-2, [(2, 3, 2)]))),
+    *[
+        Case("Conv", lambda a, b, n=n: ndl.conv(a, b, *n), lambda a, b, n=n: convolve(a, b, *n), shapes)
+        for n, shapes in WINDOWS
+    ],
+    Case(
+        "Conv",
+        lambda a, b: ndl.conv(a, b, 1, 0),
+        lambda a, b: convolve(a[:, None], b[None])[:, 0],
+        (((2, 5, 2), (3, 2, 3)),),
+    ),
     Case("MatMul", ndl.matmul, np.matmul, PRODUCTS),
     Case("Gather", ndl.gather, lambda a, i: np.take(a, i, axis=0), GATHERS, (real, index)),
     Case("Gather", lambda a, i: ndl.gather(a, i, 1), lambda a, i: a[:, i], (((2, 4), (3,)),), (real, index)),

@@ -324,6 +324,46 @@ nn.Embedding(0, 3)
     ArgumentError: Embedding: num_embeddings must be a whole number of at least 1, not 0
 nn.Embedding(3, 2)(labels(0, 3))
     IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from -3 to 2
+nn.Conv2d(3, 4, 0)
+    ArgumentError: Conv2d: kernel_size must be a whole number of at least 1, or one of them for each of the 2 sliding
+    axes, not 0
+nn.Conv2d(3, 4, 3, groups=2)
+    ArgumentError: Conv2d: 3 in_channels cannot be divided into 2 equal groups
+nn.Conv(0, 4, 3)
+    ArgumentError: Conv: in_channels must be a whole number of at least 1, not 0
+nn.Conv(3, 4, 3)(T(2, 4, 8, 8))
+    ShapeError: Conv: needs an input of shape (batch, 3, height, width), not (2, 4, 8, 8)
+nn.Conv1d(3, 4, 3)(T(2, 3))
+    ShapeError: Conv1d: needs an input of shape (batch, 3, length), not (2, 3)
+nn.Conv2d(3, 4, 3, stride=0)(T(2, 3, 8, 8))
+    ArgumentError: conv: stride must be a whole number of at least 1, or one of them for each of the 2 sliding axes
+nn.Conv2d(3, 4, 3, padding=-1)(T(2, 3, 8, 8))
+    ArgumentError: conv: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
+nn.Conv2d(3, 4, 5)(T(2, 3, 4, 8))
+    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+ndl.compile(nn.Conv2d(3, 4, 5))(T(2, 3, 4, 8))
+    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+ndl.conv(T(2, 4, 4, 3), T(3, 3, 2, 4))
+    ShapeError: input of shape (2, 4, 4, 3) has 3 channels, but the kernel of shape (3, 3, 2, 4) takes 2 (2 in each of
+    1 groups)
+ndl.conv(T(2, 4, 4, 4), T(3, 3, 2, 3), groups=2)
+    ShapeError: 3 outputs of the kernel of shape (3, 3, 2, 3) cannot be divided into 2 equal groups
+ndl.conv(T(2, 4, 3), T(3, 3, 2, 3))
+    ShapeError: input of shape (2, 4, 3) and kernel of shape (3, 3, 2, 3): both need the same number of axes
+ndl.conv(T(2, 4, 4, 3), T(3, 3, 3, 4), groups=0)
+    ArgumentError: conv: groups must be a whole number of at least 1, not 0
+ndl.conv_transpose(T(2, 4, 4, 3), T(3, 3, 2, 3), output_padding=1)
+    ArgumentError: conv_transpose: output_padding (1, 1) must be below the stride (1, 1)
+ndl.conv_transpose(T(2, 4, 4, 3), T(3, 3, 2, 4))
+    ShapeError: conv_transpose: input of shape (2, 4, 4, 3) has 3 channels, but the kernel of shape (3, 3, 2, 4) takes 4
+ndl.max_pool(T(2, 3), 4)
+    ShapeError: max_pool: a window reaches over 4 elements of axis 0, but shape (2, 3) has only 2 there
+ndl.avg_pool(T(2, 3), 2, padding=2)
+    ArgumentError: avg_pool: padding 2 is more than half of the window 2, so some windows would hold padding only
+nn.MaxPool2d(2, 0)(T(2, 3, 4, 4))
+    ArgumentError: max_pool: stride must be a whole number of at least 1
+nn.AdaptiveAvgPool2d(0)(T(2, 3, 4, 4))
+    ArgumentError: adaptive_avg_pool: sizes must be a whole number of at least 1
 nn.MSELoss()(T(3), T(3, 1))
     ShapeError: mse_loss: predictions of shape (3,) need targets of the same shape, not (3, 1); use reshape
 ndl.compile(nn.MSELoss())(T(3), T(3, 1))

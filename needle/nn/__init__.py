@@ -1,6 +1,7 @@
 """Layers. Next: module.py."""
 
 from needle.nn.activation import GELU, LeakyReLU, LogSoftmax, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from needle.nn.conv import Conv, Conv1d, Conv2d, ConvTranspose2d
 from needle.nn.embedding import Embedding
 from needle.nn.linear import Dropout, Linear, ReLU
 from needle.nn.loss import (
@@ -15,11 +16,20 @@ from needle.nn.loss import (
 )
 from needle.nn.module import Flatten, Identity, Module, Parameter, Residual, Sequential
 from needle.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, LayerNorm1d, RMSNorm
+from needle.nn.pool import AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
 
 __all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
+    "Conv",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose2d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
@@ -36,6 +46,8 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "MSELoss",
+    "MaxPool1d",
+    "MaxPool2d",
     "Module",
     "Parameter",
     "RMSNorm",

@@ -2,7 +2,7 @@
 
 In: (batch, ..., dim, ...). Out: the same shape. Invariant: statistics are ops, so gradients flow through them; running
 statistics are not.
-Next: loss.py.
+Next: conv.py.
 """
 
 from typing import Any

@@ -6,6 +6,7 @@ Next: elementwise.py.
 
 from needle.ops.activation import GELU, LeakyReLU, SiLU, Softplus, gelu, leaky_relu, logsigmoid, silu, softplus
 from needle.ops.contract import MatMul, matmul
+from needle.ops.conv import Conv, conv, conv_transpose
 from needle.ops.einsum import einsum
 from needle.ops.elementwise import (
     Abs,
@@ -86,6 +87,7 @@ from needle.ops.movement import (
     undilate,
 )
 from needle.ops.order import ArgMax, ArgSort, CumSum, argmax, argsort, cumsum, sort, take_along, topk
+from needle.ops.pool import adaptive_avg_pool, avg_pool, max_pool
 from needle.ops.reduce import (
     Center,
     LogSoftmax,
@@ -121,6 +123,7 @@ __all__ = [
     "Center",
     "Clip",
     "Concatenate",
+    "Conv",
     "CumSum",
     "DivScalar",
     "Divide",
@@ -176,15 +179,19 @@ __all__ = [
     "Transpose",
     "Where",
     "absolute",
+    "adaptive_avg_pool",
     "add",
     "add_scalar",
     "argmax",
     "argsort",
+    "avg_pool",
     "broadcast_to",
     "cast",
     "center",
     "clip",
     "concatenate",
+    "conv",
+    "conv_transpose",
     "cumsum",
     "dilate",
     "divide",
@@ -208,6 +215,7 @@ __all__ = [
     "logsumexp",
     "make_tuple",
     "matmul",
+    "max_pool",
     "maximum",
     "mean",
     "mean_square",

@@ -2,7 +2,7 @@
 
 In: a text with a letter for each axis, and Values. Out: a Value. Invariant: made of transposes, sums, and one product
 for each further input, taken from left to right; so it has gradients of any order and needs no kernel of its own.
-Next: __init__.py, the list of all names; then ../device.py.
+Next: conv.py.
 """
 
 from collections.abc import Iterable
