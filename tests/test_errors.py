@@ -364,6 +364,24 @@ nn.MaxPool2d(2, 0)(T(2, 3, 4, 4))
     ArgumentError: max_pool: stride must be a whole number of at least 1
 nn.AdaptiveAvgPool2d(0)(T(2, 3, 4, 4))
     ArgumentError: adaptive_avg_pool: sizes must be a whole number of at least 1
+nn.LSTM(0, 3)
+    ArgumentError: LSTMCell: input_size must be a whole number of at least 1, not 0
+nn.RNN(2, 3, 0)
+    ArgumentError: RNN: num_layers must be a whole number of at least 1, not 0
+nn.RNN(2, 3, nonlinearity='sigmoid')
+    ArgumentError: RNNCell: nonlinearity must be 'tanh' or 'relu', not 'sigmoid'
+nn.RNN(2, 3)(T(4, 2))
+    ShapeError: RNN: needs an input of shape (steps, batch, 2), not (4, 2)
+nn.RNN(2, 3)(T(0, 4, 2))
+    ShapeError: RNN: the sequence has no steps (shape (0, 4, 2)); give at least one
+nn.RNN(2, 3)(T(5, 4, 2), T(4, 3))
+    ShapeError: RNN: h must have shape (1, 4, 3), not (4, 3)
+nn.LSTM(2, 3)(T(5, 4, 2), T(1, 4, 3))
+    ArgumentError: LSTM: the state is a pair of Tensors (h, c), not Tensor
+nn.LSTMCell(2, 3)(T(4, 2), (T(4, 3), T(4, 2)))
+    ShapeError: LSTMCell: c must have shape (4, 3), not (4, 2)
+nn.GRUCell(2, 3)(T(4, 3))
+    ShapeError: GRUCell: needs an input of shape (batch, 2), not (4, 3)
 nn.MSELoss()(T(3), T(3, 1))
     ShapeError: mse_loss: predictions of shape (3,) need targets of the same shape, not (3, 1); use reshape
 ndl.compile(nn.MSELoss())(T(3), T(3, 1))

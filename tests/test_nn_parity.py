@@ -63,6 +63,50 @@ class Table(nn.Module):
         return self.function(*inputs)
 
 
+def recurrent(kind: str, layers: int = 1, states: int = 1) -> Reference:
+    """A reference for RNN, LSTM or GRU: the module of PyTorch, called with the parameters transposed."""
+
+    def run(t: Any, F: Any, p: dict[str, Any], x: Any, *state: Any) -> Any:
+        twin = getattr(t.nn, kind)(x.shape[-1], 3, layers).double()
+        own = {}
+        for i in range(layers):
+            cell = f"{kind.lower()}_cells.{i}."
+            own |= {f"weight_ih_l{i}": p[cell + "W_ih"].T, f"weight_hh_l{i}": p[cell + "W_hh"].T}
+            own |= {f"bias_ih_l{i}": p[cell + "bias_ih"], f"bias_hh_l{i}": p[cell + "bias_hh"]}
+        given = (state if states == 2 else state[0],) if state else ()
+        outputs, last = t.func.functional_call(twin, own, (x, *given))
+        return t.cat([outputs, *last]) if states == 2 else t.cat([outputs, last])
+
+    return run
+
+
+def cell(kind: str) -> Reference:
+    """A reference for a cell."""
+
+    def run(t: Any, F: Any, p: dict[str, Any], x: Any) -> Any:
+        function = {"RNNCell": t.rnn_relu_cell, "LSTMCell": t.lstm_cell, "GRUCell": t.gru_cell}[kind]
+        zero = t.zeros(len(x), 3).double()
+        state = (zero, zero) if kind == "LSTMCell" else zero
+        found = function(x, state, p["W_ih"].T, p["W_hh"].T, p["bias_ih"], p["bias_hh"])
+        return t.cat(found) if kind == "LSTMCell" else found
+
+    return run
+
+
+class Joined(nn.Module):
+    """Outputs and last state of a recurrent layer as one Tensor, with a state to begin with where one is given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        vars(self).update(vars(inner))
+        self.inner = inner.forward
+
+    def forward(self, x: Any, *state: Any) -> Any:
+        found = self.inner(x, *((state if len(state) == 2 else state[0],) if state else ()))
+        parts = [*found[:-1], *(found[-1] if isinstance(found[-1], tuple) else found[-1:])]
+        return ndl.concatenate(parts) if isinstance(found, tuple) else found
+
+
 WEIGHTS = np.array([0.5, 2.0, 1.0, 0.25])
 ROWS: list[Row] = [
     Row("Tanh", nn.Tanh, lambda t, F, p, x: t.tanh(x), ((2, 3),)),
@@ -151,6 +195,19 @@ ROWS: list[Row] = [
         ((2, 3, 5, 6),),
     ),
     Row("AdaptiveAvgPool1d", lambda: nn.AdaptiveAvgPool1d(1), lambda t, F, p, x: x.mean(-1, True), ((2, 3, 5),)),
+    Row("RNNCell", lambda: nn.RNNCell(2, 3, nonlinearity="relu"), cell("RNNCell"), ((4, 2),)),
+    Row("LSTMCell", lambda: Joined(nn.LSTMCell(2, 3)), cell("LSTMCell"), ((4, 2),)),
+    Row("GRUCell", lambda: nn.GRUCell(2, 3), cell("GRUCell"), ((4, 2),)),
+    Row("RNN", lambda: Joined(nn.RNN(2, 3, 2)), recurrent("RNN", 2), ((4, 2, 2),)),
+    Row("RNN with a state", lambda: Joined(nn.RNN(2, 3)), recurrent("RNN"), ((4, 2, 2), (1, 2, 3))),
+    Row("LSTM", lambda: Joined(nn.LSTM(2, 3)), recurrent("LSTM", 1, 2), ((10, 1, 2),)),
+    Row(
+        "LSTM with a state",
+        lambda: Joined(nn.LSTM(2, 3, 2)),
+        recurrent("LSTM", 2, 2),
+        ((3, 2, 2), (2, 2, 3), (2, 2, 3)),
+    ),
+    Row("GRU", lambda: Joined(nn.GRU(2, 3)), recurrent("GRU"), ((4, 2, 2),)),
     Row("CrossEntropyLoss", nn.CrossEntropyLoss, lambda t, F, p, x, y: F.cross_entropy(x, y), ((5, 4), labels(4, 5))),
     Row(
         "CrossEntropyLoss with all",

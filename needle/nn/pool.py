@@ -1,7 +1,7 @@
 """Pooling as layers, on pictures (batch, channels, height, width) and lines (batch, channels, length).
 
 In: any number of axes; the last two, or the last one, are pooled. Out: they are shorter. Invariant: no parameters.
-Next: loss.py.
+Next: recurrent.py.
 """
 
 from typing import Any
