@@ -3,7 +3,7 @@
 Next: ARCHITECTURE.md, the tour; then value.py.
 """
 
-from needle import autograd, data, errors, functional, init, nn, ops, optim, schedule
+from needle import attention, autograd, data, errors, functional, init, nn, ops, optim, schedule
 from needle.averaging import MovingAverage
 from needle.backward import no_grad
 from needle.compile import compile
@@ -99,6 +99,7 @@ __all__ = [
     "add_scalar",
     "all_devices",
     "argmax",
+    "attention",
     "argsort",
     "autograd",
     "avg_pool",

@@ -1,7 +1,7 @@
-"""Functions made of several ops: softmax, and the losses.
+"""Functions made of several ops: softmax, dropout, and the losses.
 
 In: Tensors. Out: Tensors. Invariant: no new op and no NumPy on values, so each is differentiable to any order.
-Next: nn/module.py.
+Next: attention.py.
 """
 
 from typing import Any, cast
@@ -10,7 +10,7 @@ import numpy as np
 
 from needle.dtype import Array, in_range
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, NeedleError, ShapeError
-from needle.init import one_hot
+from needle.init import one_hot, randb
 from needle.ops import LogSumExp, absolute, equal, log, logsoftmax, logsumexp, not_equal, softplus, where
 from needle.tensor import Tensor
 from needle.value import Shape, as_axes
@@ -29,6 +29,7 @@ _SAME_SHAPE = (
     "{name}: predictions of shape {shape} need targets of the same shape, not {found}; use reshape on one of them"
 )
 _REDUCTION = "{name}: reduction must be {allowed}, not {found!r}"
+_PROBABILITY = "dropout: p is the probability of dropping an element, from 0 up to but not including 1, not {p!r}"
 _POSITIVE = "{name}: {argument} must be a number above 0, not {value!r}"
 
 
@@ -45,6 +46,13 @@ def log_softmax(logits: Tensor, axis: int = -1) -> Tensor:
     _check_tensor("log_softmax", logits)
     (axis,) = as_axes("log_softmax", axis, logits.shape)
     return logits - LogSumExp(axis, keepdims=True)(logits)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Each element is 0 with probability p, and divided by 1 - p otherwise (Srivastava et al., 2014)."""
+    if not in_range(p, 0, 1):
+        raise ArgumentError(_PROBABILITY.format(p=p))
+    return x * (randb(*x.shape, p=1 - p, device=x.device, dtype=x.dtype) / (1 - p))
 
 
 def cross_entropy(

@@ -382,6 +382,27 @@ nn.LSTMCell(2, 3)(T(4, 2), (T(4, 3), T(4, 2)))
     ShapeError: LSTMCell: c must have shape (4, 3), not (4, 2)
 nn.GRUCell(2, 3)(T(4, 3))
     ShapeError: GRUCell: needs an input of shape (batch, 2), not (4, 3)
+nn.MultiHeadAttention(5, 2)
+    ArgumentError: MultiHeadAttention: embed_dim 5 cannot be divided into num_heads=2 equal heads
+nn.MultiHeadAttention(4, 2)(T(2, 3, 5))
+    ShapeError: MultiHeadAttention: query must have shape (batch, steps, 4), not (2, 3, 5)
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 4) > 0)
+    ShapeError: MultiHeadAttention: key_padding_mask must have shape (2, 3) (True: left out), not (2, 4)
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 3))
+    DTypeError: MultiHeadAttention: key_padding_mask must be of bool, not float64; write mask > 0
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), attn_mask=T(2, 2) > 0)
+    ShapeError: scaled_dot_product_attention: mask of shape (2, 2) does not broadcast to that of the weights, (2, 2, 3,
+    3)
+ndl.attention.scaled_dot_product_attention(T(3, 4), T(2, 5), T(2, 5))
+    ShapeError: queries (3, 4), keys (2, 5) and values (2, 5): queries and keys must have equally many features
+ndl.compile(ndl.attention.scaled_dot_product_attention)(T(3, 4), T(2, 4), T(3, 5))
+    ShapeError: queries (3, 4), keys (2, 4) and values (3, 5): there must be a value for each key
+ndl.attention.scaled_dot_product_attention(T(3, 4), T(2, 4), T(2, 4), labels(1, 0))
+    DTypeError: mask must be of bool (True: may be seen) or of floats, which are added, not int64
+ndl.attention.rotary(T(3, 5))
+    ShapeError: rotary: turns pairs of features, so it needs an even number of them, not shape (3, 5)
+nn.TransformerEncoderLayer(4, 2, activation='tanh')
+    ArgumentError: TransformerEncoderLayer: activation must be 'relu' or 'gelu', not 'tanh'
 nn.MSELoss()(T(3), T(3, 1))
     ShapeError: mse_loss: predictions of shape (3,) need targets of the same shape, not (3, 1); use reshape
 ndl.compile(nn.MSELoss())(T(3), T(3, 1))

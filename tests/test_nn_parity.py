@@ -53,14 +53,15 @@ def binary(*shape: int) -> Callable[[], Array]:
 
 
 class Table(nn.Module):
-    """A function as a module."""
+    """A layer, called by a function."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, layer: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
-        self.function = function
+        vars(self).update(vars(layer))
+        self.inner, self.call = layer.forward, call
 
     def forward(self, *inputs: Any) -> Any:
-        return self.function(*inputs)
+        return self.call(self.inner, *inputs)
 
 
 def recurrent(kind: str, layers: int = 1, states: int = 1) -> Reference:
@@ -91,6 +92,66 @@ def cell(kind: str) -> Reference:
         return t.cat(found) if kind == "LSTMCell" else found
 
     return run
+
+
+def projections(t: Any, p: dict[str, Any], prefix: str, own: str = "") -> dict[str, Any]:
+    """The parameters of an attention layer under the names of PyTorch."""
+    parts = [prefix + name for name in ("query", "key", "value")]
+    return {
+        own + "in_proj_weight": t.cat([p[part + ".weight"].T for part in parts]),
+        own + "in_proj_bias": t.cat([p[part + ".bias"][0] for part in parts]),
+        own + "out_proj.weight": p[prefix + "output.weight"].T,
+        own + "out_proj.bias": p[prefix + "output.bias"][0],
+    }
+
+
+def attention(causal: bool = False) -> Reference:
+    """A reference for MultiHeadAttention with 2 heads of 2 features."""
+
+    def run(t: Any, F: Any, p: dict[str, Any], q: Any, k: Any = None, padding: Any = None, mask: Any = None) -> Any:
+        twin = t.nn.MultiheadAttention(4, 2, batch_first=True).double()
+        seen = t.ones(q.shape[1], q.shape[1]).triu(1).bool() if causal else mask
+        inputs = (q, q if k is None else k, q if k is None else k)
+        options = {"key_padding_mask": padding, "attn_mask": seen, "need_weights": False}
+        return t.func.functional_call(twin, projections(t, p, ""), inputs, options)[0]
+
+    return run
+
+
+def transformer(kind: str, norm_first: bool, activation: str = "relu", **options: Any) -> Reference:
+    """A reference for the layers of a transformer."""
+
+    def run(t: Any, F: Any, p: dict[str, Any], *inputs: Any) -> Any:
+        act = "relu" if activation == "relu" else lambda x: F.gelu(x, approximate="tanh")
+        given = {"dropout": 0.0, "batch_first": True, "norm_first": norm_first}
+        twin = getattr(t.nn, kind)(4, 2, 5, activation=act, **given).double()
+        own = projections(t, p, "self_attn.", "self_attn.")
+        if kind == "TransformerDecoderLayer":
+            own |= projections(t, p, "multihead_attn.", "multihead_attn.")
+        for name in ("linear1", "linear2"):
+            own |= {f"{name}.weight": p[f"{name}.weight"].T, f"{name}.bias": p[f"{name}.bias"][0]}
+        for i in range(sum(name.startswith("norms") for name in p) // 2):
+            own |= {f"norm{i + 1}.{name}": p[f"norms.{i}.{name}"] for name in ("weight", "bias")}
+        steps = inputs[0].shape[1]
+        mask = {name: t.ones(steps, steps).double().triu(1) * -1e9 for name in options.get("causal", ())}
+        return t.func.functional_call(twin, own, inputs, mask)
+
+    return run
+
+
+def causal(layer: nn.Module, name: str) -> nn.Module:
+    """A layer whose first inputs do not see what comes after them."""
+    forward = layer.forward
+    vars(layer)["forward"] = lambda *inputs: forward(*inputs, **{name: True})
+    return layer
+
+
+def rotated(t: Any, F: Any, p: dict[str, Any], x: Any) -> Any:
+    """Rotary positions as products of complex numbers."""
+    half = x.shape[-1] // 2
+    angle = t.arange(x.shape[-2])[:, None] * 10000.0 ** (-t.arange(half).double() / half)
+    turned = t.complex(x[..., :half], x[..., half:]) * t.polar(t.ones_like(angle), angle)
+    return t.cat([turned.real, turned.imag], -1)
 
 
 class Joined(nn.Module):
@@ -208,6 +269,33 @@ ROWS: list[Row] = [
         ((3, 2, 2), (2, 2, 3), (2, 2, 3)),
     ),
     Row("GRU", lambda: Joined(nn.GRU(2, 3)), recurrent("GRU"), ((4, 2, 2),)),
+    Row("MultiHeadAttention", lambda: nn.MultiHeadAttention(4, 2), attention(), ((2, 3, 4),)),
+    Row("MultiHeadAttention, causal", lambda: nn.MultiHeadAttention(4, 2, causal=True), attention(True), ((2, 3, 4),)),
+    Row(
+        "MultiHeadAttention, crossed and masked",
+        lambda: Table(nn.MultiHeadAttention(4, 2), lambda f, q, k, padding, mask: f(q, k, None, padding, mask)),
+        attention(),
+        ((2, 3, 4), (2, 2, 4), np.array([[False, True], [False, False]]), np.array([[False, True]] * 3)),
+    ),
+    Row("rotary", lambda: Table(nn.Identity(), lambda f, x: ndl.attention.rotary(f(x))), rotated, ((2, 3, 6),)),
+    Row(
+        "TransformerEncoderLayer",
+        lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0),
+        transformer("TransformerEncoderLayer", False),
+        ((2, 3, 4),),
+    ),
+    Row(
+        "TransformerEncoderLayer, causal",
+        lambda: causal(nn.TransformerEncoderLayer(4, 2, 5, 0.0, "gelu", norm_first=True), "is_causal"),
+        transformer("TransformerEncoderLayer", True, "gelu", causal=["src_mask"]),
+        ((2, 3, 4),),
+    ),
+    Row(
+        "TransformerDecoderLayer",
+        lambda: causal(nn.TransformerDecoderLayer(4, 2, 5, 0.0), "tgt_is_causal"),
+        transformer("TransformerDecoderLayer", False, causal=["tgt_mask"]),
+        ((2, 3, 4), (2, 2, 4)),
+    ),
     Row("CrossEntropyLoss", nn.CrossEntropyLoss, lambda t, F, p, x, y: F.cross_entropy(x, y), ((5, 4), labels(4, 5))),
     Row(
         "CrossEntropyLoss with all",
@@ -260,7 +348,7 @@ ROWS: list[Row] = [
         (log_probabilities(3, 4), log_probabilities(3, 4)),
     ),
 ]
-STEPS, RATE = 3, 0.05
+STEPS, RATE = 3, 0.01
 
 
 def built(row: Row) -> nn.Module:

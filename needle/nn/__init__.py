@@ -1,6 +1,7 @@
 """Layers. Next: module.py."""
 
 from needle.nn.activation import GELU, LeakyReLU, LogSoftmax, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from needle.nn.attention import MultiHeadAttention, TransformerDecoderLayer, TransformerEncoderLayer
 from needle.nn.conv import Conv, Conv1d, Conv2d, ConvTranspose2d
 from needle.nn.embedding import Embedding
 from needle.nn.linear import Dropout, Linear, ReLU
@@ -54,6 +55,7 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "Module",
+    "MultiHeadAttention",
     "Parameter",
     "RMSNorm",
     "RNN",
@@ -68,4 +70,6 @@ __all__ = [
     "SoftmaxLoss",
     "Softplus",
     "Tanh",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
 ]

@@ -3,7 +3,7 @@
 In: (steps, batch, input_size), and the state before the first step. Out: the outputs of all steps, and the last state.
 Invariant: the products with W_ih are made for all steps at once. The loop over steps is Python's, also in a compiled
 function, whose size therefore grows with the number of steps.
-Next: loss.py.
+Next: attention.py.
 """
 
 import math
