@@ -10,6 +10,7 @@ import argparse
 import functools
 import math
 import statistics
+import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -21,6 +22,7 @@ import steps
 
 SIDES = ("needle", "numpy")
 EACH, MEAN = 0.95, 1.1
+IDLE = 0.1  # seconds for which OpenBLAS's thread still spins after the product that the check took, and then some
 WORK = 1e8  # floating-point operations in one call, at least
 
 # A product of (m, k) and (k, n). "plain": x @ w, then back to (m, k) by @ v; "right": the same with w and v stored
@@ -73,8 +75,12 @@ def needle_call(kind: str, pairs: int, arrays: list[np.ndarray]) -> Callable[[],
     """Build the chain as one compiled function."""
     ndl = import_module("needle")
     tensors = [ndl.Tensor(array, requires_grad=False) for array in arrays]
-    compiled = ndl.compile(functools.partial(chain, kind, pairs))
-    return lambda: compiled(*tensors).numpy()
+
+    @ndl.compile
+    def products(x: Any, w: Any, v: Any) -> Any:
+        return chain(kind, pairs, x, w, v)
+
+    return lambda: products(*tensors).numpy()
 
 
 def speed(side: str, kind: str, m: int, k: int, n: int, repeats: int) -> float:
@@ -88,6 +94,7 @@ def speed(side: str, kind: str, m: int, k: int, n: int, repeats: int) -> float:
         worst = np.abs(call() - expected).max() / np.abs(expected).max()
         if not worst < 1e-4:
             raise harness.BenchError(f"{label(kind, m, k, n)}: differs from NumPy by {worst:.2g}")
+        time.sleep(IDLE)
     times = [steps.timed(call) for _ in range(repeats + 1)][1:]
     return pairs * flops * 1e-6 / statistics.median(times)
 

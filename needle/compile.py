@@ -8,373 +8,281 @@ The function runs once for each new key, with Symbols in place of arrays: that i
 read afresh on each call; a Tensor written (`.data =`, an optimizer, running statistics) is written back after it.
 """
 
-import copy
 import functools
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
-from needle.backward import no_grad, recording
-from needle.compiler import Program, build
-from needle.compiler.graph import Graph, Input, Node, infer
+from needle.arguments import Place, check_result, flatten, is_record, parts_of, rebuild
+from needle.backward import recording
+from needle.compiler import build
+from needle.compiler.graph import Graph, Input, Node
 from needle.config import debug_parts
-from needle.device import default_device
 from needle.dtype import Array
-from needle.errors import ArgumentError, IndexRangeError, TraceError
+from needle.effects import Effects
+from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
 from needle.explain import PARTS, Explanation
 from needle.guard import Guard
-from needle.nn.module import Module
-from needle.ops import Equal
-from needle.ops.create import Arange, Full, Uniform
+from needle.ops.create import Uniform
 from needle.optim import Optimizer
-from needle.tensor import Tensor, TensorTuple, as_values
-from needle.tracing import HostNumber, Symbol, active, user_site
-from needle.value import Op, Spec, TensorTupleOp, Value
+from needle.tensor import Tensor
+from needle.trace import BEYOND_RESULT, Beyond, Cell, Shadow, Trace, shadowing, state_of
+from needle.tracing import Symbol, active
+from needle.value import Spec
 
-_OPTIMIZER = "{site}: {name}.step() cannot be compiled, because it reads values; call it outside of ndl.compile"
-_RESULT = "a compiled function returns Tensors, numbers, None, and lists, tuples or dicts of them, not {found}"
 _FUSED_GRADIENT = (
     "this gradient was used up inside a compiled function, where the optimizer's update is part of the product that "
     "makes it; to keep it, write @ndl.compile(keep_grads=True)"
 )
 _NOT_COMPILED = "{name}.explain: not compiled yet; call the function first, or give arguments: {name}.explain(x, y)"
-_DRAWN = (
-    "{name} draws from np.random while it is compiled, so every call would see the same numbers; "
-    "draw outside and pass them, or use ndl.init.rand and ndl.init.randb"
+_UNSTABLE = (
+    "{name}: {what} is not the same twice in a row, so a compiled function could never be used again; "
+    "compute it outside and pass it as an argument"
 )
 _DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
 _LOG = logging.getLogger("needle")
 _LABEL = "one_hot: {found} is not one of {n} classes; integers go from 0 to {last}"
+_LABEL_DTYPE = "one_hot: {found} is not a whole number; labels are the index of a class"
+_DIFFERENT = (
+    "{name}: compiled and uncompiled differ in {what}, by up to {error:.2g} where {tolerance:.0e} is allowed "
+    "(relative to the largest element); nothing was changed. Please report this as an error of needle"
+)
+_TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
+
+_BEYOND = Beyond(BEYOND_RESULT)
+_FUSED = Tensor.from_numpy(np.empty(0))
+_FUSED.cached_data = Symbol(None, Spec((), np.dtype("float32")), None, _FUSED_GRADIENT)
+_get_data = attrgetter("cached_data")
+_get_requires_grad = attrgetter("requires_grad")
+
+Owner = Tensor | int
+"""A Tensor from outside, or the number of an argument."""
 
 
-@dataclass
-class Cell:
-    """Where an input that is not an argument lives: in a Tensor, or in an optimizer's state (parameter, array)."""
-
-    holder: Any
-    key: tuple[int, int] | None = None
-
-    def get(self) -> Array:
-        """The array that it holds now."""
-        return self.holder.cached_data if self.key is None else state_of(self.holder, *self.key)
-
-    def set(self, array: Any) -> None:
-        """Replace the array."""
-        if self.key is None:
-            self.holder.cached_data = array
-        else:
-            self.holder.state[self.key[0]][self.key[1]] = array
-
-
-def state_of(optimizer: Optimizer, parameter: int, number: int) -> Array:
-    """One state array of an optimizer; before the first step they are zeros."""
-    if not optimizer.state[parameter]:
-        p = optimizer.params[parameter]
-        optimizer.state[parameter] = [np.zeros(p.shape, p.dtype) for _ in optimizer.state_names]
-    return optimizer.state[parameter][number]
-
-
-class Trace:
-    """Records what a function does to Tensors."""
-
-    def __init__(self) -> None:
-        self.inputs: list[Node] = []
-        self.cells: list[Cell | None] = []  # for each input; None for arguments
-        self.known: dict[tuple[int, tuple[int, int] | None], int] = {}  # (id of holder, key) -> input
-        self.before: list[Array | None] = []  # the array of each cell when it was first seen
-        self.grads: dict[int, Any] = {}
-        self.numbers: dict[HostNumber, int] = {}
-        self.draws = 0
-        self.steps: dict[int, tuple[Optimizer, int]] = {}
-        self.states: dict[tuple[int, tuple[int, int]], Tensor] = {}
-        self.stands: list[Tensor] = []  # what the function gets as arguments
-        self.labels: list[tuple[Node, int]] = []  # (input, classes): to be checked before each call
-        self.guard = Guard()
-
-    # ---------------------------------------------------------------------------------- the Tracer of tracing.py
-
-    def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
-        """A Tensor for `op(*inputs)`, and a node for it."""
-        values = inputs if all(isinstance(v, Value) for v in inputs) else as_values(inputs)
-        requires_grad = recording.enabled and any(v.requires_grad for v in values)
-        kept = (op, tuple(values)) if requires_grad else (None, ())
-        kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
-        if values and isinstance(values[0], TensorTuple):
-            return self._wrap(Tensor, kept, op.compute(values[0].cached_data), requires_grad)
-        simple = op.decompose(*(self._wrap(Tensor, (None, ()), self._symbol(v), False) for v in values))
-        if simple is not None:
-            return self._wrap(kind, kept, simple.cached_data, requires_grad)
-        if kind is TensorTuple:
-            data = op.compute(*(self._symbol(v) for v in values))
-            return self._wrap(kind, kept, data, requires_grad)
-        nodes = tuple([self.node_of(v) for v in values])
-        return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
-
-    def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
-        try:
-            spec = infer(op, [n.spec for n in nodes])
-        except NotImplementedError:
-            raise TraceError(
-                f"{user_site()}: {op} is not of a family that can be compiled; call it outside of ndl.compile"
-            ) from None
-        return Symbol(Node(op, nodes, spec, user_site()), spec, self)
-
-    def _numbered(self, op: Op) -> Op:
-        scalar = getattr(op, "scalar", None)
-        if isinstance(scalar, HostNumber):
-            scalar.index = self.numbers.setdefault(scalar, len(self.numbers))
-        return op
-
-    def _wrap(self, kind: Any, kept: tuple[Any, Any], data: Any, requires_grad: bool) -> Any:
-        value = Tensor.from_numpy(np.empty(0)) if kind is Tensor else object.__new__(kind)
-        value.op, value.inputs = kept
-        value.cached_data, value.requires_grad, value.grad = data, requires_grad, None
-        value.device, value.origin = default_device(), None
-        return value
-
-    def _symbol(self, value: Any) -> Symbol:
-        node = self.node_of(value)
-        return Symbol(node, node.spec, self)
-
-    def node_of(self, value: Any) -> Node:
-        """The node of a traced Tensor, or a new input for one from outside."""
-        data = value.cached_data
-        if isinstance(data, Symbol):
-            if data.tracer is not self:
-                raise data._refuse("the trace")  # pyright: ignore[reportPrivateUsage]
-            return data.node
-        owner = None if value.origin is None else value.origin()
-        return self.read(Cell(value if owner is None else owner))
-
-    def read(self, cell: Cell) -> Node:
-        """The input node for what a cell held when the trace began."""
-        key = (id(cell.holder), cell.key)
-        if key not in self.known:
-            array = cell.get()
-            if isinstance(array, Symbol):
-                raise TraceError(f"{user_site()}: this Tensor was written before it was read in the compiled function")
-            self.known[key] = self.add_input(Spec(array.shape, array.dtype), cell, array)
-        return self.inputs[self.known[key]]
-
-    def add_input(self, spec: Spec, cell: Cell | None, array: Array | None) -> int:
-        """A new input; returns its index."""
-        self.inputs.append(Node(Input(len(self.inputs)), (), spec))
-        self.cells.append(cell)
-        self.before.append(array)
-        return len(self.inputs) - 1
-
-    def write(self, target: Tensor, value: Tensor) -> None:
-        """`target.data = value`; the array that a Tensor from outside had before is remembered."""
-        new = self._symbol(value)
-        self.node_of(target)
-        target.cached_data = new  # pyright: ignore[reportAttributeAccessIssue]
-
-    def detach(self, value: Any) -> Tensor:
-        """The same node without the graph."""
-        return self._wrap(Tensor, (None, ()), self._symbol(value), False)
-
-    def create(self, op: Op) -> Tensor:
-        """A Tensor made from nothing."""
-        return self._wrap(Tensor, (None, ()), self._made(self._numbered(op), ()), False)
-
-    def full(self, value: float, shape: Any, dtype: Any) -> Tensor:
-        """`value` everywhere."""
-        return self.create(Full(value, tuple(shape), np.dtype(dtype).name))
-
-    def uniform(self, shape: Any) -> Tensor:
-        """Random numbers, keyed by one draw from NumPy's generator for each call of the function."""
-        self.draws += 1
-        shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else tuple(shape)
-        seed = HostNumber(("seed",), lambda: float(cast("Any", np.random).randint(0, 2**32, dtype=np.int64)))
-        return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
-
-    def one_hot(self, n: int, i: Tensor) -> Tensor:
-        """Comparison with 0 ... n - 1; labels that come from outside are checked before each call."""
-        node = self.node_of(i)
-        if isinstance(node.op, Input):
-            self.labels.append((node, n))
-        return Equal()(i.detach().reshape((*i.shape, 1)), self.create(Arange(n)))
-
-    def visit(self, module: Module) -> None:
-        """A module is used: its attributes and its mode are guards."""
-        self.guard.watch(module)
-
-    def step(self, optimizer: Optimizer) -> None:
-        """`optimizer.step()`: its numbers are read on each call, its state is read and written."""
-        if type(optimizer).update is Optimizer.update:
-            raise TraceError(_OPTIMIZER.format(site=user_site(), name=type(optimizer).__name__))
-        _, count = self.steps.get(id(optimizer), (optimizer, 0))
-        self.steps[id(optimizer)] = (optimizer, count + 1)
-        shadows = [self._with_numbers(optimizer, count + 1, group) for group in range(len(optimizer.param_groups))]
-        with no_grad():
-            for i, p in enumerate(optimizer.params):
-                if p.grad is not None:
-                    self._update(optimizer, shadows[optimizer.group_of[i]], i, p)
-
-    def _with_numbers(self, optimizer: Optimizer, count: int, group: int) -> Any:
-        """A copy that reads its numbers on each call; one that is 0 is left out, except for the learning rate."""
-        shadow = copy.copy(optimizer)
-        me = id(optimizer)
-        shadow.t = HostNumber((me, "t", count), lambda: optimizer.t + count)  # pyright: ignore[reportAttributeAccessIssue]
-        for name in optimizer.numbers:
-            value: Any = optimizer.number(name, group)
-            if value or name == "lr":
-                value = HostNumber((me, name, group), lambda name=name: float(optimizer.number(name, group)), True)
-            setattr(shadow, name, value)
-            if name != "lr":
-                self.guard.watch_number(optimizer, name, group)
-        return shadow
-
-    def _update(self, optimizer: Optimizer, shadow: Any, i: int, p: Tensor) -> None:
-        keys = [(i, j) for j in range(len(optimizer.state_names))]
-        for key in keys:
-            if (id(optimizer), key) not in self.states:
-                node = self.read(Cell(optimizer, key))
-                self.states[id(optimizer), key] = self._wrap(Tensor, (None, ()), Symbol(node, node.spec, self), False)
-        states = [self.states[id(optimizer), key] for key in keys]
-        self.node_of(p)
-        grad = p.grad.detach().astype(p.dtype)
-        new, *after = shadow.update(p.detach(), grad, *states)
-        p.cached_data = new.astype(p.dtype).cached_data
-        for key, state in zip(keys, after, strict=True):
-            self.states[id(optimizer), key] = state.astype(p.dtype)
-
-    # ------------------------------------------------------------------------------------------------ at the end
-
-    def updates(self) -> dict[int, Node]:
-        """Inputs that the function has written, with their new values."""
-        changed = {i: self.node_of(stand) for i, stand in enumerate(self.stands)}
-        for i, cell in enumerate(self.cells):
-            if cell is not None and cell.key is None and isinstance(cell.get(), Symbol):
-                changed[i] = cast("Symbol", cell.get()).node
-        for (holder, key), tensor in self.states.items():
-            changed[self.known[holder, key]] = self.node_of(tensor)
-        return {i: node for i, node in changed.items() if node is not self.inputs[i]}
-
-    def sort(self, arguments: int) -> None:
-        """Inputs in the order in which a call gathers them: arguments, Tensors, optimizer state."""
-        keys = [cell.key if cell is not None else None for cell in self.cells]
-        order = sorted(range(len(keys)), key=lambda i: (i >= arguments, keys[i] is not None))
-        self.inputs = [self.inputs[i] for i in order]
-        self.cells = [self.cells[i] for i in order]
-        self.before = [self.before[i] for i in order]
-        for index, node in enumerate(self.inputs):
-            node.op = Input(index)
-
-    def restore(self) -> None:
-        """Put back every array that the trace replaced."""
-        for cell, array in zip(self.cells, self.before, strict=True):
-            if cell is not None:
-                cell.set(array)
-
-
-# ------------------------------------------------------------------------------------------------ arguments and results
-
-
-def flatten(thing: Any, leaves: list[Any]) -> Any:
-    """The leaves (Tensors and arrays) of lists, tuples and dicts, and a key that describes everything else."""
-    if isinstance(thing, Tensor):
-        leaves.append(thing)
-        data = thing.cached_data
-        return ("T", data.shape, data.dtype, thing.requires_grad)
-    if isinstance(thing, np.ndarray):
-        leaves.append(thing)
-        return ("A", thing.shape, thing.dtype)  # pyright: ignore[reportUnknownMemberType]
-    if isinstance(thing, list | tuple):
-        return (type(cast("Any", thing)), *[flatten(t, leaves) for t in cast("list[Any]", thing)])
-    if isinstance(thing, dict):
-        return (dict, *[(k, flatten(t, leaves)) for k, t in thing.items()])  # pyright: ignore[reportUnknownVariableType]
-    return (type(thing), thing) if isinstance(thing, int | float | str | bool | type(None)) else ("object", id(thing))
-
-
-def rebuild(thing: Any, fresh: list[Any]) -> Any:
-    """`thing` with its leaves replaced by those of `fresh`, in order."""
-    if isinstance(thing, Tensor | np.ndarray):
-        return fresh.pop(0)
-    if isinstance(thing, list | tuple):
-        return type(cast("Any", thing))([rebuild(t, fresh) for t in cast("list[Any]", thing)])
-    if isinstance(thing, dict):
-        return {k: rebuild(t, fresh) for k, t in thing.items()}  # pyright: ignore[reportUnknownVariableType]
-    return thing
-
-
-@dataclass
 class Compiled:
     """One trace, compiled: what to read before a call, and what to write after it."""
 
-    program: Program
-    graph: Graph
-    trace: Trace
-    result: Any
-    arguments: int
-    outputs: int
-    cells: dict[int, Cell]
-    tensors: list[Any]
-    listed: list[tuple[Any, Any]]
-    grads: list[tuple[Tensor | int, int | None]]
-    numbers: list[HostNumber]
-    reason: str
-    seconds: float
+    def __init__(self, trace: Trace, result: Any, arguments: int, keep_grads: bool, reason: str) -> None:
+        self.trace, self.arguments, self.reason, self.seconds = trace, arguments, reason, 0.0
+        self.outputs: list[tuple[Node, type, bool]] = []
+        self._known: dict[int, Place] = {}
+        self.result = rebuild(result, self._place)
+        self.grads = self._gradients(keep_grads)
+        updates = trace.updates()
+        self.reshaped = [(before, len(self.outputs) + i) for i, (before, after) in enumerate(_reshaped(updates))]
+        nodes = [node for node, _, _ in self.outputs] + [after for _, after in _reshaped(updates)]
+        trace.sort(arguments)
+        same_spec = {before.op.index: after for before, after in updates if before.spec == after.spec}
+        self.graph = Graph(trace.inputs, nodes, same_spec)
+        self._prepare_reading(trace)
+        self._prepare_checks(trace)
+        self.steps = list(trace.steps.values())
+        self.kinds = [(kind, requires_grad) for _, kind, requires_grad in self.outputs]
+        self.outputs, self._known = [], {}
+        trace.shadows, trace.own, trace.arrays, trace.states = {}, {}, [], {}
+        self.program = build(self.graph)
 
-    def fits(self) -> bool:
-        """Whether what the trace took for granted still holds."""
-        return self.trace.guard.holds() and self.program.accepts(self._state(), self.arguments)
+    def _place(self, tensor: Any) -> Place:
+        """Where a Tensor of the result comes from, after each call."""
+        known = self._known.get(id(tensor))
+        if known is not None:
+            return known
+        shadow = self.trace.shadows.get(id(tensor))
+        if shadow is not None:
+            place = Place(None, shadow.tensor if shadow.argument is None else shadow.argument)
+        elif id(tensor) in self.trace.stands:
+            place = Place(None, self.trace.stands[id(tensor)])
+        elif not isinstance(tensor.cached_data, Symbol):
+            place = Place(None, tensor)
+        else:
+            place = Place(len(self.outputs))
+            self.outputs.append((self.trace.node_of(tensor), type(tensor).plain, tensor.requires_grad))
+        self._known[id(tensor)] = place
+        return place
 
-    def _state(self) -> list[Array]:
-        return [holder.cached_data for holder in self.tensors] + [state_of(holder, *key) for holder, key in self.listed]
+    def _gradients(self, keep_grads: bool) -> list[tuple[Owner, Any]]:
+        """What to do with the gradients that the function has set: None, a Place, or the mark of one that is used up."""
+        consumed = {id(p) for optimizer, _ in self.trace.steps.values() for p in optimizer.params}
+        found: list[tuple[Owner, Any]] = []
+        for shadow in self.trace.shadows.values():
+            grad, owner = shadow.grad, _owner(shadow)
+            if not shadow.wrote_grad:
+                continue
+            if grad is None:
+                found.append((owner, None))
+            elif id(shadow.tensor) in consumed and not keep_grads and id(grad) not in self._known:
+                found.append((owner, _FUSED))
+            else:
+                found.append((owner, self._place(grad)))
+        return found
+
+    def _prepare_reading(self, trace: Trace) -> None:
+        """Lists for what a call reads, in the order of the inputs."""
+        by_kind: dict[str, list[Cell]] = {"data": [], "grad": [], "state": [], "constant": []}
+        for cell in trace.cells:
+            if cell is not None:
+                by_kind[cell.kind].append(cell)
+        self.tensors = [cell.holder for cell in by_kind["data"]]
+        self.entry_grads = [cell.holder for cell in by_kind["grad"]]
+        self.states = [(cell.holder, *cell.key) for cell in by_kind["state"]]
+        self.constants = [cell.holder for cell in by_kind["constant"]]
+        self.cells = {i: cell for i, cell in enumerate(trace.cells) if cell is not None}
+        self.whole = _whole_states(self.states)
+        shadows = list(trace.shadows.values())
+        self.watched = [s.tensor for s in shadows if s.argument is None]
+        self.requires = [_get_requires_grad(t) for t in self.watched]
+        self.entries = [(_owner(s), s.entry is None) for s in shadows if s.read_grad]
+        self.frozen = [(_owner(s), s.requires_grad) for s in shadows if s.wrote_requires_grad]
+        bound = [(s.argument, s.tensor) for s in shadows if s.argument is not None]
+        self.bound = [(i, tensor) for i, tensor in bound if id(tensor) in trace.guard.tensors]
+        self.outside = {id(t) for t in self.watched} | trace.guard.tensors.keys()
+        trace.guard.freeze()
+
+    def _prepare_checks(self, trace: Trace) -> None:
+        self.labels: list[tuple[Graph | int, int]] = []
+        for node, n in trace.labels:
+            made = Graph(trace.inputs, [node])
+            if isinstance(node.op, Input):
+                self.labels.append((node.op.index, n))
+            elif not any(isinstance(m.op, Uniform) for m in made.nodes()):
+                self.labels.append((made, n))
+        self.numbers = list(trace.numbers)
+
+    # -------------------------------------------------------------------------------------------------- each call
+
+    def read(self, leaves: list[Any]) -> list[Array] | None:
+        """All input arrays, if what the trace took for granted still holds."""
+        if not self.trace.guard.holds() or list(map(_get_requires_grad, self.watched)) != self.requires:
+            return None
+        for owner, absent in self.entries:
+            if ((leaves[owner] if isinstance(owner, int) else owner).grad is None) is not absent:
+                return None
+        for i, tensor in self.bound:
+            if leaves[i] is not tensor:
+                return None
+        for leaf in leaves:
+            if id(leaf) in self.outside and all(leaf is not tensor for _, tensor in self.bound):
+                return None
+        state = self.state(leaves)
+        if not self.program.accepts(state, self.arguments):
+            return None
+        return [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + state
+
+    def state(self, leaves: list[Any]) -> list[Array]:
+        """The arrays of all inputs that are not arguments."""
+        arrays = list(map(_get_data, self.tensors))
+        for holder in self.entry_grads:
+            arrays.append((leaves[holder] if isinstance(holder, int) else holder).grad.cached_data)
+        if self.whole is not None:
+            found = list(chain.from_iterable(chain.from_iterable([o.state for o in self.whole])))
+            if len(found) == len(self.states):
+                return [*arrays, *found, *self.constants]
+        for optimizer, i, j in self.states:
+            p = optimizer.params[i]
+            arrays.append(state_of(optimizer, i, j, p.shape, p.dtype))
+        return arrays + self.constants
 
     def explain(self, name: str, leaves: list[Any]) -> Explanation:
         """The artefacts of this compilation."""
-        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + self._state()
+        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + self.state(leaves)
         random = np.random.get_state()
         numbers = [number.compute() for number in self.numbers]
         np.random.set_state(random)
         return Explanation(name, self.program, arrays, numbers, self.seconds)
 
-    def run(self, leaves: list[Any]) -> Any:
-        """One call: read, compute, write back."""
-        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        arrays += self._state()
-        for node, n in self.trace.labels:
-            _check_labels(arrays[node.op.index], n)  # pyright: ignore[reportAttributeAccessIssue]
+    def run(self, leaves: list[Any], arrays: list[Array]) -> Any:
+        """One call: compute, and write back."""
+        for source, n in self.labels:
+            _check_labels(arrays[source] if isinstance(source, int) else _evaluate(source, arrays), n)
         numbers = [number.compute() for number in self.numbers]
-        outputs, updates = self.program.run(arrays, numbers)
-        for index, array in updates.items():
-            if index < self.arguments:
-                leaves[index].cached_data = array
-            else:
-                self.cells[index].set(array)
-        for optimizer, count in self.trace.steps.values():
-            optimizer.t += count
-        fresh = [Tensor.from_numpy(array) for array in outputs]
-        for owner, index in self.grads:
+        steps = [(optimizer, optimizer.t + count) for optimizer, count in self.steps]
+
+        def write_back(updates: dict[int, Array]) -> None:
+            for index, array in updates.items():
+                self._write(leaves, index, array)
+            for optimizer, t in steps:
+                optimizer.t = t
+
+        outputs, _ = self.program.run(arrays, numbers, write_back if self.graph.updates or steps else None)
+        for before, index in self.reshaped:
+            self._write(leaves, before.op.index, outputs[index])
+        fresh = [_fresh(array, *kind) for array, kind in zip(outputs, self.kinds, strict=False)]
+        for owner, requires_grad in self.frozen:
+            (leaves[owner] if isinstance(owner, int) else owner).requires_grad = requires_grad
+        for owner, grad in self.grads:
             tensor = leaves[owner] if isinstance(owner, int) else owner
-            tensor.grad = _FUSED if index is None else fresh[index]
-        return rebuild(self.result, fresh[: self.outputs])
+            tensor.grad = _filled(grad, fresh, leaves) if isinstance(grad, Place) else grad
+        return rebuild(self.result, lambda place: _filled(place, fresh, leaves))
+
+    def _write(self, leaves: list[Any], index: int, array: Array) -> None:
+        cell = self.cells.get(index)
+        if cell is None:
+            leaves[index].cached_data = array
+        elif cell.kind == "state":
+            cell.holder.state[cell.key[0]][cell.key[1]] = array
+        else:
+            cell.holder.cached_data = array
+
+
+def _reshaped(updates: list[tuple[Node, Node]]) -> list[tuple[Node, Node]]:
+    """Those whose new array has another shape or dtype: they become outputs."""
+    return [(before, after) for before, after in updates if before.spec != after.spec]
+
+
+def _whole_states(states: list[tuple[Optimizer, int, int]]) -> list[Optimizer] | None:
+    """The optimizers, where the inputs are all arrays of their states, in order: these are read in one go."""
+    optimizers = list({id(o): o for o, _, _ in states}.values())
+    every = [(o, i, j) for o in optimizers for i in range(len(o.params)) for j in range(len(o.state_names))]
+    return optimizers if every == states else None
+
+
+def _owner(shadow: Shadow) -> Owner:
+    return shadow.tensor if shadow.argument is None else shadow.argument
+
+
+def _fresh(array: Array, kind: Any, requires_grad: bool) -> Any:
+    """A result: a Tensor without a graph, which says so where a gradient should flow through it."""
+    tensor = Tensor.from_numpy(array, requires_grad=requires_grad)
+    if requires_grad:
+        tensor.op = _BEYOND
+    return tensor
+
+
+def _filled(place: Place, fresh: list[Tensor], leaves: list[Any]) -> Any:
+    if place.output is not None:
+        return fresh[place.output]
+    return leaves[place.thing] if isinstance(place.thing, int) else place.thing
+
+
+def _evaluate(graph: Graph, arrays: list[Array]) -> Array:
+    """Labels that the function computes, before anything else runs."""
+    (labels,), _ = graph.evaluate(arrays)
+    return labels
 
 
 def _check_labels(labels: Array, n: int) -> None:
-    if labels.size and not (labels.min() >= 0 and labels.max() < n):
+    if not labels.size:
+        return
+    if labels.dtype.kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
+        raise DTypeError(_LABEL_DTYPE.format(found=wrong.flat[0]))
+    if not (labels.min() >= 0 and labels.max() < n):
         found = labels[(labels < 0) | (labels >= n)].flat[0]
         raise IndexRangeError(_LABEL.format(found=found, n=n, last=n - 1))
-
-
-_FUSED = Tensor.from_numpy(np.empty(0))
-_FUSED.cached_data = Symbol(None, Spec((), np.dtype("float32")), None, _FUSED_GRADIENT)
 
 
 class Step:
     """A compiled function; see `compile`."""
 
-    def __init__(self, function: Callable[..., Any], keep_grads: bool) -> None:
+    def __init__(self, function: Callable[..., Any], keep_grads: bool, check: bool = False) -> None:
         functools.update_wrapper(self, function)
-        self.function, self.keep_grads = function, keep_grads
+        self.function, self.keep_grads, self.check = function, keep_grads, check
         self.compiled: dict[Any, list[Compiled]] = {}
         self.lock = threading.RLock()
         self.last: Compiled | None = None
@@ -385,14 +293,31 @@ class Step:
         if active.tracer is not None:  # inside another compiled function
             return self.function(*args, **kwargs)
         leaves: list[Any] = []
-        key = flatten((args, kwargs), leaves)
+        key = _key(args, kwargs, leaves)
         with self.lock:
-            for entry in self.compiled.get(key, ()):
-                if entry.fits():
-                    self.last = entry
-                    return entry.run(leaves)
-            entry = self._compile(args, kwargs, leaves, key)
-            return entry.run(leaves)
+            entry, arrays = self._find(key, leaves)
+            if entry is None or arrays is None:
+                entry = self._compile(args, kwargs, leaves, key)
+                arrays = entry.read(leaves)
+                if arrays is None:
+                    raise TraceError(_UNSTABLE.format(name=self.name, what=entry.trace.guard.changed() or "its state"))
+                if self.check:
+                    return self._checked(entry, args, kwargs, leaves, arrays)
+            return entry.run(leaves, arrays)
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def _find(self, key: Any, leaves: list[Any]) -> tuple[Compiled | None, list[Array] | None]:
+        """The compilation for this call, if there is one, and its inputs."""
+        for entry in self.compiled.get(key, ()):
+            arrays = entry.read(leaves)
+            if arrays is not None:
+                self.last = entry
+                return entry, arrays
+        return None, None
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What became of the function: graph, groups, kernels, plan, LLVM IR, profile.
@@ -401,24 +326,26 @@ class Step:
         """
         leaves: list[Any] = []
         if args or kwargs:
-            key = flatten((args, kwargs), leaves)
-            known = [entry for entry in self.compiled.get(key, ()) if entry.fits()]
-            entry = known[0] if known else self._compile(args, kwargs, leaves, key)
+            key = _key(args, kwargs, leaves)
+            entry, _ = self._find(key, leaves)
+            entry = entry or self._compile(args, kwargs, leaves, key)
         elif self.last is None:
-            raise ArgumentError(_NOT_COMPILED.format(name=self.function.__name__))
+            raise ArgumentError(_NOT_COMPILED.format(name=self.name))
         else:
             entry = self.last
             leaves = [np.ones(node.shape, node.dtype) for node in entry.trace.inputs[: entry.arguments]]
-        return entry.explain(self.function.__name__, leaves)
+        return entry.explain(self.name, leaves)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     def _compile(self, args: Any, kwargs: Any, leaves: list[Any], key: Any) -> Compiled:
         start = time.perf_counter()
-        reason = "first call" if not self.compiled else "new shapes" if key not in self.compiled else "guards"
-        trace, result, grads = self._trace(args, kwargs, leaves)
-        entry = self._build(trace, result, grads, len(leaves), reason)
+        reason = "first call" if not self.compiled else "new shapes"
+        if key in self.compiled:
+            reason = self.compiled[key][-1].trace.guard.changed() or "state"
+        trace, result = self._trace(args, kwargs, leaves)
+        entry = Compiled(trace, result, len(leaves), self.keep_grads, reason)
         entry.seconds = time.perf_counter() - start
         self.seconds += entry.seconds
         self.compiled.setdefault(key, []).append(entry)
@@ -431,121 +358,155 @@ class Step:
         if _LOG.isEnabledFor(logging.INFO):
             program = entry.program
             origin = "from the cache" if program.library.cached else f"{program.different} of them different"
-            facts = (self.function.__name__, entry.reason, entry.seconds, len(program.kernels), origin)
+            facts = (self.name, entry.reason, entry.seconds, len(program.kernels), origin)
             _LOG.info("compiled %s (%s) in %.2f s: %d kernels, %s", *facts)
-        explanation = entry.explain(self.function.__name__, leaves)
-        for part in debug_parts():
+        parts = debug_parts()
+        explanation = entry.explain(self.name, leaves) if parts else None
+        for part in parts:
             if part not in PARTS:
                 raise ArgumentError(_DEBUG.format(part=part, parts=", ".join(PARTS)))
-            sys.stderr.write(f"[{part}] of {self.function.__name__}\n{getattr(explanation, part)}\n\n")
+            sys.stderr.write(f"[{part}] of {self.name}\n{getattr(explanation, part)}\n\n")
 
-    def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any, list[tuple[Tensor | int, Any]]]:
-        trace = Trace()
-        trace.guard.watch_function(self.function)
-        stands = trace.stands
-        for leaf in leaves:
-            data = leaf.cached_data if isinstance(leaf, Tensor) else leaf
-            node = trace.inputs[trace.add_input(Spec(data.shape, data.dtype), None, None)]
-            requires = isinstance(leaf, Tensor) and leaf.requires_grad
-            stands.append(trace._wrap(Tensor, (None, ()), Symbol(node, node.spec, trace), requires))  # pyright: ignore[reportPrivateUsage]
-        call_args, call_kwargs = rebuild((args, kwargs), list(stands))
+    def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any]:
+        trace, passed = Trace(), Guard()
+        stands = iter([trace.argument(leaf) for leaf in leaves])
+        if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+            args, kwargs = rebuild((args, kwargs), lambda _: next(stands))
+        for thing in (*args, *kwargs.values()):
+            _watch(thing, trace.guard, passed)
+        trace.guard.reach(self.name, self.function)
+        with shadowing:
+            active.tracer = trace
+            try:
+                with Effects(self.name, trace.guard) as effects:
+                    result = self.function(*args, **kwargs)
+                    effects.check()
+                trace.guard.check_unchanged()
+                passed.check_unchanged()
+                trace.check_arguments()
+                check_result(result)
+            finally:
+                active.tracer = None
+        return trace, result
+
+    def _checked(self, entry: Compiled, args: Any, kwargs: Any, leaves: list[Any], arrays: list[Array]) -> Any:
+        """The first call of a new compilation, beside a run without it on copies of the state."""
+        if entry.trace.draws:
+            _LOG.info("check of %s left out: compiled functions draw other random numbers", self.name)
+            return entry.run(leaves, arrays)
+        before = Snapshot(entry, leaves)
         random = np.random.get_state()
-        active.tracer = trace
+        before.use_copies()
         try:
-            result = self.function(*call_args, **call_kwargs)
-            trace.guard.check_unchanged()
-            if not _same_random(random):
-                raise TraceError(_DRAWN.format(name=self.function.__name__))
-            return trace, result, _take_grads(trace, enumerate(stands))
-        except BaseException:
-            trace.restore()
-            _take_grads(trace, ())
-            raise
+            wanted = before.outcome(self.function(*args, **kwargs))
         finally:
-            active.tracer = None
+            before.put_back()
             np.random.set_state(random)
-
-    def _build(
-        self, trace: Trace, result: Any, grads: list[tuple[Tensor | int, Any]], arguments: int, reason: str
-    ) -> Compiled:
-        found: list[Any] = []
-        flatten_result(result, found)
-        nodes = [trace.node_of(t) for t in found]
-        outputs = len(nodes)
-        consumed = {id(p) for optimizer, _ in trace.steps.values() for p in optimizer.params}
-        kept: list[tuple[Tensor | int, int | None]] = []
-        for tensor, grad in grads:
-            if id(tensor) in consumed and not self.keep_grads:
-                kept.append((tensor, None))
-            else:
-                kept.append((tensor, len(nodes)))
-                nodes.append(trace.node_of(grad))
-        updates = [(trace.inputs[i], node) for i, node in trace.updates().items()]
-        trace.sort(arguments)
-        cells = {i: cell for i, cell in enumerate(trace.cells) if cell is not None}
-        graph = Graph(trace.inputs, nodes, {node.op.index: new for node, new in updates})
-        trace.restore()
-        trace.before = []  # it would keep the first array of every parameter alive
-        return Compiled(
-            build(graph),
-            graph,
-            trace,
-            result,
-            arguments,
-            outputs,
-            cells,
-            [cell.holder for cell in cells.values() if cell.key is None],
-            [(cell.holder, cell.key) for cell in cells.values() if cell.key is not None],
-            kept,
-            list(trace.numbers),
-            reason,
-            0.0,
-        )
+        result = entry.run(leaves, arrays)
+        found = before.outcome(result)
+        for what, array in wanted.items():
+            if fault := _difference(array, found.get(what)):
+                before.put_back()
+                error, tolerance = fault
+                raise TraceError(_DIFFERENT.format(name=self.name, what=what, error=error, tolerance=tolerance))
+        return result
 
 
-def _same_random(before: Any) -> bool:
-    """Whether NumPy's generator stands where it stood."""
-    now: Any = np.random.get_state()
-    return now[2] == before[2] and np.array_equal(now[1], before[1])
+class Snapshot:
+    """All that a call may change: Tensors with their gradients, and optimizers."""
+
+    def __init__(self, entry: Compiled, leaves: list[Any]) -> None:
+        tensors = [*entry.watched, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
+        self.tensors = list({id(t): (t, t.cached_data, t.grad, t.requires_grad) for t in tensors}.values())
+        self.optimizers = [(o, o.state, o.t) for o, _ in entry.trace.steps.values()]
+        self.names = {i: what for i, (what, _) in entry.trace.guard.tensors.items()}
+
+    def use_copies(self) -> None:
+        """From now on arrays may be written into."""
+        for tensor, array, _, _ in self.tensors:
+            tensor.cached_data = array.copy()
+        for optimizer, state, _ in self.optimizers:
+            optimizer.state = [[array.copy() for array in arrays] for arrays in state]
+
+    def put_back(self) -> None:
+        """Everything as it was."""
+        for tensor, array, grad, requires_grad in self.tensors:
+            tensor.cached_data, tensor.grad, tensor.requires_grad = array, grad, requires_grad
+        for optimizer, state, t in self.optimizers:
+            optimizer.state, optimizer.t = state, t
+
+    def outcome(self, result: Any) -> dict[str, Array]:
+        """By name: the results, and what is in the Tensors and optimizers now."""
+        leaves: list[Any] = []
+        flatten(result, leaves)
+        found = {f"result {i}": _array(leaf) for i, leaf in enumerate(leaves)}
+        for i, (tensor, *_) in enumerate(self.tensors):
+            name = self.names.get(id(tensor), f"Tensor {i}")
+            found[name] = tensor.cached_data
+            if tensor.grad is not None and not isinstance(tensor.grad.cached_data, Symbol):
+                found[f"{name}.grad"] = tensor.grad.cached_data
+        for number, (optimizer, *_) in enumerate(self.optimizers):
+            for i, arrays in enumerate(optimizer.state):
+                for name, array in zip(optimizer.state_names, arrays, strict=True):
+                    found[f"{name}.{i} of {type(optimizer).__name__} {number}"] = array
+        return found
 
 
-def flatten_result(thing: Any, found: list[Any]) -> None:
-    """The Tensors in a result, in order."""
-    if isinstance(thing, Tensor):
-        found.append(thing)
-    elif isinstance(thing, list | tuple):
-        for t in thing:  # pyright: ignore[reportUnknownVariableType]
-            flatten_result(t, found)
-    elif isinstance(thing, dict):
-        for t in thing.values():  # pyright: ignore[reportUnknownVariableType]
-            flatten_result(t, found)
-    elif not isinstance(thing, int | float | str | type(None)):
-        raise TraceError(_RESULT.format(found=type(thing).__name__))
+def _array(leaf: Any) -> Array:
+    return leaf.cached_data if isinstance(leaf, Tensor) else leaf
 
 
-def _take_grads(trace: Trace, arguments: Any) -> list[tuple[Tensor | int, Any]]:
-    """The gradients that the function left on Tensors from outside or on its arguments, which are put back to None."""
-    taken: list[tuple[Tensor | int, Any]] = []
-    owners = [(cell.holder, cell.holder) for cell in trace.cells if cell is not None and cell.key is None]
-    for owner, traced in [*owners, *arguments]:
-        grad = getattr(traced, "grad", None)
-        if grad is not None and isinstance(grad.cached_data, Symbol) and grad.cached_data.tracer is trace:
-            taken.append((owner, grad))
-            traced.grad = None
-    return taken
+def _difference(wanted: Array, found: Array | None) -> tuple[float, float] | None:
+    """How much two arrays differ, and how much they may, where that is too much; a gradient that is used up is none."""
+    if found is None or found is wanted:
+        return None
+    tolerance = _TOLERANCES.get(wanted.dtype.name, 0.0)
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return float("inf"), tolerance
+    a, b = wanted.astype("float64"), found.astype("float64")
+    finite = a[np.isfinite(a)]
+    scale = float(np.abs(finite).max()) if finite.size else 1.0
+    if np.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        return None
+    return float(np.nanmax(np.abs(a - b)) / (scale or 1.0)), tolerance
 
 
-def compile(function: Any = None, *, keep_grads: bool = False) -> Any:
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+    """What decides which compilation a call gets, besides the guards."""
+    key = (recording.enabled, flatten(args, leaves), flatten(kwargs, leaves) if kwargs else None)
+    if len(leaves) > 1 and len(set(map(id, leaves))) < len(leaves):  # the same Tensor twice
+        ids = list(map(id, leaves))
+        return (key, *map(ids.index, ids))
+    return key
+
+
+def _watch(thing: Any, guard: Guard, passed: Guard) -> None:
+    """Containers among the arguments must stay as they are during the trace; objects must do so from call to call."""
+    if isinstance(thing, Tensor | np.ndarray):
+        return
+    if type(thing) in (list, tuple, dict) or is_record(thing):
+        passed.watch(thing)
+        for part in parts_of(thing):
+            _watch(part, guard, passed)
+    else:
+        guard.reach("an argument", thing, named=True)
+
+
+def compile(function: Any = None, *, keep_grads: bool = False, check: bool = False) -> Any:
     """Turn a function on Tensors into one native function.
 
     Args:
         function: an ordinary training step or evaluation; also usable as `@ndl.compile(keep_grads=True)`.
         keep_grads: keep gradients that an optimizer's update inside the function uses up.
+        check: run each new compilation beside the function itself, on copies of the state, and raise `TraceError` if
+            results, state or gradients differ by more than rounding. Functions that draw random numbers are not
+            checked, because a compiled function draws others.
 
-    The function is traced anew when shapes, dtypes, Python arguments, or attributes of the modules that it uses change.
+    The function is traced anew when shapes, dtypes or Python arguments change, or anything that its code reads from
+    outside: attributes, globals, closures, defaults, members of lists and dicts, values of small NumPy arrays.
     Learning rates and other numbers of optimizers are read on each call. Raises `TraceError` for what a compiled
     function could not repeat: reading a value, branching on one, Python side effects.
     """
     if function is None:
-        return functools.partial(compile, keep_grads=keep_grads)
-    return Step(function, keep_grads)
+        return functools.partial(compile, keep_grads=keep_grads, check=check)
+    return Step(function, keep_grads, check)

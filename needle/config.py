@@ -12,9 +12,14 @@ Next: dtype.py.
 | NEEDLE_CACHE | where downloads and compiled code are kept | the user's cache folder / needle |
 """
 
+import math
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from needle.errors import ArgumentError
+
+_THREADS = "NEEDLE_THREADS must be a whole number of 1 or more, not {found!r}"
 
 
 def cache_dir() -> Path:
@@ -45,10 +50,42 @@ def thread_count() -> int:
     """Threads of a compiled function: NEEDLE_THREADS, or the processors that this process may use."""
     chosen = os.environ.get("NEEDLE_THREADS")
     if chosen:
-        return max(1, int(chosen))
+        if not (chosen.strip().isdecimal() and int(chosen)):
+            raise ArgumentError(_THREADS.format(found=chosen))
+        return int(chosen)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(available, math.ceil(min(cpu_quota(), available))))
+
+
+def cpu_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """How many processors' worth of time the control groups of Linux allow; infinite without a limit.
+
+    A container has one. The group of this process and all groups around it count; inside of a container, its own group
+    may be what is mounted at `root`.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(available, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        return available
+        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:
+        return math.inf
+    quota = math.inf
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers:  # version 2 has one hierarchy for all controllers
+            mounts = [root]
+        else:
+            mounts = [root / controllers, root / "cpu"] if "cpu" in controllers.split(",") else []
+        inside = PurePosixPath(path.lstrip("/"))
+        for mount in mounts:
+            quota = min([quota, *(_quota(mount / around) for around in (inside, *inside.parents))])
+    return quota
+
+
+def _quota(folder: Path) -> float:
+    """The limit of one group: its quota in each period of time."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):  # no such group, or "max"
+        return math.inf

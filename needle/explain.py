@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from needle.compiler import Program
-from needle.compiler.emit import scalars
-from needle.compiler.kernel import Kernel
+from needle.compiler.kernel import Kernel, scalars
 from needle.compiler.lower import Lowered
 from needle.compiler.plan import size_of
 from needle.dtype import Array

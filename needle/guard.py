@@ -1,147 +1,478 @@
 """Guards: what a compiled function took for granted, and whether it still holds.
 
-In: objects that the traced function used. Out: `holds()`, asked before each call.
-Invariant: a guard compares by identity or equality of plain values; it never runs user code beyond `==` on numbers.
-Next: compile.py.
+In: while a function is traced, each piece of code that runs, with its globals. Out: `holds()`, asked before each call.
+Invariants: what code may read from outside (globals, closure, defaults, attributes and members reached from there) is
+noted before that code runs; only attributes that the executed code names count later; a guard runs no user code.
+Next: effects.py, which tells the guard what runs.
+
+A note keeps the very objects that were there. As long as they are the same objects, which one pass in C finds out, all
+holds. Where one is another object, plain values are compared.
 """
 
+import dis
+import gc
+import operator
+import pickle
+import sys
 import types
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 
+from needle.dtype import Array
 from needle.errors import TraceError
+from needle.nn.module import Module
+from needle.optim import Optimizer
+from needle.tracing import LIBRARY, NEEDLE, USER, owner_of, user_site
 from needle.value import Value
 
-_PACKAGE = str(Path(__file__).parent)
-_PLAIN = (int, float, bool, str, bytes, complex, type(None))
+LARGEST_COPY = 2**20
+"""Bytes of a NumPy array up to which its values are compared before each call."""
+
 _CHANGED = (
     "{what} changed while the function was being compiled (from {before} to {after}). A compiled function runs its "
     "Python code once, not on each call: return the value, or keep it in a Tensor and set its .data"
 )
+_LARGE = (
+    "{site}: {what} is a NumPy array of {size:,} bytes from outside of the function, too large to be compared before each "
+    "call; pass it as an argument, or wrap it once, outside, in ndl.Tensor(...), which is read afresh on each call"
+)
+_ITERATOR = (
+    "{site}: {what} is an iterator ({kind}), which a compiled function would advance once and not on each call; "
+    "pass its items as arguments"
+)
+_PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None), type(Ellipsis), range))
+_DYNAMIC = frozenset(("getattr", "hasattr", "vars", "__dict__", "asdict", "attrgetter", "__getattribute__"))
+"""Names by which code may read attributes that it does not name."""
+_CALLED = {"forward", "__call__", "update", "step"}
+"""Methods that needle calls."""
+_STANDARD = sys.stdlib_module_names | {"numpy"}
+_END = object()
+MISSING = object()
 
 
-def signature(value: Any, depth: int = 3) -> Any:
-    """A value that changes when `value` would make a traced function do something else."""
-    kind = cast("Any", type(value))
-    if kind in _PLAIN:
-        return (kind, value)
-    if kind in (list, tuple) and depth:
-        return (kind, tuple([signature(v, depth - 1) for v in value]))
-    if kind is dict and depth:
-        return (kind, tuple([(k, signature(v, depth - 1)) for k, v in value.items()]))
-    return id(value)
+def same(a: Any, b: Any) -> bool:
+    """Whether traced code would do the same with b as with a: one object, or equal plain values of one type."""
+    if a is b:
+        return True
+    kind = cast("Any", type(a))
+    if kind is not type(b):
+        return False
+    if kind is float or isinstance(a, np.generic):
+        return repr(a) == repr(b)  # 0.0 == -0.0, and nan != nan
+    if kind in _PLAIN or isinstance(a, np.dtype):
+        return bool(a == b)
+    if kind in (list, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if kind is dict:
+        return list(a) == list(b) and all(map(same, a.values(), b.values()))
+    if kind is types.MethodType:
+        return a.__self__ is b.__self__ and a.__func__ is b.__func__
+    return False
+
+
+@dataclass
+class Note:
+    """The parts of one thing (a namespace, a list, an object, a cell), as they were when it was first reached."""
+
+    what: str
+    thing: Any
+    read: Callable[[], Any]
+    """The parts now: a dict or a list."""
+    before: Any
+    counts: Callable[[Any], bool] | None = None
+    """Which keys of a dict the compiled function depends on; None for all."""
+
+    def count(self, key: Any) -> bool:
+        """Whether the compiled function depends on this part."""
+        return self.counts is None or self.counts(key)
+
+    def differences(self, everything: bool) -> Iterable[tuple[str, Any, Any]]:
+        """(what, before, now) for each part that is not the same; with `everything`, also parts that do not count."""
+        now, before = self.read(), self.before
+        if not isinstance(before, dict):
+            if not (len(now) == len(before) and all(map(same, before, now))):
+                yield self.what, before[0] if len(before) == 1 else before, now[0] if len(now) == 1 else now
+            return
+        known = cast("dict[Any, Any]", before)
+        for key in known | now if now.keys() != known.keys() else known:
+            if everything or self.count(key):
+                a, b = known.get(key, MISSING), now.get(key, MISSING)
+                if not same(a, b):
+                    yield f"{self.what}{'.' if self.what else ''}{key}", a, b
 
 
 class Guard:
-    """A list of questions with the answers that they had during the trace."""
+    """Everything outside that traced code may have read."""
 
     def __init__(self) -> None:
-        self.questions: list[tuple[str, Callable[[], Any], Any]] = []
-        self.modules: list[tuple[dict[str, Any], dict[str, Any], Any]] = []
-        self.seen: set[int] = set()
-        self.kept: list[Any] = []
+        self.cells: list[Note] = []
+        self.spaces: dict[int, Note] = {}  # globals, attributes of classes and modules: only the names that are used
+        self.objects: dict[int, Note] = {}  # attributes of objects: all
+        self.members: list[Note] = []  # of lists, dicts, sets
+        self.questions: list[Note] = []
+        self.arrays: list[tuple[str, Array, Any]] = []
+        self.generators: list[tuple[str, Any, bytes]] = []
+        self.seen: dict[int, Any] = {}  # what was reached, kept so that its id stays its own
+        self.tensors: dict[int, tuple[str, Any]] = {}
+        self.entered: set[Any] = set()
+        self.inside: set[Any] = set()  # code of functions that traced code makes
+        self.functions: dict[Any, list[Any]] = {}
+        self.classes: list[type] = []
+        self.modules: list[types.ModuleType] = []
+        self.names: dict[str, set[str]] = {USER: set(), NEEDLE: set()}
 
-    def _once(self, thing: Any) -> bool:
-        if id(thing) in self.seen:
+    # ------------------------------------------------------------------------------------------------ during a trace
+
+    def enter(self, code: types.CodeType, space: dict[str, Any]) -> None:
+        """A piece of code is about to run for the first time: note what it may read."""
+        owner = owner_of(code.co_filename, space.get("__name__") or "")
+        if owner is LIBRARY or code in self.entered:
+            return
+        self.entered.add(code)
+        new = set(code.co_names) - self.names[owner]
+        self.names[owner] |= new
+        if owner is USER:
+            self.inside.update(c for c in code.co_consts if isinstance(c, types.CodeType))
+            for name in global_names(code):
+                if name in space:
+                    self._note_name("", space, space, name)
+            for function in self._functions_of(code):
+                self._outside_of(function)
+        self._reach_further(new, owner)
+
+    def _functions_of(self, code: types.CodeType) -> list[Any]:
+        known = self.functions.get(code)
+        if known is None and code.co_freevars and code not in self.inside:
+            known = [f for f in gc.get_referrers(code) if isinstance(f, types.FunctionType)]
+        return known or []
+
+    def _outside_of(self, function: Any) -> None:
+        """What a function that runs reads from its own surroundings: closure, defaults, and its code itself."""
+        if not self._first_time(("outside", id(function)), function):
+            return
+        traits = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
+        name = function.__qualname__
+        self.questions.append(Note(name, function, lambda: traits(function), traits(function)))
+        self.reach(f"the default of {name}", function.__defaults__)
+        self.reach(f"the default of {name}", function.__kwdefaults__)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            content = _content(cell)
+            self.cells.append(Note(name, cell, lambda cell=cell: [_content(cell)], [content]))
+            self.reach(name, content, named=True)
+
+    def _note_name(self, what: str, owner: Any, space: Any, name: str) -> None:
+        """One name in the namespace of a class or module, and what it stands for."""
+        note = self.spaces.get(id(owner))
+        if note is None:
+            known: dict[str, Any] = {}
+            read = partial(_chosen, space, known)
+            note = self.spaces[id(owner)] = Note(what, space, read, known)
+            self.seen["space", id(owner)] = owner
+        if name not in note.before:
+            value = note.before[name] = space.get(name, MISSING)
+            self.reach(f"{what}.{name}" if what else name, value, named=True)
+
+    def _first_time(self, key: Any, thing: Any) -> bool:
+        if key in self.seen:
             return False
-        self.seen.add(id(thing))
-        self.kept.append(thing)  # so that the id stays its own
+        self.seen[key] = thing
         return True
 
-    def ask(self, what: str, question: Callable[[], Any]) -> None:
-        """Remember the answer that `question` has now."""
-        self.questions.append((what, question, question()))
+    def _reach_further(self, names: set[str], owner: str) -> None:
+        """More attributes count, now that code with these names runs."""
+        everything = names & _DYNAMIC and owner is USER
+        for note in list(self.objects.values()):
+            if owner is USER or isinstance(note.thing, Module):
+                for name in list(note.before) if everything else names & note.before.keys():
+                    self.reach(f"{note.what}.{name}", note.before[name], named=owner is USER)
+        if owner is USER:
+            for kind in list(self.classes):
+                self._class_names(kind, names)
+            for module in list(self.modules):
+                for name in names & vars(module).keys():
+                    self._note_name(module.__name__, vars(module), vars(module), name)
 
-    def watch(self, module: Any) -> None:
-        """The attributes of an object: each by identity, lists and dicts by their members."""
-        if self._once(module):
-            attributes = cast("dict[str, Any]", vars(module))
-            self.modules.append((attributes, dict(attributes), module))
-            for name, value in attributes.items():
-                if type(value) in (list, dict) and name not in ("state", "param_groups"):
-                    self.ask(f"{type(module).__name__}.{name}", partial(signature, value))
+    def watch(self, container: Any) -> None:
+        """A container or record among the arguments: the function must not change it."""
+        if isinstance(container, list | dict):
+            self.members.append(Note("an argument", container, lambda: _listed(container), _listed(container)))
+        elif not isinstance(container, tuple):
+            self.members.append(Note("an argument", container, lambda: vars(container), dict(vars(container))))
 
-    def watch_number(self, optimizer: Any, name: str, group: int) -> None:
-        """Whether a number of a group of parameters is zero: then it was left out."""
-        self.ask(f"{type(optimizer).__name__}.{name}", lambda: bool(optimizer.number(name, group)))
-
-    def watch_function(self, function: Any) -> None:
-        """What a function reads from outside: closure, globals, defaults, and its object."""
-        function = getattr(function, "__wrapped__", function)
-        if isinstance(function, types.MethodType):
-            self._watch_value("self", function.__self__)
-            function = function.__func__
-        if not isinstance(function, types.FunctionType) or not self._once(function):
+    def reach(self, what: str, value: Any, named: bool = False) -> None:
+        """Code can get at `value`, by a name of its own where `named`: note what is in it."""
+        kind = cast("Any", type(value))
+        if kind in _PLAIN or value is MISSING or isinstance(value, np.generic | np.dtype):
             return
-        if function.__code__.co_filename.startswith(_PACKAGE):
+        if isinstance(value, Value):
+            self.tensors.setdefault(id(value), (what, value))
             return
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self.ask(name, lambda cell=cell: signature(_content(cell)))
-            self._watch_value(name, _content(cell))
-        names = _names(function.__code__)
-        for name in names & function.__globals__.keys():
-            space = function.__globals__
-            self.ask(name, lambda space=space, name=name: signature(space.get(name)))
-            self._watch_value(name, space[name])
+        if named and hasattr(kind, "__next__"):
+            raise TraceError(_ITERATOR.format(site=user_site(), what=what, kind=kind.__name__))
+        if not self._first_time(id(value), value):
+            return
+        if isinstance(value, np.ndarray):
+            self._reach_array(what, value)
+        elif isinstance(value, list | tuple | dict | set | frozenset | deque):
+            self._reach_members(what, value)
+        elif isinstance(value, types.FunctionType):
+            self._reach_function(value)
+        elif isinstance(value, types.MethodType):
+            self.reach(what, value.__self__)
+            self.reach(what, value.__func__)
+        elif isinstance(value, partial):
+            for part in (value.func, value.args, value.keywords):
+                self.reach(what, part)
+        elif isinstance(value, type):
+            self._reach_class(value)
+        elif isinstance(value, types.ModuleType):
+            if owner_of(getattr(value, "__file__", None) or "<frozen", value.__name__) is USER:
+                self.modules.append(value)
+                for name in self.names[USER] & vars(value).keys():
+                    self._note_name(value.__name__, vars(value), vars(value), name)
+        else:
+            self._reach_object(what, value)
 
-    def _watch_value(self, name: str, value: Any) -> None:
-        if isinstance(value, types.FunctionType | types.MethodType):
-            self.watch_function(value)
-        elif isinstance(value, list | tuple):
-            for member in value:  # pyright: ignore[reportUnknownVariableType]
-                self._watch_value(name, member)
-        elif _is_plain_object(value):
-            self.watch(value)
+    def _reach_array(self, what: str, array: Array) -> None:
+        base: Any = array
+        while isinstance(base, np.ndarray) and not base.flags.writeable:
+            base = base.base
+        if base is None:
+            return  # nobody can change it
+        if array.nbytes > LARGEST_COPY:
+            raise TraceError(_LARGE.format(site=user_site(), what=what, size=array.nbytes))
+        self.arrays.append((what, array, _content_of(array)))
+
+    def _reach_members(self, what: str, container: Any) -> None:
+        listed = list(container)
+        if not isinstance(container, tuple | frozenset):
+            self.members.append(Note(what, container, lambda: _listed(container), _listed(container)))
+        for i, member in enumerate(listed):
+            key = repr(member) if isinstance(member, str | int) else i
+            self.reach(f"{what}[{key}]", container[member] if isinstance(container, dict) else member)
+
+    def _reach_function(self, function: Any) -> None:
+        """Its surroundings are noted when it runs; a decorated function leads to the one inside."""
+        if owner_of(function.__code__.co_filename, function.__module__ or "") is not USER:
+            return
+        self._reach_attributes(function.__qualname__, function)
+        self._know(function)
+
+    def _know(self, function: Any) -> None:
+        self.functions.setdefault(function.__code__, []).append(function)
+        if function.__code__ in self.entered:
+            self._outside_of(function)
+
+    def _reach_class(self, kind: type) -> None:
+        for base in kind.__mro__:
+            owner = _owner_of_class(base)
+            if owner is LIBRARY or not self._first_time(("class", id(base)), base):
+                continue
+            self.classes.append(base)
+            if owner is USER:
+                for value in list(vars(base).values()):
+                    for function in _functions_in(value):
+                        self._know(function)
+            self._class_names(base, self.names[USER] | {"forward"})
+
+    def _class_names(self, kind: type, names: set[str]) -> None:
+        """Attributes of a class, also where it only inherits them; of needle's own classes only `forward`."""
+        mine = _owner_of_class(kind) is USER
+        for name in names | _CALLED if mine else names & {"forward"}:
+            if hasattr(kind, name) if mine else name in vars(kind):
+                self._note_name(kind.__name__, kind, vars(kind), name)
+
+    def _reach_object(self, what: str, value: Any) -> None:
+        """An object: its attributes, its class, and what it wraps."""
+        if isinstance(value, np.random.Generator | np.random.RandomState):
+            self.generators.append((what, value, state_of(value)))
+            return
+        kind = type(value)
+        self._reach_class(kind)
+        wrapped = getattr(value, "__wrapped__", None)
+        if isinstance(wrapped, types.FunctionType):
+            self._reach_function(wrapped)
+        if isinstance(value, Optimizer):
+            self._reach_attributes(kind.__name__, value, self._counts_in_optimizer(value))
+            self.reach(f"{kind.__name__}.params", value.params)
+        elif isinstance(value, Module):
+            self._reach_attributes(kind.__name__, value)
+        elif _owner_of_class(kind) is not NEEDLE:
+            self._reach_attributes(what, value)
+            self._reach_slots(what, value)
+
+    def _counts_in_optimizer(self, optimizer: Optimizer) -> Callable[[Any], bool]:
+        """Its numbers are read on each call, and its state is an input: they count where the user's code reads them."""
+        groups = range(len(optimizer.param_groups))
+        for name in optimizer.numbers.keys() - {"lr"}:  # a number that is 0 is left out, except for the learning rate
+            read = lambda n=name: [bool(optimizer.number(n, group)) for group in groups]  # noqa: E731
+            self.questions.append(Note(f"{type(optimizer).__name__}.{name}", optimizer, read, read()))
+        inputs = {"t", "state"}
+        return lambda name: name not in inputs and (name not in optimizer.numbers or name in self.names[USER])
+
+    def _reach_attributes(self, what: str, thing: Any, counts: Callable[[Any], bool] | None = None) -> None:
+        attributes = getattr(thing, "__dict__", None)
+        if not isinstance(attributes, dict):
+            return
+        inner = isinstance(thing, Module)
+        space = cast("dict[str, Any]", attributes)
+        note = Note(what, thing, lambda: space, dict(space), counts or (lambda name: self._named(name, inner)))
+        self.objects[id(thing)] = note
+        for name, value in note.before.items():
+            if self._named(name, inner):
+                self.reach(f"{what}.{name}", value, named=name in self.names[USER])
+
+    def _reach_slots(self, what: str, thing: Any) -> None:
+        names = {
+            name: getattr(thing, name, MISSING)
+            for kind in type(thing).__mro__
+            for name, member in vars(kind).items()
+            if isinstance(member, types.MemberDescriptorType) and _owner_of_class(kind) is USER
+        }
+        if names:
+            read = lambda: {name: getattr(thing, name, MISSING) for name in names}  # noqa: E731
+            self.questions.append(Note(what, thing, read, names))
+            for name, value in names.items():
+                self.reach(f"{what}.{name}", value)
+
+    def _named(self, name: Any, inner: bool) -> bool:
+        user = self.names[USER]
+        return name in user or (inner and name in self.names[NEEDLE]) or bool(user & _DYNAMIC)
+
+    # ---------------------------------------------------------------------------------------------- after a trace
+
+    def _notes(self) -> list[Note]:
+        return [*self.cells, *self.spaces.values(), *self.objects.values(), *self.members, *self.questions]
 
     def check_unchanged(self) -> None:
         """Raise `TraceError` if the function itself changed what it depends on."""
-        for what, question, before in self.questions:
-            after = question()
-            if after != before:
+        for note in self._notes():
+            whole = note.counts is None or isinstance(note.thing, Module) or _owner_of_class(type(note.thing)) is USER
+            for what, before, after in note.differences(whole):
                 raise TraceError(_CHANGED.format(what=what, before=_show(before), after=_show(after)))
-        for attributes, before, module in self.modules:
-            for name, value in attributes.items():
-                if name not in before or not (value is before[name] or _same(value, before[name])):
-                    raise TraceError(
-                        _CHANGED.format(
-                            what=f"{type(module).__name__}.{name}", before=before.get(name), after=type(value).__name__
-                        )
-                    )
+        for what, array, content in self.arrays:
+            if _content_of(array) != content:
+                raise TraceError(_CHANGED.format(what=what, before="one array", after="another"))
+
+    def freeze(self) -> None:
+        """The trace is over: leave out what does not count, and prepare `holds`."""
+        counting = [n for n in self.objects.values() if isinstance(n.thing, Module) or any(map(n.count, n.before))]
+        self.objects = {id(note.thing): note for note in counting}
+        self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
+        self._cells = [note.thing for note in self.cells]
+        self._spaces: list[tuple[Any, Any]] = []
+        self._questions = [note.read for note in self.questions]
+        for note in self.objects.values():
+            if note.counts is not None and isinstance(note.thing, Optimizer):  # its t and its state change all the time
+                note.before = {name: value for name, value in note.before.items() if note.count(name)}
+        partly = [note for note in self.objects.values() if isinstance(note.thing, Optimizer)]
+        for note in [*self.spaces.values(), *partly]:
+            present = [name for name, value in note.before.items() if value is not MISSING]
+            if present:
+                self._spaces.append(
+                    (operator.itemgetter(*present, present[0]), note.thing if note.counts is None else vars(note.thing))
+                )
+            if len(present) < len(note.before):
+                self._questions.append(note.read)
+        self._dicts = [note.thing.__dict__ for note in self.objects.values() if note not in partly]
+        self._dicts += [note.thing for note in self.members if isinstance(note.thing, dict)]
+        self._members = [note.thing for note in self.members]
+        self._expected = list(self._now())
+
+    def _now(self) -> Iterable[Any]:
+        """Every object that is noted, in a fixed order."""
+        return chain(
+            [cell.cell_contents for cell in self._cells],
+            chain.from_iterable([get(space) for get, space in self._spaces]),
+            chain.from_iterable(map(dict.values, self._dicts)),
+            chain.from_iterable(self._members),
+            chain.from_iterable([_values(read()) for read in self._questions]),
+            (_END,),
+        )
 
     def holds(self) -> bool:
         """Whether everything is as it was during the trace."""
-        for attributes, before, _ in self.modules:
-            if attributes != before:
+        try:
+            alike = all(map(operator.is_, self._now(), self._expected))
+        except (ValueError, KeyError):  # a variable that was deleted
+            return False
+        if not alike:
+            if self.changed():
                 return False
-        return all(question() == before for _, question, before in self.questions)
+            self._accept_equal_objects()
+        return not self.arrays or all([_content_of(array) == content for _, array, content in self.arrays])
+
+    def _accept_equal_objects(self) -> None:
+        """Other objects with equal values: from now on these are expected. A list is not: it could change later."""
+        now = list(self._now())
+        if all(type(b) in _PLAIN for a, b in zip(self._expected, now, strict=False) if a is not b):
+            self._expected = now
+
+    def changed(self) -> str:
+        """The name of the first thing that is not as it was, or nothing."""
+        for note in self._notes():
+            for what, _, _ in note.differences(everything=False):
+                return what
+        return next((what for what, array, content in self.arrays if _content_of(array) != content), "")
 
 
-def _is_plain_object(value: Any) -> bool:
-    """Whether a value is an object of the user's own, whose attributes a function may read."""
-    if isinstance(value, types.ModuleType | type | Value | np.ndarray) or not hasattr(value, "__dict__"):
-        return False
-    return not type(value).__module__.startswith("needle")
+def _chosen(space: Any, names: Iterable[str]) -> dict[str, Any]:
+    return {name: space.get(name, MISSING) for name in names}
 
 
-def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, _PLAIN) and type(a) is type(b) and a == b
+def _listed(container: Any) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _values(answer: Any) -> Iterable[Any]:
+    return answer.values() if isinstance(answer, dict) else answer
+
+
+def _content_of(array: Array) -> Any:
+    return array.shape, array.tobytes() if array.dtype != object else tuple(map(id, array.flat))
 
 
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not assigned yet
-        return None
+        return MISSING
 
 
-def _names(code: types.CodeType) -> set[str]:
-    inner = (_names(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*inner)
+def state_of(generator: Any) -> bytes:
+    """All that decides what a NumPy generator draws next."""
+    old = isinstance(generator, np.random.RandomState)
+    return pickle.dumps(generator.get_state() if old else generator.bit_generator.state)
 
 
-def _show(answer: Any) -> str:
-    return str(answer[1] if isinstance(answer, tuple) and len(answer) == 2 else answer)  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+@cache
+def global_names(code: types.CodeType) -> frozenset[str]:
+    """The global variables that a piece of code reads or writes."""
+    found = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
+    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname in found)
+
+
+def _owner_of_class(kind: type) -> str:
+    root = kind.__module__.partition(".")[0]
+    return NEEDLE if root == "needle" else LIBRARY if root in _STANDARD and root != "__main__" else USER
+
+
+def _functions_in(value: Any) -> list[Any]:
+    """The functions of a class's attribute: a method, a property, a decorated method."""
+    parts = (value, getattr(value, "__func__", None), getattr(value, "__wrapped__", None), getattr(value, "func", None))
+    parts += tuple(getattr(value, name, None) for name in ("fget", "fset") if isinstance(value, property))
+    return [part for part in parts if isinstance(part, types.FunctionType)]
+
+
+def _show(part: Any) -> str:
+    if part is MISSING:
+        return "nothing"
+    if isinstance(part, list | tuple):
+        return "[" + ", ".join(map(_show, cast("list[Any]", part))) + "]"
+    return repr(part) if type(part) in _PLAIN else f"a {type(part).__name__}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from needle.dtype import Array, in_range, is_float
 from needle.errors import ArgumentError, CheckpointError, DTypeError, GraphError, ShapeError
-from needle.ops import clip
+from needle.ops import clip, where
 from needle.tensor import Tensor
 from needle.tracing import active
 
@@ -158,10 +158,15 @@ class Optimizer:
         """The same as `reset_grad`, under its other name."""
         self.reset_grad()
 
-    def clip_grad_norm(self, max_norm: float = 0.25) -> float:
-        """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns it (Pascanu et al., 2013)."""
+    def clip_grad_norm(self, max_norm: float = 0.25) -> Any:
+        """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns it (Pascanu et al., 2013).
+
+        The norm is a float; in a compiled function, where no value is known, it is a Tensor.
+        """
         if fault := _fault("max_norm", max_norm, (0, math.inf)):
             raise ArgumentError(f"{type(self).__name__}: {fault}")
+        if active.tracer is not None:
+            return self._clip_by_ops(max_norm)
         norm = _norm([self._gradient(i, p) for i, p in enumerate(self.params) if p.grad is not None])
         if norm > max_norm:
             for p in self.params:
@@ -176,6 +181,18 @@ class Optimizer:
         for p in self.params:
             if p.grad is not None:
                 p.grad = clip(p.grad.detach(), -limit, limit)
+
+    def _clip_by_ops(self, max_norm: float) -> Tensor:
+        """`clip_grad_norm` by ops alone: a gradient that is short enough is multiplied by 1."""
+        clipped = [p for p in self.params if p.grad is not None]
+        squares = Tensor(0.0, requires_grad=False)
+        for p in clipped:
+            squares = squares + (p.grad.detach().astype("float64") ** 2).sum()
+        norm = squares**0.5
+        scale = where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
+        for p in clipped:
+            p.grad = p.grad.detach() * scale.astype(p.grad.dtype)
+        return norm
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

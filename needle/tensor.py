@@ -77,8 +77,10 @@ class Tensor(Value):
         if isinstance(array, Tensor):
             device = array.device if device is None else device
             array = array.cached_data
+            if type(array) is Symbol:
+                array = array.tracer.cast(array, dtype)
         self.device = default_device() if device is None else as_device(device)
-        self.cached_data = as_array(array, dtype)
+        self.cached_data = array if type(array) is Symbol else as_array(array, dtype)
         self.op, self.inputs, self.grad, self.origin = None, (), None, None
         self.requires_grad = requires_grad
 
@@ -162,15 +164,10 @@ class Tensor(Value):
             raise DTypeError(_DATA_TYPE.format(found=type(value).__name__))
         if value.dtype != self.dtype:
             raise DTypeError(_DATA_DTYPE.format(have=self.dtype.name, found=value.dtype.name))
-        if active.tracer is not None:
-            active.tracer.write(self, value)
-        else:
-            self.cached_data = value.cached_data
+        self.cached_data = value.cached_data
 
     def detach(self) -> "Tensor":
         """The same array (shared memory), without the graph and without gradient."""
-        if active.tracer is not None:
-            return active.tracer.detach(self)
         return _make(Tensor, None, (), self.cached_data, self.device, False)
 
     def backward(self, out_grad: "Tensor | None" = None) -> None:
@@ -554,6 +551,8 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
     "log": ops.log,
     "sqrt": ops.sqrt,
     "tanh": ops.tanh,
+    "sin": ops.sin,
+    "cos": ops.cos,
     "sign": ops.sign,
 }
 

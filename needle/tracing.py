@@ -5,17 +5,27 @@ the user's program, and refuse to be read. Invariant: without an active trace no
 Next: compiler/graph.py, for the nodes that a trace records.
 """
 
+import os
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from needle.dtype import DType
 from needle.errors import TraceError
 from needle.value import Op, Shape, Spec
 
-_PACKAGE = str(Path(__file__).parent)
+_NEEDLE = str(Path(__file__).parent) + os.sep
+_SITE = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
+_LIBRARY = (sysconfig.get_path("stdlib") + os.sep, str(Path(np.__file__).parent) + os.sep)
+NEEDLE, LIBRARY, USER = "needle", "library", "user"
+"""Whose code a file is; packages that were installed beside needle count as the user's."""
+
 _READ = (
     "{site}: the value of this Tensor (shape {shape}, {dtype}) is not known while the function is being compiled, "
     "but {what} reads it. {remedy}"
@@ -42,10 +52,28 @@ class _Active(threading.local):
 active = _Active()
 
 
+@cache
+def owner_of(file: str, module: str) -> str:
+    """Whose code this is: NEEDLE, LIBRARY (Python's own, NumPy's) or USER; code without a file belongs to its module."""
+    if file.startswith("<"):
+        root = module.partition(".")[0]
+        own = root not in ("__main__", "") and (root in sys.stdlib_module_names or root.startswith("namedtuple_"))
+        return NEEDLE if root == "needle" else LIBRARY if own or root == "numpy" or file.startswith("<frozen") else USER
+    if file.startswith(_NEEDLE):
+        return NEEDLE
+    installed = file.startswith(_SITE) and not file.startswith(_LIBRARY[1])
+    return LIBRARY if file.startswith(_LIBRARY) and not installed else USER
+
+
+def owner_of_frame(frame: Any) -> str:
+    """Whose code a frame runs."""
+    return owner_of(frame.f_code.co_filename, frame.f_globals.get("__name__") or "")
+
+
 def user_site() -> str:
-    """File and line of the innermost frame that is not needle's own."""
+    """File and line of the innermost frame of the user."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and owner_of_frame(frame) is not USER:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -73,6 +101,10 @@ class Symbol:
         for length in self.shape:
             n *= length
         return n
+
+    def copy(self) -> "Symbol":
+        """Itself: nothing changes the values that it stands for."""
+        return self
 
     def _refuse(self, what: str) -> TraceError:
         if self.remedy:

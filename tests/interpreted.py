@@ -7,12 +7,13 @@ Next: random_programs.py.
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from needle.compiler.bundle import bundle
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph, Input
 from needle.compiler.interpret import interpret
@@ -37,8 +38,17 @@ class Evaluated:
         """Whether these inputs have the recorded shapes and dtypes."""
         return all(Spec(a.shape, a.dtype) == n.spec for a, n in zip(arrays, self.graph.inputs[first:], strict=True))
 
-    def run(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
+    def run(
+        self, arrays: Sequence[Array], numbers: Sequence[float], write_back: Callable[[Updates], None] | None = None
+    ) -> tuple[list[Array], Updates]:
         """Fresh outputs, and new values of the updated inputs."""
+        outputs, updates = self.compute(arrays, numbers)
+        if write_back is not None:
+            write_back(updates)
+        return outputs, updates
+
+    def compute(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
+        """Evaluate the graph."""
         outputs, updates = self.graph.evaluate(arrays, numbers)
         return [a.copy() for a in outputs], {i: a.copy() for i, a in updates.items()}
 
@@ -51,12 +61,12 @@ class Interpreted(Evaluated):
         simple = simplify(graph)
         simple.verify()
         self.simple = simple
-        self.kernels = lower(fuse(simple))
+        self.kernels = bundle(lower(fuse(simple)))
         for lowered in self.kernels:
             lowered.kernel.verify()
         self.plan = plan(simple, self.kernels)
 
-    def run(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
+    def compute(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
         """Run every kernel in order."""
         memory = _Memory(self, arrays)
         for lowered, places in zip(self.kernels, self.plan.places, strict=True):

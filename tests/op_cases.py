@@ -6,6 +6,7 @@ Invariant: a sampler that gives floats may be converted to any dtype and differe
 booleans (an index, a mask) is used as it is. Next: test_ops.py, which runs every row through every property.
 """
 
+import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -94,6 +95,11 @@ def log_sum_exp(a: Array, **options: Any) -> Any:
     return np.log(np.sum(np.exp(a * 1.0), **options))  # integers count as float64
 
 
+def error_function(a: Array) -> Array:
+    """erf by the C library; integers count as float64."""
+    return np.array([math.erf(x) for x in a.ravel()], (a * 1.0).dtype).reshape(a.shape)
+
+
 def center(a: Array, axes: Any) -> Any:
     return a - np.mean(a, tuple(axes) if isinstance(axes, list) else axes, keepdims=True)
 
@@ -113,6 +119,10 @@ def sigmoid(a: Array) -> Array:
 
 
 def gelu(a: Array) -> Array:
+    return a * 0.5 * (1 + error_function(a * math.sqrt(0.5)))
+
+
+def tanh_gelu(a: Array) -> Array:
     return a * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi).item() * (a + 0.044715 * (a * 1.0) ** 3)))
 
 
@@ -188,9 +198,13 @@ CASES: list[Case] = [
     Case("Exp", ndl.exp, np.exp, ONE),
     Case("Sqrt", ndl.sqrt, np.sqrt, ONE, (positive,)),
     Case("Tanh", ndl.tanh, np.tanh, ONE),
+    Case("Sin", ndl.sin, np.sin, ONE),
+    Case("Cos", ndl.cos, np.cos, ONE),
+    Case("Erf", ndl.erf, error_function, ONE),
     Case("Sigmoid", ndl.sigmoid, lambda a: 1 / (1 + np.exp(a * -1.0)), ONE),
     Case("ReLU", ndl.relu, lambda a: np.maximum(a, 0), ONE, (away,)),
     Case("GELU", ndl.gelu, gelu, ONE),
+    Case("TanhGELU", lambda a: ndl.gelu(a, "tanh"), tanh_gelu, ONE),
     Case("SiLU", ndl.silu, lambda a: a * sigmoid(a), ONE),
     *rows("LeakyReLU", ndl.leaky_relu, lambda a, slope: np.where(a > 0, a, a * slope), (0.01, 2), ONE, samples=(away,)),
     Case("Softplus", ndl.softplus, lambda a: np.logaddexp(a * 1.0, 0), ONE),

@@ -22,8 +22,9 @@ import numpy as np
 
 import needle as ndl
 from interpreted import Evaluated, Interpreted, built_by, compile_module
-from needle.compiler import build, emit
+from needle.compiler import build
 from needle.compiler import code as llvm_code
+from needle.compiler import kernel as kernel_module
 from needle.dtype import Array
 from needle.errors import NeedleError
 
@@ -532,13 +533,13 @@ def make(seed: int, length: int | None = None) -> Program:
 @contextmanager
 def split_small_work(threads: int) -> Iterator[None]:
     """Within this block even the smallest kernels are divided among threads."""
-    before = emit.SERIAL, emit.SERIAL_PRODUCT
-    emit.SERIAL = emit.SERIAL_PRODUCT = 1
+    before = kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT
+    kernel_module.SERIAL = kernel_module.SERIAL_PRODUCT = 1
     try:
         with built_by(lambda graph: build(graph, threads)):
             yield
     finally:
-        emit.SERIAL, emit.SERIAL_PRODUCT = before
+        kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT = before
 
 
 @contextmanager

@@ -302,8 +302,8 @@ def test_package_keeps_the_rule(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", [imports_on_top, header, short_functions], ids=lambda rule: rule.__name__)
-def test_apps_benchmarks_and_tests_keep_the_rule(rule: Rule) -> None:
-    assert faults(rule, sources("apps", "bench", "tests")) == []
+def test_apps_benchmarks_tests_and_tools_keep_the_rule(rule: Rule) -> None:
+    assert faults(rule, sources("apps", "bench", "tests", "tools")) == []
 
 
 # ---------------------------------------------------------------------------------------------- rules for all files

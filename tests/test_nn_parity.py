@@ -122,9 +122,8 @@ def transformer(kind: str, norm_first: bool, activation: str = "relu", **options
     """A reference for the layers of a transformer."""
 
     def run(t: Any, F: Any, p: dict[str, Any], *inputs: Any) -> Any:
-        act = "relu" if activation == "relu" else lambda x: F.gelu(x, approximate="tanh")
         given = {"dropout": 0.0, "batch_first": True, "norm_first": norm_first}
-        twin = getattr(t.nn, kind)(4, 2, 5, activation=act, **given).double()
+        twin = getattr(t.nn, kind)(4, 2, 5, activation=activation, **given).double()
         own = projections(t, p, "self_attn.", "self_attn.")
         if kind == "TransformerDecoderLayer":
             own |= projections(t, p, "multihead_attn.", "multihead_attn.")
@@ -172,7 +171,8 @@ WEIGHTS = np.array([0.5, 2.0, 1.0, 0.25])
 ROWS: list[Row] = [
     Row("Tanh", nn.Tanh, lambda t, F, p, x: t.tanh(x), ((2, 3),)),
     Row("Sigmoid", nn.Sigmoid, lambda t, F, p, x: t.sigmoid(x), ((2, 3),)),
-    Row("GELU", nn.GELU, lambda t, F, p, x: F.gelu(x, approximate="tanh"), ((2, 3),)),
+    Row("GELU", nn.GELU, lambda t, F, p, x: F.gelu(x), ((2, 3),)),
+    Row("GELU with tanh", lambda: nn.GELU("tanh"), lambda t, F, p, x: F.gelu(x, approximate="tanh"), ((2, 3),)),
     Row("SiLU", nn.SiLU, lambda t, F, p, x: F.silu(x), ((2, 3),)),
     Row("Softplus", nn.Softplus, lambda t, F, p, x: F.softplus(x), ((2, 3),)),
     Row("LeakyReLU", lambda: nn.LeakyReLU(0.2), lambda t, F, p, x: F.leaky_relu(x, 0.2), ((2, 3),)),

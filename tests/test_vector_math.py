@@ -1,4 +1,4 @@
-"""exp, log, tanh, pow and their kin in machine code, against float64 over all of float32.
+"""exp, log, tanh, sin, erf, pow and their kin in machine code, against float64 over all of float32.
 
 In: every 1,999th bit pattern of float32, dense ranges where the functions are interesting, and special values.
 Out: the error bounds that vector_math.py states; NaN, infinities and signs as in NumPy.
@@ -6,6 +6,7 @@ Invariant: numbers below 1.2e-38 count as 0 in a compiled step, in and out, so s
 Next: test_parity.py.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from needle.dtype import Array
 SMALLEST = np.finfo("float32").tiny
 INF, NAN = np.inf, np.nan
 SPECIAL = np.array(
-    [0, -0.0, INF, -INF, NAN, 1, -1, SMALLEST, 3.4e38, -3.4e38, 88.7, 88.8, -87.3, -103, -200], "float32"
+    [0, -0.0, INF, -INF, NAN, 1, -1, SMALLEST, 3.4e38, -3.4e38, 88.7, 88.8, -87.3, -103, -200, 99_999, 1e6], "float32"
 )
 
 
@@ -35,6 +36,9 @@ FUNCTIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array], float
     "exp": (ndl.exp, np.exp, 1.0),
     "log": (ndl.log, np.log, 1.0),
     "tanh": (ndl.tanh, np.tanh, 1.5),
+    "sin": (ndl.sin, np.sin, 1.6),
+    "cos": (ndl.cos, np.cos, 1.6),
+    "erf": (ndl.erf, np.vectorize(math.erf, otypes=["float64"]), 2.0),
     "sqrt": (ndl.sqrt, np.sqrt, 0.5),
     "power": (lambda x: ndl.absolute(x) ** 0.3, lambda x: np.abs(x) ** float(np.float32(0.3)), 0.51),
     "cube": (lambda x: x**3, lambda x: x**3, 1.5),
@@ -110,7 +114,7 @@ def test_other_precisions(dtype: str) -> None:
     x = np.concatenate([np.linspace(-10, 10, 1001), np.geomspace(1e-4, 6e4, 1001), SPECIAL.astype("float64")])
     with np.errstate(all="ignore"):
         x = x.astype(dtype)
-        forms = [ndl.exp, ndl.log, ndl.tanh, ndl.sqrt, lambda x: ndl.absolute(x) ** 0.3]
+        forms = [ndl.exp, ndl.log, ndl.tanh, ndl.sqrt, ndl.sin, ndl.cos, ndl.erf, lambda x: ndl.absolute(x) ** 0.3]
         found = compile_module.compile(lambda x: [form(x) for form in forms])(ndl.Tensor(x))
         for form, result in zip(forms, found, strict=True):
             wanted = form(ndl.Tensor(x)).numpy()
@@ -118,6 +122,31 @@ def test_other_precisions(dtype: str) -> None:
             np.testing.assert_allclose(
                 result.numpy(), wanted, rtol=2 * np.finfo(dtype).eps, atol=2 * np.finfo(dtype).tiny
             )
+
+
+@pytest.mark.parametrize("way", [lambda f: f, compile_module.compile], ids=["eager", "compiled"])
+def test_erf_within_its_bounds(way: Callable[[Any], Any]) -> None:
+    bounds = {"float64": 1e-15, "float32": 2 * np.finfo("float32").eps, "float16": np.finfo("float16").eps}
+    for dtype, bound in bounds.items():
+        sizes = np.geomspace(np.finfo(dtype).tiny, 10, 20_001)
+        x = np.concatenate([np.linspace(-7, 7, 100_001), sizes, -sizes, [np.inf, -np.inf, 1e300, -1e300]])
+        with np.errstate(over="ignore"):
+            x = x.astype(dtype)
+        found = way(ndl.erf)(ndl.Tensor(x)).numpy()
+        exact = np.vectorize(math.erf, otypes=["float64"])(x.astype("float64"))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found.astype("float64"), exact, rtol=bound, atol=np.finfo(dtype).tiny)
+        assert np.isnan(way(ndl.erf)(ndl.Tensor(np.array([np.nan], dtype))).numpy()).all()
+
+
+def test_a_long_chain_of_long_functions_is_compiled() -> None:
+    def chain(x: ndl.Tensor) -> ndl.Tensor:
+        for _ in range(40):
+            x = ndl.erf(x)
+        return x
+
+    x = ndl.Tensor(np.linspace(-2, 2, 9))
+    np.testing.assert_allclose(compile_module.compile(chain)(x).numpy(), chain(x).numpy(), rtol=1e-12)
 
 
 PAIRS = np.array([[a, b] for a in SPECIAL for b in SPECIAL], "float32").T.copy()
@@ -138,9 +167,9 @@ def test_nan_and_infinity_in_what_takes_two() -> None:
         "relu": lambda a, _: ndl.relu(a),
         "sign": lambda a, _: ndl.sign(a),
         "absolute": lambda a, _: ndl.absolute(a),
-        "largest": lambda a, b: ndl.maximum(a, b).reshape((15, 15)).max(1),
-        "sum": lambda a, b: (a * 0 + b).reshape((15, 15)).sum(0),
-        "logsumexp": lambda a, _: ndl.logsumexp(a.reshape((15, 15)), 1),
+        "largest": lambda a, b: ndl.maximum(a, b).reshape((SPECIAL.size, -1)).max(1),
+        "sum": lambda a, b: (a * 0 + b).reshape((SPECIAL.size, -1)).sum(0),
+        "logsumexp": lambda a, _: ndl.logsumexp(a.reshape((SPECIAL.size, -1)), 1),
         "to a square": lambda a, b: (a / (b * b)) ** 2,
     }
     found = compile_module.compile(lambda a, b: [form(a, b) for form in forms.values()])(a, b)

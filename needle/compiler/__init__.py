@@ -1,8 +1,9 @@
-"""From a Graph to a native function, in six steps; each is one file that exports one verb.
+"""From a Graph to a native function, step by step; each is one file that exports one verb.
 
 In: a Graph from a trace. Out: a Program. Next: graph.py.
 """
 
+from needle.compiler.bundle import bundle
 from needle.compiler.emit import is_serial
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph
@@ -16,11 +17,11 @@ __all__ = ["Program", "build"]
 
 
 def build(graph: Graph, threads: int | None = None) -> Program:
-    """Simplify, fuse, lower, plan, emit."""
+    """Simplify, fuse, lower, bundle, plan, emit."""
     graph.verify()
     graph = simplify(graph)
     graph.verify()
     grouping = fuse(graph)
-    kernels = lower(grouping)
+    kernels = bundle(lower(grouping))
     alone = all(is_serial(lowered.kernel) for lowered in kernels)  # then there is nothing to wake others for
     return Program(graph, grouping, kernels, plan(graph, kernels), 1 if alone else threads or thread_count())

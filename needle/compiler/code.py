@@ -90,6 +90,7 @@ class Code:
     """One LLVM function in the making."""
 
     def __init__(self, name: str, arguments: Sequence[str], attributes: str = "nounwind noinline") -> None:
+        self.name = name
         self.head = f"define void @{name}({', '.join(arguments)}) {attributes} {_ATTRIBUTES} {{"
         self.lines: list[str] = ["entry:"]
         self.count = 0
@@ -143,6 +144,20 @@ class Code:
         then()
         self.line(f"br label %{after}")
         self.start(after)
+
+    def either(self, condition: Reg, then: Callable[[], Reg], otherwise: Callable[[], Reg]) -> Reg:
+        """then() if condition else otherwise(); only one of them runs."""
+        yes, no, after = self.label(), self.label(), self.label()
+        self.line(f"br i1 {condition.text}, label %{yes}, label %{no}")
+        values: list[str] = []
+        result = condition
+        for label, run in ((yes, then), (no, otherwise)):
+            self.start(label)
+            result = run()
+            values.append(f"[ {result.text}, %{self.block} ]")
+            self.line(f"br label %{after}")
+        self.start(after)
+        return self.make(f"phi {result.type} {', '.join(values)}", result.dtype, result.lanes)
 
     def loop(
         self,
@@ -318,6 +333,13 @@ class Code:
         condition, a, b = (self.splat(x, lanes) for x in (condition, a, b))
         return self.make(f"select {condition}, {a}, {b}", a.dtype, lanes)
 
+    def any(self, condition: Reg) -> Reg:
+        """Whether a condition holds in any lane."""
+        if condition.lanes == 1:
+            return condition
+        word = self.make(f"bitcast {condition} to i{condition.lanes}", INT)
+        return self.make(f"icmp ne i{condition.lanes} {word.text}, 0", BOOL)
+
     def bits(self, a: Reg, dtype: DType) -> Reg:
         """The same bits as another type."""
         to = llvm_type(dtype, a.lanes)
@@ -329,6 +351,8 @@ class Code:
             return a
         if dtype == BOOL:
             return self.compare("ne", a, self.constant(0, a.dtype, a.lanes))
+        if a.dtype == BOOL and dtype.kind == "f":
+            return self.select(a, self.constant(1, dtype), self.constant(0, dtype))
         if {a.dtype.itemsize, dtype.itemsize} == {2, 8} and "f" in (a.dtype.kind, dtype.kind):
             # Half precision converts from and to float32 in hardware; from float64 it would need a library.
             a = self.convert(a, np.dtype("float32"))

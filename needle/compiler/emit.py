@@ -10,7 +10,7 @@ are consecutive. If it is reduced, each lane collects a part, and the lanes are 
 axis, each lane is an outer element of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
@@ -19,12 +19,26 @@ import numpy as np
 
 from needle.compiler import vector_math
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
-from needle.compiler.kernel import Access, Kernel, Pass, Reduce, Scalar, Scatter, Store
+from needle.compiler.keep import COSTS, line_elements
+from needle.compiler.kernel import (
+    Access,
+    Keep,
+    Kernel,
+    Pass,
+    Reduce,
+    Scalar,
+    Scatter,
+    Statement,
+    Store,
+    first_draw,
+    is_few,
+    scalars,
+)
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
 
-SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
-"""Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
+LONG = 24
+"""Instructions of a loop body that leave no registers for a second vector beside the first."""
 
 PHILOX_MULTIPLIER, PHILOX_WEYL = 0xD256D193, 0x9E3779B9
 
@@ -56,22 +70,9 @@ class Axis:
 
 def emit(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
     """The LLVM function `name`, and the declarations it needs."""
-    loops = Loops(kernel, name, machine, threads)
+    loops = (Row if kernel.lengths else Loops)(kernel, name, machine, threads)
     loops.run()
     return loops.code.text(), loops.code.declared
-
-
-def scalars(kernel: Kernel) -> Iterator[Scalar]:
-    """Every Scalar of a kernel, each once."""
-    seen: set[int] = set()
-    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
-    pending = [s.value for s in statements] + [i for s in statements if isinstance(s, Scatter) for i in s.indices]
-    while pending:
-        s = pending.pop()
-        if s.number not in seen:
-            seen.add(s.number)
-            yield s
-            pending += s.args
 
 
 def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
@@ -79,7 +80,8 @@ def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
     found = [s.param.strides for s in scalars(kernel) if s.kind == "load"]
     found += [s.param[0] for s in scalars(kernel) if s.kind == "index"]
     found += [s.param[0].strides for s in scalars(kernel) if s.kind == "gather"]
-    return found + [s.access.strides for p in kernel.passes for s in [*p.full, *p.outer] if not isinstance(s, Reduce)]
+    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
+    return found + [s.access.strides for s in statements if isinstance(s, Store | Scatter)]
 
 
 def loop_axes(kernel: Kernel) -> list[Axis]:
@@ -100,31 +102,58 @@ def loop_axes(kernel: Kernel) -> list[Axis]:
 
 def is_serial(kernel: Kernel) -> bool:
     """Whether one thread does it all."""
+    if kernel.call is not None:
+        return True
     outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
-    few = prod(kernel.shape) * kernel.product.length < SERIAL_PRODUCT if kernel.product else prod(kernel.shape) < SERIAL
     free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)
-    return few or outer == 1 or free == 1
+    return is_few(kernel) or outer == 1 or free == 1
+
+
+def kept_lines(kernel: Kernel, lanes: int) -> tuple[dict[int, int], int]:
+    """Where in a thread's own memory each kept line begins, and the bytes of all."""
+    lines: dict[int, int] = {}
+    size = 0
+    for s in (s for p in kernel.passes for s in p.full if isinstance(s, Keep)):
+        lines[s.number] = size
+        size += -(-line_elements(kernel, lanes) * s.value.dtype.itemsize // 64) * 64
+    return lines, size
 
 
 class Loops:
     """The loops of one kernel being written. `values` holds what is known at the current place, by Scalar number."""
 
     def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
-        arguments = [f"ptr %s{i}" for i in range(len(kernel.slots))]
-        self.code = Code(name, [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid"])
+        arguments = [f"ptr %s{i}" for i in range(kernel.width)]
+        extra = ["i64 %length"] if kernel.lengths else []
+        self.draw = first_draw(kernel)
+        extra += [] if self.draw is None else ["i64 %draw"]
+        self.arguments = [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra]
+        self.code = Code(name, self.arguments)
         self.kernel, self.machine = kernel, machine
         self.threads = 1 if is_serial(kernel) else threads
-        self.axes = loop_axes(kernel)
+        self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
         self.outer = [a for a in self.axes if not a.reduced]
         self.inner = [a for a in self.axes if a.reduced]
         self.vector = max(self.axes, key=lambda a: a.source, default=None)
-        self.lanes = machine.lanes(4)
+        self.lanes = machine.lanes(4) * self._unroll(machine.lanes(4))
         self.values: dict[int, Reg] = {}
         self.reduced: dict[int, Reg] = {}
         self.index: dict[int, Reg] = {}
         self.mask: Reg | None = None
         self.depths: dict[int, int] = {}
         self.varying: dict[int, bool] = {}
+        self.lines, self.scratch_bytes = kept_lines(kernel, self._width())
+
+    def _unroll(self, lanes: int) -> int:
+        """Vectors side by side: sums are chains, of which one processor can work on several at once; and where lanes
+        are outer elements, each step reads a longer piece of a row. Long expressions have work enough without."""
+        if self.vector is None or not self.inner:
+            return 1
+        pieces = -(-self.vector.extent // lanes)
+        pieces //= self.threads if self.vector in self.outer and len(self.outer) == 1 else 1
+        weight = sum(COSTS.get(s.kind, 1) for s in scalars(self.kernel) if s.kind != "const")
+        most = 4 if weight < LONG else 2 if weight < 4 * LONG else 1
+        return max(u for u in (1, 2, 4) if u <= most and (u <= pieces or u == 1))
 
     def run(self) -> None:
         """Write the whole function; without elements there is nothing to do."""
@@ -252,6 +281,10 @@ class Loops:
             if isinstance(statement, Scatter):
                 self._scatter(statement)
                 continue
+            if isinstance(statement, Keep):
+                value = self.code.splat(self.value(statement.value), self._width())
+                self.code.store(value, self._line(statement.number, value.dtype))
+                continue
             value = self.code.splat(self.value(statement.value), self._width())
             sofar = next(remaining)
             if self.mask is not None and self.vector is not None and self.vector.reduced:
@@ -259,7 +292,7 @@ class Loops:
             after.append(self._combine(statement.combine, sofar, value))
         return after
 
-    def _values(self, statements: Sequence[Store | Reduce | Scatter]) -> None:
+    def _values(self, statements: Sequence[Statement]) -> None:
         """Every value before the first store: state may be written over what another statement reads."""
         for statement in statements:
             self.value(statement.value)
@@ -311,14 +344,14 @@ class Loops:
                 found = max(own, *map(self._depth, s.args))
             elif s.kind == "reduced":
                 found = len(self.outer) - 1
-            elif s.kind == "acc":
+            elif s.kind in ("acc", "kept"):
                 found = len(self.axes)
             else:
                 found = max(map(self._depth, s.args), default=-1)
             self.depths[s.number] = found
         return found
 
-    def _hoist(self, statements: Sequence[Store | Reduce | Scatter], level: int) -> None:
+    def _hoist(self, statements: Sequence[Statement], level: int) -> None:
         """Compute now what does not change in the loops inside `level`."""
         seen: set[int] = set()
         pending = [s.value for s in reversed(statements)]
@@ -333,6 +366,15 @@ class Loops:
                     self.value(s)
             else:
                 pending += reversed(s.args)
+                if s.kind == "div" and s.dtype.kind == "f" and self._depth(s.args[1]) <= level:
+                    self._inverse(s.args[1])
+
+    def _inverse(self, s: Scalar) -> Reg:
+        """1 / s: a division inside a loop by what does not change there becomes a product."""
+        key = -1 - s.number
+        if key not in self.values:
+            self.values[key] = self.code.binary("div", self.code.constant(1, s.dtype), self.value(s))
+        return self.values[key]
 
     def value(self, s: Scalar) -> Reg:
         """The register of a Scalar at the current place."""
@@ -355,6 +397,14 @@ class Loops:
             return c.convert(wide, s.dtype)
         if s.kind == "index":
             return self._lane_index(*s.param)
+        if s.kind == "kept":
+            return c.load(self._line(s.param, s.dtype), s.dtype, self._width())
+        if s.kind == "div" and -1 - s.args[1].number in self.values:
+            return c.binary("mul", self.value(s.args[0]), self._inverse(s.args[1]))
+        if s.kind == "uniform":
+            return self._uniform(s)
+        if s.kind == "eq" and s.args[1].kind == "index" and self._depth(s.args[0]) < self._depth(s.args[1]):
+            return self._is_index(self.value(s.args[0]), *s.args[1].param)
         args = [self.value(a) for a in s.args]
         if s.kind == "checked":
             return self._checked(args[0], s.param)
@@ -363,8 +413,6 @@ class Loops:
             return self._gathered(args, access, strides, s.dtype)
         if s.kind == "cast":
             return c.convert(args[0], s.dtype)
-        if s.kind == "uniform":
-            return self._uniform(args[0], args[1], s.param)
         return cast("Any", FUNCTIONS[s.kind])(c, *args)
 
     def _offset(self, strides: tuple[int, ...], offset: int) -> Reg:
@@ -386,6 +434,16 @@ class Loops:
         if step == 1:
             return c.load(start, s.dtype, self.lanes, self.mask)
         return c.gather(start, step, s.dtype, self.lanes, self.mask)
+
+    def _line(self, number: int, dtype: DType) -> str:
+        """The address of the current elements in the line that is kept under this number."""
+        c, at = self.code, integer(0)
+        for axis in self.inner:
+            at = c.add(c.mul(at, axis.extent), self.index[axis.source])
+        if self.vector is not None and not self.vector.reduced:
+            at = c.mul(at, self.lanes)
+        start = c.address("%scratch", integer(self.lines[number]), np.dtype("int8"))
+        return c.address(start, at, dtype)
 
     def _checked(self, index: Reg, n: int) -> Reg:
         """An index from 0 to n - 1; anything outside becomes 0 and raises the flag."""
@@ -462,6 +520,16 @@ class Loops:
             for lane in range(self._valid()):
                 c.store(c.extract(value, lane), c.address(start, integer(lane * step), value.dtype))
 
+    def _is_index(self, a: Reg, strides: tuple[int, ...], offset: int) -> Reg:
+        """a == the index in each lane: one comparison of 32-bit numbers with how far a is from the first lane."""
+        c, i32 = self.code, np.dtype("int32")
+        if a.lanes > 1 or self._step(strides) != 1:
+            return c.compare("eq", a, self._lane_index(strides, offset))
+        away = c.binary("sub", a, self._offset(strides, offset))
+        near = c.compare("lt", Reg(away.text, np.dtype("uint64")), c.constant(self.lanes, np.dtype("uint64")))
+        place = c.convert(c.select(near, away, c.constant(-1, INT)), i32)
+        return c.compare("eq", place, c.lane_numbers(self.lanes, i32))
+
     def _lane_index(self, strides: tuple[int, ...], offset: int) -> Reg:
         c, step = self.code, self._step(strides)
         start = self._offset(strides, offset)
@@ -472,21 +540,79 @@ class Loops:
             lanes = c.make(f"mul {lanes}, {c.constant(step, INT, self.lanes).text}", INT, self.lanes)
         return c.make(f"add {lanes}, {c.splat(start, self.lanes).text}", INT, self.lanes)
 
-    def _uniform(self, index: Reg, key: Reg, draw: int) -> Reg:
-        """Philox, as ops.create.philox writes it."""
-        c, u32, u64 = self.code, np.dtype("uint32"), np.dtype("uint64")
-        c0 = c.convert(Reg(index.text, INT, index.lanes), u32)
-        c1 = c.constant(draw, u32)
-        k = c.convert(key, u32)
-        for _ in range(ROUNDS):
-            wide = c.binary("mul", c.convert(c0, u64), c.constant(PHILOX_MULTIPLIER, u64))
-            shift = c.constant(32, u64, wide.lanes)
-            high = c.convert(c.make(f"lshr {wide}, {shift.text}", u64, wide.lanes), u32)
-            high = xor(c, xor(c, high, k), c1)
-            c0, c1 = high, c.convert(wide, u32)
-            k = c.binary("add", k, c.constant(PHILOX_WEYL, u32))
-        bits = c.make(f"lshr {c0}, {c.constant(8, u32, c0.lanes).text}", np.dtype("int32"), c0.lanes)
+    def _uniform(self, s: Scalar) -> Reg:
+        """Philox, as ops.create.philox writes it. Neighbours share a block, so half as many lanes of 64 bits do."""
+        c, index = self.code, s.args[0]
+        draw = c.add(Reg("%draw", INT), integer(s.param - (self.draw or 0)))
+        key = self.value(s.args[1])
+        strides, offset = index.param if index.kind == "index" else ((), 1)
+        moves = [n for axis, n in enumerate(strides) if self.vector is None or axis != self.vector.source]
+        if self.lanes > 1 and self._step_of(index) == 1 and not any(n % 2 for n in (offset, *moves)):
+            half = c.make(f"lshr i64 {self._offset(strides, offset).text}, 1", INT)
+            lanes = self.lanes // 2
+            blocks = c.binary("add", c.splat(half, lanes), c.lane_numbers(lanes))
+            c0, c1 = self._philox(blocks, key, draw)
+            high = c.make(f"shl {c1}, {c.constant(32, INT, lanes).text}", INT, lanes)
+            pairs = c.make(f"or {c0}, {high.text}", INT, lanes)
+            words = c.make(f"bitcast {pairs} to <{2 * lanes} x i32>", np.dtype("int32"), 2 * lanes)
+        else:
+            element = self.value(index)
+            one = c.constant(1, INT, element.lanes)
+            c0, c1 = self._philox(c.make(f"lshr {element}, {one.text}", INT, element.lanes), key, draw)
+            odd = c.compare("ne", c.make(f"and {element}, {one.text}", INT, element.lanes), c.constant(0, INT))
+            words = c.convert(c.select(odd, c1, c0), np.dtype("int32"))
+        bits = c.make(f"lshr {words}, {c.constant(8, words.dtype, words.lanes).text}", words.dtype, words.lanes)
         return c.binary("mul", c.convert(bits, np.dtype("float32")), c.constant(2.0**-24, np.dtype("float32")))
+
+    def _step_of(self, index: Scalar) -> int:
+        return self._step(index.param[0]) if index.kind == "index" else 0
+
+    def _philox(self, block: Reg, key: Reg, draw: Reg) -> tuple[Reg, Reg]:
+        """Both words of the blocks, in lanes of 64 bits of which the upper half is 0."""
+        c, lanes, u32 = self.code, block.lanes, np.dtype("uint32")
+        low = c.constant(0xFFFFFFFF, INT, lanes)
+        c0 = c.make(f"and {block}, {low.text}", INT, lanes)
+        c1, k = c.splat(draw, lanes), c.convert(key, u32)
+        for _ in range(ROUNDS):
+            product = c.make(f"mul {c0}, {c.constant(PHILOX_MULTIPLIER, INT, lanes).text}", INT, lanes)
+            high = c.make(f"lshr {product}, {c.constant(32, INT, lanes).text}", INT, lanes)
+            c0 = xor(c, xor(c, high, c.convert(k, INT)), c1)
+            c1 = c.make(f"and {product}, {low.text}", INT, lanes)
+            k = c.binary("add", k, c.constant(PHILOX_WEYL, u32))
+        return c0, c1
+
+
+class Row(Loops):
+    """The loop of a bundle, over one row whose length is an argument."""
+
+    def run(self) -> None:
+        """Each thread takes a part of the vectors; the last one may be cut off by the length."""
+        c, lanes, axis = self.code, self.lanes, self.axes[0]
+        statements = self.kernel.passes[0].full
+        self._hoist(statements, -1)
+        length, up = Reg("%length", INT), c.add(Reg("%length", INT), integer(lanes - 1))
+        whole, pieces = (c.make(f"udiv i64 {n.text}, {lanes}", INT) for n in (length, up))
+        bounds: list[Reg] = []
+        for t in (Reg("%tid", INT), c.add(Reg("%tid", INT), integer(1))):
+            shared = c.make(f"mul nsw i64 {t.text}, {pieces.text}", INT)
+            bounds.append(c.make(f"udiv i64 {shared.text}, {self.threads}", INT))
+        low, high = bounds
+        cut = c.make(f"icmp ugt i64 {high.text}, {whole.text}", BOOL)
+        stop = c.make(f"select i1 {cut.text}, i64 {whole.text}, i64 {high.text}", INT)
+
+        def body(_: Sequence[Reg]) -> Sequence[Reg]:
+            return self._statements(self.kernel.passes[0], [])
+
+        c.loop(low, stop, 1, [], self._inside(axis, body, lanes), may_be_empty=True)
+
+        def rest() -> None:
+            start = c.mul(whole, lanes)
+            left = c.make(f"sub i64 {length.text}, {start.text}", INT)
+            self.mask = c.compare("lt", c.lane_numbers(lanes), left)
+            self._inside(axis, body, lanes)(whole, [])
+            self.mask = None
+
+        c.branch(cut, rest)
 
 
 def xor(c: Code, a: Reg, b: Reg) -> Reg:
@@ -561,6 +687,8 @@ FUNCTIONS: dict[str, Callable[..., Reg]] = {
     "exp": vector_math.exp,
     "log": vector_math.log,
     "tanh": vector_math.tanh,
+    "sin": vector_math.sin,
+    "cos": vector_math.cos,
     "pow": vector_math.power,
 }
 """What a new scalar function needs: one line here."""

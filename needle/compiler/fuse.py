@@ -16,12 +16,16 @@ at another index, or of a later group. Otherwise it opens a group.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
     BroadcastTo,
+    Cos,
     Embed,
+    Erf,
     Exp,
     Gather,
     Log,
@@ -32,18 +36,31 @@ from needle.ops import (
     Reshape,
     ScatterAdd,
     Sigmoid,
+    Sin,
     Slice,
     Tanh,
 )
 from needle.ops.create import Creation, Uniform
 from needle.value import Elementwise, Movement, Op, Reduction, Shape, as_axes
 
-EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Uniform)
+EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
 LONG = 8
 """How many virtual nodes an expression may have before several users share it through memory."""
 
+SPREAD = 24
+"""The same for an expression of a single array of its size: who needs it reads that array in its place."""
+
+USES, SHARES, STRANGE = 3, 2, 1
+"""How well a node fits into loops: it uses their results, it reads an array that they read, or it is as large."""
+
+LARGE = 1 << 14
+"""Elements from which on loops take in nothing that reads other arrays: too many at a time slow all of them down."""
+
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
+
+DEEP = 24
+"""What an op counts whose `compute` is itself a long expression."""
 
 Where = tuple[int, int, int]
 """(kernel axis or -1, step, start): the index along one axis of a node is start + step * index of that kernel axis."""
@@ -66,6 +83,7 @@ class Group:
     product: Node | None = None
     into: Node | None = None  # what these loops add into, or fill with zeros: nothing else joins
     fill: bool = False
+    reads: set[int] = field(default_factory=set[int])  # arrays as large as the domain
     before: int = 0  # bit set of the groups that this one depends on, directly or not
 
     def position(self, shape: Shape) -> tuple[Where, ...] | None:
@@ -183,14 +201,19 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots |= {id(consecutive(node.inputs[0])), id(node)}
         elif isinstance(node.op, ScatterAdd | Embed):
             roots.add(id(node))
+        elif isinstance(node.op, Opaque):
+            roots |= {id(node), *map(id, node.inputs)}
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
+    arrays: dict[int, set[int]] = {}
     huge: set[int] = set()
     for node in nodes:
         own = LONG if isinstance(node.op, EXPENSIVE) or _is_pow(node.op) else 1
+        own = DEEP if isinstance(node.op, Erf) else own
         weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
-        costly = own == LONG or weight[id(node)] > LONG
+        arrays[id(node)] = _arrays(node, arrays, roots | huge)
+        costly = own >= LONG or weight[id(node)] > (SPREAD if len(arrays[id(node)]) < 2 else LONG)
         shared = users.get(id(node), 0) > 1 and costly
         if weight[id(node)] > HUGE and isinstance(node.op, Elementwise):
             huge.add(id(node))
@@ -199,6 +222,16 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
     return roots | huge, huge
+
+
+def _arrays(node: Node, arrays: dict[int, set[int]], roots: set[int]) -> set[int]:
+    """The stored arrays, at least as large as the node, that its expression reads."""
+    found: set[int] = set()
+    for a in node.inputs:
+        if prod(a.shape) >= prod(node.shape):
+            stored = id(a) in roots or id(a) not in arrays or isinstance(a.op, Reshape)
+            found |= {id(a)} if stored else arrays[id(a)]
+    return found
 
 
 def _is_pow(op: Op) -> bool:
@@ -218,7 +251,7 @@ def fuse(graph: Graph) -> Grouping:
         if id(node) in result.free:
             _place(result, node)
     _readers_first(result)
-    result.groups = _ordered(result.groups)
+    result.groups = _ordered(result)
     return result
 
 
@@ -255,7 +288,7 @@ def _is_free(result: Grouping, node: Node) -> bool:
 
 def _place(result: Grouping, node: Node) -> None:
     result.free.pop(id(node), None)
-    if isinstance(node.op, ScatterAdd | Embed):
+    if isinstance(node.op, ScatterAdd | Embed | Opaque):
         for leaf, _ in list(leaves(result, node, None)):
             if id(leaf) in result.free:
                 _place(result, leaf)
@@ -267,12 +300,14 @@ def _place(result: Grouping, node: Node) -> None:
         reduced = as_axes(node.op, node.op.axes, domain)
     reason = "a product starts its own loops" if isinstance(node.op, MatMul) else "no earlier loops over this domain"
     if not isinstance(node.op, MatMul):
-        for group in reversed(result.groups[-24:]):
-            problem = _misfit(result, group, node, domain, reduced)
-            if problem is None:
-                _join(result, group, node, reduced)
-                return
+        best: tuple[int, Group | None] = (0, None)
+        for group in reversed(result.groups):
+            fits, problem = _fit(result, group, node, domain, reduced)
+            best = max(best, (fits, group), key=lambda b: b[0])
             reason = problem or reason
+        if best[1] is not None:
+            _join(result, best[1], node, reduced)
+            return
     group = Group(-1, domain, reduced, reason)
     where = None if isinstance(node.op, MatMul) else whole(domain)
     for leaf, at in list(leaves(result, node, where)):  # what these new loops cannot hold stands before them
@@ -285,8 +320,14 @@ def _place(result: Grouping, node: Node) -> None:
 
 
 def _place_into(result: Grouping, node: Node) -> None:
-    """Zeros first, then the elements on top: two sets of loops."""
+    """Zeros first, then the elements on top: two sets of loops. An opaque op is called."""
     number = len(result.groups)
+    if isinstance(node.op, Opaque):
+        group = Group(number, node.shape, (), "only Python can compute it", into=node)
+        result.groups.append(group)
+        result.owner[id(node)] = group
+        _depend(result, group, node)
+        return
     fill = Group(number, node.shape, (), "zeros under what follows", into=node, fill=True)
     group = Group(number + 1, node.inputs[0].shape, (), "it writes elsewhere than it reads", into=node)
     group.before = 1 << number
@@ -303,6 +344,7 @@ def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) 
             result.owner[id(leaf)] = group
     group.roots.append(node)
     group.reduced = group.reduced or reduced
+    group.reads |= {id(leaf) for leaf, _ in leaves(result, node, None) if prod(leaf.shape) >= prod(group.shape)}
     result.owner[id(node)] = group
     _depend(result, group, node)
 
@@ -317,18 +359,18 @@ def _depend(result: Grouping, group: Group, node: Node) -> None:
         _come_after(result, group, needed)
 
 
-def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tuple[int, ...]) -> str | None:
-    """None if `node` can join `group`; else why not ("" where nothing relates the two)."""
+def _fit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tuple[int, ...]) -> tuple[int, str]:
+    """How well `node` fits into `group`, 0 where it does not; and why not ("" where nothing relates the two)."""
     if group.into is not None:
-        return ""
+        return 0, ""
     if reduced:
         if group.shape != domain or group.product is not None or (group.reduced and group.reduced != reduced):
-            return ""
+            return 0, ""
         where = whole(domain)
     else:
         found = group.position(node.shape)
         if found is None:
-            return ""
+            return 0, ""
         where = found
     related = False
     for leaf, at in leaves(result, node, where):
@@ -336,14 +378,19 @@ def _misfit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: 
         if owner is group or id(leaf) in result.free:
             related = related or owner is group
             if at is None or at != _position_of(group, leaf, reduced):
-                return f"{type(node.op).__name__} needs {type(leaf.op).__name__} at another index"
+                return 0, f"{type(node.op).__name__} needs {type(leaf.op).__name__} at another index"
         elif owner is not None and owner.before >> group.number & 1:
-            return f"{type(node.op).__name__} needs {type(leaf.op).__name__}, which comes after"
-    if not related and not (reduced and group.reduced == reduced) and (group.product is not None or reduced):
-        return ""
-    if not related and not reduced and group.reduced:
-        return ""
-    return None
+            return 0, f"{type(node.op).__name__} needs {type(leaf.op).__name__}, which comes after"
+    if related:
+        return USES, ""
+    if group.reduced != reduced or group.product is not None:
+        return 0, ""
+    mine = {id(leaf) for leaf, _ in leaves(result, node, None) if prod(leaf.shape) >= prod(domain)}
+    if mine & group.reads:
+        return SHARES, ""
+    if reduced and prod(domain) < LARGE:
+        return STRANGE, ""
+    return 0, f"{type(node.op).__name__} reads other arrays than the loops over this domain"
 
 
 def _position_of(group: Group, root: Node, reduced: tuple[int, ...]) -> tuple[Where, ...] | None:
@@ -356,7 +403,7 @@ def leaves(
     result: Grouping, node: Node, where: tuple[Where, ...] | None
 ) -> Iterator[tuple[Node, tuple[Where, ...] | None]]:
     """The roots and inputs that `node` reads through virtual nodes, and at which index."""
-    if isinstance(node.op, MatMul):
+    if isinstance(node.op, MatMul | Opaque):
         yield from ((storage(a, result.roots), None) for a in node.inputs)
         return
     if isinstance(node.op, Gather):
@@ -397,13 +444,46 @@ def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[tuple[Node, tup
     return [(a, None) for a in node.inputs] if where is None else [*through(node, where)]
 
 
-def _ordered(groups: list[Group]) -> list[Group]:
-    """Groups so that each comes after those it depends on, otherwise as they were opened."""
+def _ordered(result: Grouping) -> list[Group]:
+    """Groups so that each comes after those it depends on. One that ends the life of more memory than it takes comes as
+    soon as it can: the update of a weight, so, follows the gradient that it reads. Else they stay as they were opened.
+    """
+    graph = result.graph
+    lasting = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
+    reads = {group.number: _reads(result, group) for group in result.groups}
+    users: dict[int, int] = {}
+    for found in reads.values():
+        for leaf in found:
+            users[leaf] = users.get(leaf, 0) + 1
+
+    def gain(group: Group) -> int:
+        freed = sum(size for leaf, size in reads[group.number].items() if users[leaf] == 1)
+        roots = group.roots if group.into is None else [group.into]
+        return freed - sum(_bytes(r) for r in roots if id(r) in users and id(r) not in lasting)
+
     done, order = 0, list[Group]()
-    waiting = list(groups)
+    waiting = list(result.groups)
     while waiting:
-        ready = next(g for g in waiting if g.before & ~done == 0)
-        waiting.remove(ready)
-        order.append(ready)
-        done |= 1 << ready.number
+        ready = [g for g in waiting if g.before & ~done == 0]
+        best = max(ready, key=lambda g: (max(gain(g), 0), -g.number))
+        waiting.remove(best)
+        order.append(best)
+        done |= 1 << best.number
+        for leaf in reads[best.number]:
+            users[leaf] -= 1
     return order
+
+
+def _reads(result: Grouping, group: Group) -> dict[int, int]:
+    """The arrays that a group reads and others make, and their sizes."""
+    found: dict[int, int] = {}
+    for root in group.roots if group.into is None else [group.into]:
+        for leaf, _ in leaves(result, root, None):
+            owner = result.owner.get(id(leaf))
+            if owner is not None and owner is not group:
+                found[id(leaf)] = _bytes(leaf)
+    return found
+
+
+def _bytes(node: Node) -> int:
+    return prod(node.shape) * node.dtype.itemsize

@@ -6,11 +6,12 @@ Next: emit.py, which must agree with it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from needle.compiler.kernel import Access, Kernel, Reduce, Scalar, Scatter, Store
+from needle.compiler.kernel import Access, Keep, Kernel, Reduce, Scalar, Scatter, Statement, Store
 from needle.dtype import Array
 from needle.errors import NeedleError
 from needle.ops.create import philox
@@ -31,6 +32,8 @@ _FUNCTIONS: dict[str, Any] = {
     "log": np.log,
     "sqrt": np.sqrt,
     "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
     "abs": np.abs,
     "sign": np.sign,
     "where": np.where,
@@ -39,7 +42,16 @@ _FUNCTIONS: dict[str, Any] = {
 
 def interpret(kernel: Kernel, arrays: Sequence[Array], numbers: Sequence[float] = ()) -> None:
     """Run `kernel` on flat `arrays`, one for each slot."""
-    _Run(kernel, arrays, numbers).run()
+    if kernel.call is not None:
+        *read, written = [a.reshape(shape) for a, shape in zip(arrays, kernel.call.shapes, strict=True)]
+        written[...] = kernel.call.op.compute(*read)
+        return
+    for row, length in enumerate(kernel.lengths):
+        of_row = slice(row * kernel.width, (row + 1) * kernel.width)
+        alone = replace(kernel, shape=(length,), lengths=(), slots=kernel.slots[of_row], written=kernel.written[of_row])
+        interpret(alone, arrays[of_row], numbers)
+    if not kernel.lengths:
+        _Run(kernel, arrays, numbers).run()
 
 
 class _Run:
@@ -47,6 +59,7 @@ class _Run:
         self.kernel, self.arrays, self.numbers = kernel, arrays, numbers
         self.grid = np.indices(kernel.shape, sparse=True) if kernel.shape else ()
         self.reduced: dict[int, Array] = {}
+        self.kept: dict[int, Any] = {}
         self.known: dict[int, Any] = {}
         self.accumulated: Any = None
 
@@ -60,6 +73,8 @@ class _Run:
                     self._reduce(statement)
                 elif isinstance(statement, Scatter):
                     self._scatter(statement)
+                elif isinstance(statement, Keep):
+                    self.kept[statement.number] = self.value(statement.value)
                 else:
                     self._store(statement, self.kernel.shape)
             outer = tuple(1 if i in self.kernel.reduced else n for i, n in enumerate(self.kernel.shape))
@@ -67,7 +82,7 @@ class _Run:
             for statement in step.outer:
                 self._store(statement, outer)
 
-    def _values(self, statements: Sequence[Store | Reduce | Scatter]) -> None:
+    def _values(self, statements: Sequence[Statement]) -> None:
         """Every value before the first store: state may be written over what another statement reads."""
         for statement in statements:
             self.value(statement.value)
@@ -111,6 +126,7 @@ class _Run:
             "const": lambda: s.param,
             "number": lambda: self.numbers[int(s.param)],
             "reduced": lambda: self.reduced[s.param],
+            "kept": lambda: self.kept[s.param],
             "acc": lambda: self.accumulated,
             "index": lambda: _index(Access(0, *s.param), self.grid),
             "cast": lambda: self.value(s.args[0]),

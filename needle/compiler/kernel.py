@@ -8,12 +8,13 @@ Next: lower.py.
     kernel  := "for" axes pass*                         axes that are not reduced; each thread takes a part of them
     pass    := "over" axes statement* outer*            the reduced axes; absent without a reduction
     outer   := statement                                once for each element of the outer axes, after the pass
-    statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar  |  name "=" scalar
-    scalar  := load | number | index | reduced | acc | name | f "(" scalar* ")"
+    statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar  |  name "=" scalar  |  kept "=" scalar
+    scalar  := load | number | index | reduced | kept | acc | name | f "(" scalar* ")"
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar, cast
 
 import numpy
@@ -27,7 +28,7 @@ Strides = tuple[int, ...]
 
 _WRITTEN = "kernel: buffer {slot} cannot be written, or not with {found}, in\n{kernel}"
 _READ = "kernel: buffer {slot} has no {found} to read in\n{kernel}"
-_EARLY = "kernel: r{number} is used before the pass that makes it is over in\n{kernel}"
+_EARLY = "kernel: {name} is used before the pass that makes it is over in\n{kernel}"
 _VARIES = "kernel: {access} has a value for each element of the reduced axes, but is used after the pass in\n{kernel}"
 _INTEGER_POWER = (
     "power: {dtype} to the power of an array of integers cannot be compiled, because negative exponents are errors; "
@@ -62,6 +63,8 @@ class Scalar:
         "log": "log",
         "sqrt": "sqrt",
         "tanh": "tanh",
+        "sin": "sin",
+        "cos": "cos",
         "absolute": "abs",
         "sign": "sign",
     }
@@ -234,10 +237,21 @@ class Reduce:
 
 
 @dataclass
+class Keep:
+    """kept[number] = scalar: for a later pass over the same line of reduced elements, which is so spared the work."""
+
+    number: int
+    value: Scalar
+
+
+Statement = Store | Reduce | Scatter | Keep
+
+
+@dataclass
 class Pass:
     """One sweep over the reduced axes, then what follows once for each outer element."""
 
-    full: "list[Store | Reduce | Scatter]" = field(default_factory=list[Any])
+    full: "list[Statement]" = field(default_factory=list[Any])
     outer: list[Store] = field(default_factory=list[Store])
 
 
@@ -252,6 +266,15 @@ class Product:
 
 
 @dataclass
+class Call:
+    """The last buffer = op(the others), computed by Python as a whole: the `number`-th of the program."""
+
+    op: Any
+    shapes: list[tuple[int, ...]]
+    number: int
+
+
+@dataclass
 class Kernel:
     """Loops over `shape`; `slots` are the dtypes of the buffers that it is called with."""
 
@@ -263,43 +286,60 @@ class Kernel:
     product: Product | None = None
     scattered: tuple[int, ...] = ()
     """Axes along which a Scatter may add twice to one element, so that threads must not divide them."""
+    lengths: tuple[int, ...] = ()
+    """For a bundle: the rows that it passes over, one after the other; each has slots of its own, in the same order.
+    The statements name those of the first row. `shape` is the sum."""
+    call: Call | None = None
+    """Instead of loops."""
+
+    @property
+    def width(self) -> int:
+        """Slots of one row of a bundle; else all."""
+        return len(self.slots) // max(len(self.lengths), 1)
 
     def __str__(self) -> str:
         return _text(self)
 
     def verify(self) -> None:
         """Raise if a statement uses a buffer that is not there, or a value that is not known yet or not unique."""
-        known: set[int] = set()
+        known: set[tuple[str, int]] = set()
         for step in self.passes:
             for s in step.full:
                 self._verify(s, known, varies=True)
-            known |= {s.number for s in step.full if isinstance(s, Reduce)}
+            known |= {("reduced", s.number) for s in step.full if isinstance(s, Reduce)}
+            known |= {("kept", s.number) for s in step.full if isinstance(s, Keep)}
             for s in step.outer:
                 self._verify(s, known, varies=False)
 
-    def _verify(self, statement: "Store | Reduce | Scatter", known: set[int], varies: bool) -> None:
+    def _verify(self, statement: Statement, known: set[tuple[str, int]], varies: bool) -> None:
         roots = [statement.value, *(statement.indices if isinstance(statement, Scatter) else ())]
-        if not isinstance(statement, Reduce):
+        if isinstance(statement, Store | Scatter):
             slot = statement.access.slot
             if not self.written[slot] or self.slots[slot] != statement.value.dtype:
                 raise NeedleError(_WRITTEN.format(slot=slot, found=statement.value.dtype, kernel=self))
         for s in {s.number: s for root in roots for s in reachable(root)}.values():
-            if s.kind == "reduced" and s.param not in known:
-                raise NeedleError(_EARLY.format(number=s.param, kernel=self))
+            if s.kind in ("reduced", "kept") and (s.kind, s.param) not in known:
+                raise NeedleError(_EARLY.format(name=f"{s.kind} {s.param}", kernel=self))
             access = s.param if s.kind == "load" else s.param[0] if s.kind == "gather" else None
             strides = s.param[0] if s.kind == "index" else () if access is None else access.strides
             if access is not None and self.slots[access.slot] != s.dtype:
                 raise NeedleError(_READ.format(slot=access.slot, found=s.dtype, kernel=self))
-            if not varies and any(strides[i] and self.shape[i] > 1 for i in self.reduced if i < len(strides)):
+            moves = any(strides[i] and self.shape[i] > 1 for i in self.reduced if i < len(strides))
+            if not varies and (moves or s.kind == "kept"):
                 raise NeedleError(_VARIES.format(access=s.param, kernel=self))
 
 
 def _text(kernel: Kernel) -> str:
+    if kernel.call is not None:
+        *read, written = [f"b{slot}" for slot in range(len(kernel.slots))]
+        return f"{written} = {kernel.call.op}({', '.join(read)}) by Python"
     outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
     text = _Text([f"i{i}" for i in range(len(kernel.shape))] if len(kernel.shape) > len(_LETTERS) else list(_LETTERS))
     if kernel.product:
         text.letters.remove("k")  # it is the product's own axis
     axes = ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in outer)
+    if kernel.lengths:
+        axes = f"i < {', '.join(map(str, kernel.lengths))}, each with {kernel.width} buffers"
     lines = [f"for {axes or 'once'}:"]
     if kernel.product:
         p = kernel.product
@@ -321,13 +361,17 @@ def identity(kernel: Kernel) -> str:
     The text for people is not enough: it rounds constants.
     """
     numbers: dict[int, int] = {}
-    lines = [str((kernel.shape, kernel.reduced, kernel.slots, kernel.written, kernel.product, kernel.scattered))]
+    draw = first_draw(kernel) or 0
+    slots = list(zip(kernel.slots, kernel.written, strict=True))[: kernel.width]
+    shape = "any" if kernel.lengths else kernel.shape  # the code of a bundle is told its lengths
+    lines = [str((shape, kernel.reduced, slots, kernel.product, kernel.scattered, is_few(kernel)))]
 
     def visit(s: Scalar) -> int:
         if s.number not in numbers:
             args = [visit(a) for a in s.args]
             numbers[s.number] = len(numbers)
-            lines.append(f"{s.kind} {args} {s.dtype} {s.param!r}")
+            param = s.param - draw if s.kind == "uniform" else s.param
+            lines.append(f"{s.kind} {args} {s.dtype} {param!r}")
         return numbers[s.number]
 
     for step in kernel.passes:
@@ -339,10 +383,40 @@ def identity(kernel: Kernel) -> str:
                 )
             elif isinstance(statement, Store):
                 lines.append(f"{statement.access} = {value}")
+            elif isinstance(statement, Keep):
+                lines.append(f"keep {statement.number} {value}")
             else:
                 lines.append(f"{statement.number} {statement.combine} {value}")
         lines.append(f"after {len(step.full)}")
     return "\n".join(lines)
+
+
+SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
+"""Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
+
+
+def scalars(kernel: Kernel) -> Iterator[Scalar]:
+    """Every Scalar of a kernel, each once."""
+    seen: set[int] = set()
+    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
+    pending = [s.value for s in statements] + [i for s in statements if isinstance(s, Scatter) for i in s.indices]
+    while pending:
+        s = pending.pop()
+        if s.number not in seen:
+            seen.add(s.number)
+            yield s
+            pending += s.args
+
+
+def first_draw(kernel: Kernel) -> int | None:
+    """The number of the first random draw in a kernel: an argument of its code, so that equal layers share it."""
+    return min((s.param for s in scalars(kernel) if s.kind == "uniform"), default=None)
+
+
+def is_few(kernel: Kernel) -> bool:
+    """Whether the work is too little to share."""
+    elements = prod(kernel.shape)
+    return elements * kernel.product.length < SERIAL_PRODUCT if kernel.product else elements < SERIAL
 
 
 def _access(access: Access, letters: Sequence[str]) -> str:
@@ -354,7 +428,7 @@ def _access(access: Access, letters: Sequence[str]) -> str:
 
 _LETTERS = "ijklmnopq"
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "eq": "==", "le": "<="}
-_ATOMS = ("load", "const", "number", "index", "reduced", "acc")
+_ATOMS = ("load", "const", "number", "index", "reduced", "kept", "acc")
 
 
 class _Text:
@@ -365,7 +439,7 @@ class _Text:
         self.named: dict[int, str] = {}
         self.count = 0
 
-    def block(self, statements: "Sequence[Store | Reduce | Scatter]") -> list[str]:
+    def block(self, statements: "Sequence[Statement]") -> list[str]:
         """The lines of statements that stand in the same loop."""
         uses: dict[int, int] = {}
         lines: list[str] = []
@@ -391,9 +465,11 @@ class _Text:
             lines.append(f"t{self.count} = {formula}")
             self.count += 1
 
-    def _statement(self, s: Store | Reduce | Scatter) -> str:
+    def _statement(self, s: Statement) -> str:
         if isinstance(s, Reduce):
             return f"r{s.number} = {s.combine} {self.formula(s.value)}"
+        if isinstance(s, Keep):
+            return f"kept{s.number} = {self.formula(s.value)}"
         if isinstance(s, Store):
             return f"{_access(s.access, self.letters)} = {self.formula(s.value)}"
         return f"{self._moved(s.access, s.indices, s.strides)} += {self.formula(s.value)}"
@@ -424,7 +500,9 @@ class _Text:
             return "(" + _access(Access(0, *s.param), self.letters)[3:-1] + ")"
         if s.kind == "const":
             return f"{s.param:g}"
-        return {"number": "$", "reduced": "r", "acc": "acc"}[s.kind] + ("" if s.param is None else str(s.param))
+        return {"number": "$", "reduced": "r", "kept": "kept", "acc": "acc"}[s.kind] + (
+            "" if s.param is None else str(s.param)
+        )
 
 
 def _count(s: Scalar, uses: dict[int, int]) -> None:

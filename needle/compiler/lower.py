@@ -25,7 +25,9 @@ from needle.compiler.fuse import (
     whole,
 )
 from needle.compiler.graph import Input, Node, with_scalar
-from needle.compiler.kernel import Access, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store
+from needle.compiler.keep import keep
+from needle.compiler.kernel import Access, Call, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store
+from needle.compiler.opaque import Opaque
 from needle.dtype import DType
 from needle.ops import BroadcastTo, Embed, Equal, Gather, MatMul, Max, Permute, Reshape, Slice
 from needle.ops.create import Arange, Full, Uniform
@@ -45,7 +47,22 @@ class Lowered:
 def lower(grouping: Grouping) -> list[Lowered]:
     """One kernel for each group, in order."""
     stored = find_stored(grouping)
-    return [_Lowering(grouping, group, stored).run() for group in grouping.groups]
+    kernels: list[Lowered] = []
+    for group in grouping.groups:
+        called = group.into is not None and isinstance(group.into.op, Opaque)
+        count = sum(lowered.kernel.call is not None for lowered in kernels)
+        kernels.append(_call(group, count) if called else _Lowering(grouping, group, stored).run())
+    return kernels
+
+
+def _call(group: Group, number: int) -> Lowered:
+    """An opaque op: the kernel is one call."""
+    node = group.into
+    assert node is not None  # noqa: S101
+    memory = [*node.inputs, node]
+    call = Call(node.op, [n.shape for n in memory], number)
+    written = [n is node for n in memory]
+    return Lowered(Kernel(node.shape, (), [], [n.dtype for n in memory], written, call=call), memory, group)
 
 
 def find_stored(grouping: Grouping) -> set[int]:
@@ -107,6 +124,7 @@ class _Lowering:
             product,
             scattered,
         )
+        keep(kernel)
         return Lowered(kernel, self.memory, self.group)
 
     # --------------------------------------------------------------------------------------------------- roots

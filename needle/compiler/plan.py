@@ -6,17 +6,21 @@ still read, since the last barrier; state is overwritten in place only where nob
 Next: ../runtime/native.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from needle.compiler.emit import is_serial
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Access, Kernel, Reduce, Scalar
+from needle.compiler.kernel import Access, Kernel, Scalar, Scatter, Store
 from needle.compiler.lower import Lowered
 from needle.compiler.tile import scratch_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
 
 LINE = 64
 """Bytes: everything starts on a cache line of its own."""
+
+PAGE, SKEW = 4096, 9 * LINE
+"""Bytes. A processor takes a load for one of what a store under way writes if their places within a page are equal: so
+arrays of whole pages, at whose equal places loops work, do not begin at equal places."""
 
 Place = tuple[str, int]
 """("arena", byte offset), ("input", index), ("output", index) or ("update", input index)."""
@@ -50,7 +54,8 @@ def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
     copied = {id(node) for _, node in copies}  # what is copied after the call must not be overwritten in it
     once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
     ranges, known = _index_ranges(graph)  # an index that turns out wrong too late must find the state unchanged
-    in_place = {i for i in once if known and _may_overwrite(i, graph.updates[i], kernels)}
+    called = any(lowered.kernel.call is not None for lowered in kernels)  # so does an exception in a call of Python
+    in_place = {i for i in once if known and not called and _may_overwrite(i, graph.updates[i], kernels)}
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
     scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
     return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, ranges, copies)
@@ -104,7 +109,8 @@ def _place(node: Node, homes: dict[int, Place]) -> Place:
 
 
 def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
-    """Offsets for everything else: each array at the lowest place that is free for its whole life."""
+    """Offsets for everything else: each array over one that its kernel reads for the last time, where that is safe;
+    else at the lowest place that is free for its whole life."""
     born: dict[int, int] = {}
     dies: dict[int, int] = {}
     nodes: dict[int, Node] = {}
@@ -115,9 +121,18 @@ def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
                 born.setdefault(id(node), at)
                 dies[id(node)] = at
     taken: list[tuple[int, int, int]] = []  # (offset, size, last kernel)
+    replaced: set[int] = set()
     top = 0
     for name, node in nodes.items():
-        size = _aligned(size_of(node))
+        dying = {id(n) for n in kernels[born[name]].memory if dies.get(id(n)) == born[name]} - replaced
+        old = _replaceable(node, kernels[born[name]], dying)
+        if old is not None:
+            replaced.add(id(old))
+            offset = homes[id(old)][1]
+            homes[name] = ("arena", offset)
+            taken.append((offset, _spread(node), dies[name]))
+            continue
+        size = _spread(node)
         taken = [t for t in taken if t[2] >= born[name]]
         offset = 0
         for start, length, _ in sorted(taken):
@@ -128,6 +143,43 @@ def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
         homes[name] = ("arena", offset)
         top = max(top, offset + size)
     return top
+
+
+def _spread(node: Node) -> int:
+    size = _aligned(size_of(node))
+    return size if size % PAGE else size + SKEW
+
+
+def _replaceable(node: Node, lowered: Lowered, dying: set[int]) -> Node | None:
+    """An array of the same size that ends in the kernel which makes `node`, and may be written over by it: the kernel
+    reads it only at the element that it writes, and not in a later pass."""
+    kernel = lowered.kernel
+    for slot, old in enumerate(lowered.memory):
+        if old is node or kernel.lengths or id(old) not in dying or old.dtype != node.dtype or old.shape != node.shape:
+            continue
+        operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
+        target = next(i for i, n in enumerate(lowered.memory) if n is node and kernel.written[i])
+        if not kernel.written[slot] and slot not in operands and _is_read_in_step(kernel, slot, target):
+            return old
+    return None
+
+
+def _is_read_in_step(kernel: Kernel, slot: int, target: int) -> bool:
+    """Whether one buffer is read at the very element at which the other is written once, and never afterwards."""
+    stores = [
+        (at, s.access)
+        for at, step in enumerate(kernel.passes)
+        for s in step.full
+        if isinstance(s, Store | Scatter) and s.access.slot == target
+    ]
+    if len(stores) != 1 or any(s.access.slot == target for step in kernel.passes for s in step.outer):
+        return False
+    ((at, place),) = stores
+    afterwards = _accesses(replace(kernel, passes=kernel.passes[at + 1 :]))
+    reads = [a for a in _accesses(kernel) if a.slot == slot]
+    alike = all((a.strides, a.offset) == (place.strides, place.offset) for a in reads)
+    moves = all(s for s, n in zip(place.strides, kernel.shape, strict=False) if n > 1)
+    return alike and moves and not any(a.slot == slot for a in afterwards)
 
 
 def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
@@ -142,6 +194,9 @@ def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
         return True
     kernel = kernels[writer].kernel
     target = next(i for i, n in enumerate(kernels[writer].memory) if n is new and kernel.written[i])
+    (row, slot), (other, target) = divmod(slot, kernel.width), divmod(target, kernel.width)
+    if row != other:
+        return False
     writes = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == target}
     reads = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == slot}
     operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
@@ -165,7 +220,7 @@ def _accesses(kernel: Kernel) -> list[Access]:
     for step in kernel.passes:
         for s in [*step.full, *step.outer]:
             pending += [s.value, *getattr(s, "indices", ())]
-            found += [] if isinstance(s, Reduce) else [s.access]
+            found += [s.access] if isinstance(s, Store | Scatter) else []
     seen: set[int] = set()
     while pending:
         s = pending.pop()

@@ -5,9 +5,10 @@ is updated in place; a call allocates nothing else. Equal kernels are compiled o
 Next: ../compile.py.
 """
 
+import ctypes
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy as np
 from needle.compiler.emit import AVX2, AVX512, NEON, Machine, emit, is_serial
 from needle.compiler.fuse import Grouping
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import identity
+from needle.compiler.kernel import first_draw, identity
 from needle.compiler.lower import Lowered
+from needle.compiler.opaque import Call as PythonCall
+from needle.compiler.opaque import Outcome, callback
 from needle.compiler.plan import LINE, Place, Plan
 from needle.compiler.tile import emit_product
 from needle.dtype import Array
@@ -51,20 +54,26 @@ def write_text(
     calls: list[str] = []
     known_calls: list[str] = []
     for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
+        call = lowered.kernel.call
         write = emit_product if lowered.kernel.product else emit
         key = identity(lowered.kernel)
-        name = known.get(key)
-        if name is None:
+        name = known.get(key, "")
+        if not name and call is None:
             name = known[key] = f"k{len(known)}"
             text, needs = write(lowered.kernel, name, machine, threads)
-            bodies.append(text.replace("define void", "define internal void", 1))
+            bodies.append(text.replace("define void", "define internal void"))
             declared |= needs
         if wait and threads > 1:
             calls.append("  call void @barrier(ptr %sync)")
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls), 2 * len(kernels) + 1)
             known_calls.append(name)
-        calls += _call(name, places, plan, graph, is_serial(lowered.kernel) and threads > 1, len(calls))
+        serial, width = is_serial(lowered.kernel) and threads > 1, lowered.kernel.width
+        if call is not None:
+            calls += _python_call(call.number, callback_word(graph))
+        for row, length in enumerate(lowered.kernel.lengths or (None,) * (call is None)):
+            extra = [number for number in (length, first_draw(lowered.kernel)) if number is not None]
+            calls += _call(name, places[row * width :][:width], plan, graph, serial, len(calls), extra)
         if profiled:
             calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
     head = ["  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
@@ -99,6 +108,23 @@ def _flush_denormals() -> tuple[list[str], list[str]]:
     return before, ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"]
 
 
+def callback_word(graph: Graph) -> int:
+    """Where the argument block holds the address of what opaque ops are computed by."""
+    return FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
+
+
+def _python_call(number: int, word: int) -> list[str]:
+    """Thread 0 calls Python, with numbers below 1e-38 as they are outside of a step."""
+    modes = _flush_denormals()[0]
+    lines = [f"  br i1 %first, label %python{number}, label %after{number}", f"python{number}:"]
+    lines += ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"] if modes else []
+    lines += [f"  %at{number} = getelementptr i64, ptr %args, i64 {word}"]
+    lines += [f"  %python_function{number} = load ptr, ptr %at{number}"]
+    lines += [f"  call void %python_function{number}(i64 {number})"]
+    lines += ["  call void @llvm.x86.sse.ldmxcsr(ptr %new)"] if modes else []
+    return [*lines, f"  br label %after{number}", f"after{number}:"]
+
+
 def _clock(unique: int, number: int, count: int) -> list[str]:
     """Note the cycle counter: word `number` of this thread's part of the profile."""
     return [
@@ -120,7 +146,9 @@ def word(place: Place, graph: Graph) -> int:
     return FIRST + len(graph.inputs) + len(graph.outputs) + list(graph.updates).index(number)
 
 
-def _call(name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int) -> list[str]:
+def _call(
+    name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int, extra: list[int]
+) -> list[str]:
     lines: list[str] = []
     arguments: list[str] = []
     for i, place in enumerate(places):
@@ -131,7 +159,8 @@ def _call(name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool
             lines.append(f"  {at}p = getelementptr i64, ptr %args, i64 {word(place, graph)}")
             lines.append(f"  {at} = load ptr, ptr {at}p")
         arguments.append(f"ptr {at}")
-    call = f"  call void @{name}({', '.join([*arguments, 'ptr %numbers', 'ptr %scratch', 'i64 %tid'])})"
+    arguments += ["ptr %numbers", "ptr %scratch", "i64 %tid"] + [f"i64 {number}" for number in extra]
+    call = f"  call void @{name}({', '.join(arguments)})"
     if not serial:
         return [*lines, call]
     yes, after = f"do{unique}", f"done{unique}"
@@ -172,17 +201,41 @@ class Program:
         self.arena = aligned_empty(max(plan.arena_bytes, 1))
         self.scratch = aligned_empty(max(plan.scratch_bytes * threads, 1))
         self.numbers = np.zeros(1 + _numbers(graph), dtype=np.float64)
-        count = FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
-        self.words = np.zeros(count, dtype=np.int64)
+        self.words = np.zeros(callback_word(graph) + 1, dtype=np.int64)
         self.words[ARENA] = self.arena.ctypes.data
         self.words[NUMBERS] = self.numbers.ctypes.data
         self.words[SCRATCH] = self.scratch.ctypes.data
         self.clock = np.zeros((threads, 2 * len(kernels) + 1), dtype=np.int64)
         self.words[CLOCK] = self.clock.ctypes.data
         self.words_address: int = self.words.ctypes.data
+        self.python_calls = self._python_calls()
+        self.outcome = Outcome()
+        self.callback = callback(self.python_calls, self.outcome) if self.python_calls else None
+        if self.callback is not None:
+            self.words[-1] = ctypes.cast(self.callback, ctypes.c_void_p).value or 0
         self.last: list[Any] = [None] * len(graph.inputs)
         self.updates = [(i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()]
+        self.given: dict[int, list[Array]] = {}  # the last two arrays for each result
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
+
+    def _python_calls(self) -> list[PythonCall]:
+        """The opaque ops, with the places of their arrays."""
+        words, graph = self.words, self.graph
+
+        def address(place: Place) -> Callable[[], int]:
+            if place[0] == "arena":
+                return lambda: int(words[ARENA]) + place[1]
+            at = word(place, graph)
+            return lambda: int(words[at])
+
+        found: list[PythonCall] = []
+        for lowered, places in zip(self.kernels, self.plan.places, strict=True):
+            if lowered.kernel.call is not None:
+                *read, written = map(address, places)
+                specs = [node.spec for node in lowered.memory]
+                inputs = list(zip(read, specs[:-1], strict=True))
+                found.append(PythonCall(lowered.kernel.call.op, inputs, written))
+        return found
 
     def accepts(self, arrays: list[Array], first: int) -> bool:
         """Whether these arrays, inputs `first` and following, have the shapes and dtypes that the code was made for."""
@@ -194,20 +247,24 @@ class Program:
                     return False
         return True
 
-    def run(self, arrays: list[Array], numbers: Sequence[float]) -> tuple[list[Array], dict[int, Array]]:
-        """Outputs and new values of the updated inputs."""
+    def run(
+        self,
+        arrays: list[Array],
+        numbers: Sequence[float],
+        write_back: Callable[[dict[int, Array]], None] | None = None,
+    ) -> tuple[list[Array], dict[int, Array]]:
+        """Outputs and new values of the updated inputs.
+
+        `write_back` gets the new values that are in arrays of their own. It is part of the call: Ctrl-C comes before or
+        after both, so that no state is half new. It may be called twice.
+        """
         for i, n, site in self.plan.ranges:
             if not _inside(arrays[i], n):
                 raise IndexRangeError(_OUTSIDE.format(site=site, n=n, low=-n, high=n - 1))
         words, last = self.words, self.last
-        copies: list[Array] = []  # alive until the call is over
-        for i, array in enumerate(arrays):
-            if array is not last[i]:
-                last[i] = array
-                if not array.flags.c_contiguous:
-                    last[i] = None
-                    copies.append(array := np.ascontiguousarray(array))
-                words[FIRST + i] = array.ctypes.data
+        copies = self._take(arrays)  # alive until the call is over
+        self.numbers[0] = 0
+        self.outcome.clear()
         self.numbers[1:] = numbers[: len(self.numbers) - 1]  # the last ones may serve only what is not needed
         updates: dict[int, Array] = {}
         for i, at, node, in_place in self.updates:
@@ -221,16 +278,48 @@ class Program:
                 words[at] = fresh.ctypes.data
         results: list[Array] = []
         for at, node in self.outputs:
-            fresh = np.empty(node.shape, node.dtype)
+            fresh = self._fresh(at, node)
             words[at] = fresh.ctypes.data
             results.append(fresh)
-        self.team.run(self.address, self.words_address)
+
+        def settle() -> None:
+            if not self.numbers[0] and self.outcome.finished == len(self.python_calls):
+                for place, node in self.plan.copies:
+                    self._copy(place, node, arrays, results, updates)
+                if write_back is not None:
+                    write_back(updates)
+
+        needed = self.plan.copies or write_back is not None
+        self.team.run(self.address, self.words_address, settle if needed else None)
+        copies.clear()
+        self.outcome.check(len(self.python_calls))
         if self.numbers[0]:
-            self.numbers[0] = 0
             raise IndexRangeError(_RANGE)
-        for place, node in self.plan.copies:
-            self._copy(place, node, arrays, results, updates)
         return results, updates
+
+    def _fresh(self, at: int, node: Node) -> Array:
+        """An array for a result: that of an earlier call if nobody holds it any more, because new pages cost time."""
+        given = self.given.setdefault(at, [])
+        for array in given:
+            if sys.getrefcount(array) == 3:  # this name, the argument of getrefcount, and `given`
+                return array
+        given[:] = [*given[-1:], np.empty(node.shape, node.dtype)]  # a caller holds one while it asks for the next
+        return given[-1]
+
+    def _take(self, arrays: list[Array]) -> list[Array]:
+        """Note where the inputs are; returns copies of those that are not contiguous."""
+        words, last = self.words, self.last
+        copies: list[Array] = []
+        for i, array in enumerate(arrays):
+            if array is not last[i]:
+                last[i] = None  # Ctrl-C may come before its address is noted
+                contiguous = array.flags.c_contiguous
+                if not contiguous:
+                    copies.append(array := np.ascontiguousarray(array))
+                words[FIRST + i] = array.ctypes.data
+                if contiguous:
+                    last[i] = array
+        return copies
 
     def _copy(
         self, place: Place, node: Node, arrays: list[Array], results: list[Array], updates: dict[int, Array]

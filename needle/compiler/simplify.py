@@ -6,6 +6,7 @@ Next: fuse.py.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, cast
 
 from needle.compiler.graph import Graph, Node, infer
@@ -26,6 +27,9 @@ from needle.ops import (
 )
 from needle.tracing import HostNumber
 from needle.value import Op, Shape
+
+ROWS_FIRST = 1 << 11
+"""Elements from which on a reduction of everything is worth two steps."""
 
 Rule = Callable[["Builder", Op, tuple[Node, ...], Node], Node | None]
 
@@ -132,6 +136,29 @@ def _reduces_nothing(build: Builder, op: Any, inputs: tuple[Node, ...], like: No
     return build.make(Reshape(like.shape), (same,), like)
 
 
+def _drops_axes(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A reduction that keeps axes of length 1 as one that does not, and axes in order: then equal ones are one."""
+    (a,) = inputs
+    axes = tuple(sorted(op.reduced(a.shape)))
+    if not op.keepdims and op.axes == axes:
+        return None
+    dropped = build.make(cast("Any", type(op))(axes), inputs, like)
+    return build.make(Reshape(like.shape), (dropped,), like)
+
+
+def _rows_first(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A reduction of everything as one of each row, which threads share and other loops over rows may take in, and one
+    of what is left."""
+    (a,) = inputs
+    lengths = [n for n in a.shape if n > 1]
+    if len(op.reduced(a.shape or (1,))) < len(a.shape) or len(lengths) < 2 or prod(lengths) < ROWS_FIRST:
+        return None
+    kind = cast("Any", type(op))
+    last = max(i for i, n in enumerate(a.shape) if n > 1)
+    rows = build.make(kind((last,)), inputs, like)
+    return build.make(kind(tuple(range(len(rows.shape)))), (rows,), like)
+
+
 RULES: list[tuple[type[Op], Rule]] = [
     (Reshape, _reshape),
     (BroadcastTo, _same_shape),
@@ -145,5 +172,9 @@ RULES: list[tuple[type[Op], Rule]] = [
     (PowerScalar, _square_root),
     (Negate, _double_negate),
     (Summation, _reduces_nothing),
+    (Summation, _drops_axes),
+    (Summation, _rows_first),
     (Max, _reduces_nothing),
+    (Max, _drops_axes),
+    (Max, _rows_first),
 ]

@@ -10,13 +10,16 @@ loads `vectors` vectors of B and `rows` scalars of A, which is enough arithmetic
 The statements after the product run on the accumulators before anything is stored.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from needle.compiler.code import INT, Reg, integer, memory_type
-from needle.compiler.emit import Axis, Loops, Machine
+from needle.compiler.code import INT, Code, Reg, integer, memory_type
+from needle.compiler.emit import Axis, Loops, Machine, kept_lines
+from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
+from needle.dtype import DType
 
 VECTORS = 4
 """Usual width of a tile, in vectors."""
@@ -46,14 +49,15 @@ def even(total: int, most: int) -> list[int]:
 def scratch_bytes(kernel: Kernel) -> int:
     """Memory for packing that each thread needs."""
     p = kernel.product
-    return 0 if p is None else p.length * WIDEST * 64
+    return kept_lines(kernel, LANES)[1] if p is None else -(-p.length // 16) * 16 * WIDEST * 64
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
     """The LLVM function `name`, and the declarations it needs."""
     tile = _Tile(kernel, name, machine, threads)
     tile.run()
-    return tile.code.text(), tile.code.declared
+    codes = [*tile.functions.values(), tile.code]
+    return "\n".join(code.text() for code in codes), {line for code in codes for line in code.declared}
 
 
 class _Tile(Loops):
@@ -71,6 +75,7 @@ class _Tile(Loops):
         size = self.product.length * self.column.extent * self.product.dtype.itemsize
         self.packed = by_vector != 1 or size > PACK_BYTES
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
+        self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
 
     def _epilogue_nodes(self) -> set[int]:
@@ -90,7 +95,8 @@ class _Tile(Loops):
         if self.long:
             kind = memory_type(self.product.dtype, self.lanes)
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
-        self._hoist(self.statements, -1)
+        else:
+            self._hoist(self.statements, -1)
         self._batches(0)
 
     def _batches(self, level: int) -> None:
@@ -247,26 +253,87 @@ class _Tile(Loops):
         if not self.long or rows * vectors <= 2:
             for r in range(rows):
                 for v in range(vectors):
-                    self._finish(acc[r * vectors + v], c.add(i, integer(r)), column, v, masks[v])
+                    at = c.add(column, integer(v * self.lanes))
+                    self._finish(acc[r * vectors + v], c.add(i, integer(r)), at, masks[v])
             return
-        dtype = self.product.dtype
         for n, a in enumerate(acc):
-            c.store(a, c.address("%spill", integer(n * self.lanes), dtype))
+            c.store(a, c.address("%spill", integer(n * self.lanes), self.product.dtype))
+        name = self._epilogue_function(vectors, masks)
+        given = [argument.split()[-1] for argument in self.arguments]
+        batch = [f"i64 {self.index[a.source].text}" for a in self.batch]
+        places = [f"i64 {i.text}", f"i64 {column.text}", f"i64 {rows}", *batch]
+        kinds = [argument.split()[0] for argument in self.arguments]
+        passed = [f"{kind} {name}" for kind, name in zip(kinds, given, strict=True)]
+        c.line(f"call void @{name}({', '.join([*passed, 'ptr %spill', *places])})")
+
+    def _epilogue_function(self, vectors: int, masks: list[Reg | None]) -> str:
+        """The statements after the product, on a whole tile in memory, as a function of its own: inside the loops of
+        the product, their constants would take registers from the accumulators. Returns its name."""
+        key = (vectors, masks[-1].text if masks[-1] is not None else "")
+        if key not in self.functions:
+            outside = self.code, self.values, self.index
+            batch = [f"i64 %x{a.source}" for a in self.batch]
+            names = [*self.arguments, "ptr %spill", "i64 %row", "i64 %column", "i64 %rows", *batch]
+            self.code = self.functions[key] = Code(f"{outside[0].name}e{len(self.functions)}", names)
+            self.values, self.index = {}, {a.source: Reg(f"%x{a.source}", INT) for a in self.batch}
+            self._hoist(self.statements, -1)
+            self._epilogue_loops(vectors, masks)
+            self.code, self.values, self.index = outside
+        return self.functions[key].name
+
+    def _epilogue_loops(self, vectors: int, masks: list[Reg | None]) -> None:
+        c, dtype = self.code, self.product.dtype
+        first, column, rows = (Reg(f"%{name}", INT) for name in ("row", "column", "rows"))
+
+        def finish(r: Reg, v: Reg, mask: Reg | None) -> list[Reg]:
+            at = c.add(c.mul(r, vectors * self.lanes), c.mul(v, self.lanes))
+            one = c.load(c.address("%spill", at, dtype), dtype, self.lanes)
+            self._finish(one, c.add(first, r), c.add(column, c.mul(v, self.lanes)), mask)
+            return []
 
         def row(r: Reg, _: Sequence[Reg]) -> list[Reg]:
             for v in range(vectors):
-                at = c.add(c.mul(r, vectors * self.lanes), integer(v * self.lanes))
-                one = c.load(c.address("%spill", at, dtype), dtype, self.lanes)
-                self._finish(one, c.add(i, r), column, v, masks[v])
+                finish(r, integer(v), masks[v])
             return []
 
-        c.loop(integer(0), integer(rows), 1, [], row)
+        def down(v: Reg, mask: Reg | None) -> list[Reg]:
+            known = dict(self.values)
+            self.index[self.column.source], self.mask = c.add(column, c.mul(v, self.lanes)), mask
+            self._same_in_all_rows()
+            c.loop(integer(0), rows, 1, [], lambda r, _: finish(r, v, mask))
+            self.values = known
+            return []
 
-    def _finish(self, acc: Reg, i: Reg, column: Reg, v: int, mask: Reg | None) -> None:
+        if self.draw is None:
+            c.loop(integer(0), rows, 1, [], row)
+            return
+        whole = vectors if masks[-1] is None else vectors - 1  # random numbers take many lines: one loop for all
+        if whole:
+            c.loop(integer(0), integer(whole), 1, [], lambda v, _: down(v, None))
+        if whole < vectors:
+            down(integer(whole), masks[-1])
+
+    def _same_in_all_rows(self) -> None:
+        """Compute what the epilogue needs once for each column."""
+        pending = [s.value for s in self.statements]
+        while pending:
+            s = pending.pop()
+            if self._is_same_in_rows(s):
+                self.value(s)
+            else:
+                pending += s.args
+
+    def _is_same_in_rows(self, s: Scalar) -> bool:
+        if s.kind in ("acc", "gather"):
+            return False
+        strides = s.param.strides if s.kind == "load" else s.param[0] if s.kind == "index" else ()
+        return not (strides and strides[self.row.source]) and all(map(self._is_same_in_rows, s.args))
+
+    def _finish(self, acc: Reg, i: Reg, column: Reg, mask: Reg | None) -> None:
         """The statements after the product, on one accumulator."""
         known = dict(self.values)
         self.index[self.row.source] = i
-        self.index[self.column.source] = self.code.add(column, integer(v * self.lanes))
+        self.index[self.column.source] = column
         self.mask = mask
         self.acc = acc
         self._values(self.statements)
@@ -285,6 +352,9 @@ class _Tile(Loops):
         c, p, dtype = self.code, self.product, self.kernel.slots[self.product.b.slot]
         source = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
         by_column = p.b.strides[self.column.source]
+        if by_column != 1 and p.b.strides[self.k] == 1:
+            self._pack_turned(source, by_column, vectors, masks)
+            return "%scratch"
 
         def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
             line = c.address(source, c.mul(k, p.b.strides[self.k]), dtype)
@@ -298,11 +368,74 @@ class _Tile(Loops):
         c.loop(integer(0), integer(p.length), 1, [], copy)
         return "%scratch"
 
+    def _pack_turned(self, source: str, by_column: int, vectors: int, masks: list[Reg | None]) -> None:
+        """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
+        c, p, lanes, dtype = self.code, self.product, self.lanes, self._of_b
+        columns = vectors * lanes if masks[-1] is None else (vectors - 1) * lanes + masks[-1].text.count("i1 1")
+        name, needed = square(dtype, lanes)
+        c.declared |= needed
+
+        def one(first: Reg, k: Reg, left: Reg) -> list[Reg]:
+            line = c.address(source, c.add(c.mul(first, by_column), k), dtype)
+            to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), first), dtype)
+            last = c.make(f"sub i64 {columns - 1}, {first.text}", INT)
+            numbers = f"i64 {by_column}, i64 {last.text}, i64 {vectors * lanes}, i64 {left.text}"
+            c.line(f"call void @{name}(ptr {line}, ptr {to}, {numbers})")
+            return []
+
+        def block(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+            left = c.make(f"sub i64 {p.length}, {k.text}", INT)
+            return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda first, _: one(first, k, left))
+
+        c.loop(integer(0), integer(p.length), lanes, [], block)
+
+    @property
+    def _of_b(self) -> DType:
+        return self.kernel.slots[self.product.b.slot]
+
     def _strided(self, start: str, stride: int, mask: Reg | None) -> Reg:
         c, dtype = self.code, self.kernel.slots[self.product.b.slot]
         if stride == 1:
             return c.load(start, dtype, self.lanes, mask)
         return c.gather(start, stride, dtype, self.lanes, mask)
+
+
+@functools.cache
+def square(dtype: DType, lanes: int) -> tuple[str, set[str]]:
+    """The name and text of a function that transposes a square; all products of a program share it.
+
+    It reads `lanes` lines that are %stride apart, %left elements of each; behind line %last that one again, because
+    nobody looks there. It writes them as columns of lines that are %step apart.
+    """
+    c = Code(f"square_{dtype.name}_{lanes}", ["ptr %from", "ptr %to", *(f"i64 %{n}" for n in _SQUARE)])
+    stride, last, step, left = (Reg(f"%{name}", INT) for name in _SQUARE)
+    mask = c.compare("lt", c.lane_numbers(lanes), left)
+    lines: list[Reg] = []
+    for i in range(lanes):
+        line = Reg(c.make(c.call("llvm.umin.i64", "i64", integer(i), last), INT).text, INT)
+        at = c.make(f"mul nsw i64 {line.text}, {stride.text}", INT)
+        lines.append(c.load(c.address("%from", at, dtype), dtype, lanes, mask))
+    for i, turned in enumerate(transpose(c, lines)):
+        c.store(turned, c.address("%to", c.mul(step, i), dtype))
+    return c.name, {*c.declared, c.text().replace("define void", "define internal void")}
+
+
+_SQUARE = ("stride", "last", "step", "left")
+
+
+def transpose(c: Code, lines: list[Reg]) -> list[Reg]:
+    """A square of as many vectors as they have lanes, transposed: blocks of 1, 2, 4 ... change places."""
+    lines, lanes, step = list(lines), len(lines), 1
+    while step < lanes:
+        first = ", ".join(f"i32 {lanes + k - step if k & step else k}" for k in range(lanes))
+        second = ", ".join(f"i32 {lanes + k if k & step else k + step}" for k in range(lanes))
+        for i in (i for i in range(lanes) if not i & step):
+            a, b = lines[i], lines[i + step]
+            for at, chosen in ((i, first), (i + step, second)):
+                text = f"shufflevector {a}, {b}, <{lanes} x i32> <{chosen}>"
+                lines[at] = c.make(text, a.dtype, lanes)
+        step *= 2
+    return lines
 
 
 Emitter = Callable[[Kernel, str, Machine, int], tuple[str, set[str]]]

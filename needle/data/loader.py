@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle.data.prefetch import prefetched
-from needle.errors import ArgumentError, DataError
+from needle.errors import ArgumentError, DataError, TraceError
 from needle.tensor import Tensor
+from needle.tracing import active, user_site
 
 Array = NDArray[Any]
 Batch = tuple[Tensor, ...]
@@ -48,6 +49,10 @@ _FIELD_TYPE = (
 )
 _FIELD_LENGTH = (
     "DataLoader: {name}.take gave {found} values in field {field} for {expected} indices; it must give one for each"
+)
+_TRACED = (
+    "{site}: a DataLoader cannot be iterated over in a compiled function, which would see the same batches on each call; "
+    "pass its items as arguments"
 )
 _STATE_KEYS = 'DataLoader.load_state_dict: expected the keys "order" and "position", found {found}'
 _STATE_ORDER = (
@@ -113,6 +118,8 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """A new epoch, or the rest of the one that `load_state_dict` brought."""
+        if active.tracer is not None:
+            raise TraceError(_TRACED.format(site=user_site()))
         epoch, self._resumed = self._resumed or self._new_epoch(), None
         self._epoch = epoch
         return self._run(epoch)

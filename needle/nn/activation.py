@@ -25,10 +25,17 @@ class Sigmoid(Module):
 
 
 class GELU(Module):
-    """The Gaussian error linear unit, in its form with tanh: see `needle.gelu`."""
+    """The Gaussian error linear unit: see `needle.gelu`."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return gelu(x)
+        return gelu(x, self.approximate)
+
+    def extra_repr(self) -> str:
+        return "" if self.approximate == "none" else f"approximate={self.approximate!r}"
 
 
 class SiLU(Module):

@@ -4,7 +4,18 @@ In: the files of this folder, one per family. Out: `ndl.ops.NAME`. Invariant: no
 Next: elementwise.py.
 """
 
-from needle.ops.activation import GELU, LeakyReLU, SiLU, Softplus, gelu, leaky_relu, logsigmoid, silu, softplus
+from needle.ops.activation import (
+    GELU,
+    LeakyReLU,
+    SiLU,
+    Softplus,
+    TanhGELU,
+    gelu,
+    leaky_relu,
+    logsigmoid,
+    silu,
+    softplus,
+)
 from needle.ops.contract import MatMul, matmul
 from needle.ops.conv import Conv, conv, conv_transpose
 from needle.ops.einsum import einsum
@@ -14,6 +25,7 @@ from needle.ops.elementwise import (
     AddScalar,
     Cast,
     Clip,
+    Cos,
     Divide,
     DivScalar,
     Equal,
@@ -34,6 +46,7 @@ from needle.ops.elementwise import (
     ReLU,
     Sigmoid,
     Sign,
+    Sin,
     Sqrt,
     Tanh,
     Where,
@@ -42,6 +55,7 @@ from needle.ops.elementwise import (
     add_scalar,
     cast,
     clip,
+    cos,
     divide,
     divide_scalar,
     equal,
@@ -63,6 +77,7 @@ from needle.ops.elementwise import (
     relu,
     sigmoid,
     sign,
+    sin,
     sqrt,
     tanh,
     where,
@@ -104,6 +119,7 @@ from needle.ops.reduce import (
     reduce_max,
     summation,
 )
+from needle.ops.special import Erf, erf
 from needle.ops.tuples import MakeTensorTuple, TensorTupleGetItem, make_tuple, tuple_get_item
 from needle.value import Op, TensorOp, TensorTupleOp
 
@@ -120,6 +136,7 @@ __all__ = [
     "ArgSort",
     "BroadcastTo",
     "Cast",
+    "Cos",
     "Center",
     "Clip",
     "Concatenate",
@@ -133,6 +150,7 @@ __all__ = [
     "EWisePow",
     "Embed",
     "Equal",
+    "Erf",
     "Exp",
     "GELU",
     "Gather",
@@ -166,6 +184,7 @@ __all__ = [
     "SiLU",
     "Sigmoid",
     "Sign",
+    "Sin",
     "Slice",
     "Softplus",
     "Split",
@@ -173,6 +192,7 @@ __all__ = [
     "Stack",
     "Summation",
     "Tanh",
+    "TanhGELU",
     "TensorOp",
     "TensorTupleGetItem",
     "TensorTupleOp",
@@ -187,6 +207,7 @@ __all__ = [
     "avg_pool",
     "broadcast_to",
     "cast",
+    "cos",
     "center",
     "clip",
     "concatenate",
@@ -198,6 +219,7 @@ __all__ = [
     "divide_scalar",
     "einsum",
     "equal",
+    "erf",
     "exp",
     "flip",
     "gather",
@@ -237,6 +259,7 @@ __all__ = [
     "softplus",
     "sort",
     "split",
+    "sin",
     "sqrt",
     "stack",
     "summation",

@@ -5,24 +5,42 @@ body of a loop as well.
 Next: reduce.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from needle.dtype import Number
-from needle.ops.elementwise import Sigmoid, Tanh, Where
+from needle.errors import ArgumentError
+from needle.ops.elementwise import Exp, Sigmoid, Tanh, Where
+from needle.ops.special import Erf
 from needle.value import Elementwise
 
-_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
+_SLOPE = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
+_APPROXIMATE = "gelu: approximate must be 'none' or 'tanh', not {value!r}"
 
 
 @dataclass(frozen=True)
 class GELU(Elementwise):
-    """a * P(X < a) for a standard normal X, in the form 0.5 a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a ** 3))).
+    """a * P(X < a) for a standard normal X, which is 0.5 a (1 + erf(a / sqrt(2))) (Hendrycks and Gimpel, 2016)."""
 
-    Hendrycks and Gimpel, 2016. It differs from the exact function by less than 0.0005.
+    def compute(self, a: Any) -> Any:
+        return a * 0.5 * (Erf().compute(a * math.sqrt(0.5)) + 1)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        (a,) = node.inputs
+        below = (Erf()(a * math.sqrt(0.5)) + 1) * 0.5
+        density = Exp()(a * -0.5 * a) * (0.5 * _SLOPE)  # of the standard normal: 0.5 * sqrt(2 / pi) = 1 / sqrt(2 pi)
+        return out_grad * (below + a * density)
+
+
+@dataclass(frozen=True)
+class TanhGELU(Elementwise):
+    """GELU in the form 0.5 a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a ** 3))).
+
+    It differs from the exact function by less than 0.0005.
     """
 
     def compute(self, a: Any) -> Any:
@@ -74,9 +92,11 @@ class Softplus(Elementwise):
         return out_grad * Sigmoid()(node.inputs[0])
 
 
-def gelu(a: Any) -> Any:
-    """The Gaussian error linear unit, in its form with tanh (`approximate="tanh"` in PyTorch)."""
-    return GELU()(a)
+def gelu(a: Any, approximate: str = "none") -> Any:
+    """The Gaussian error linear unit; with `approximate="tanh"` in the form that GPT-2 was trained with."""
+    if approximate not in ("none", "tanh"):
+        raise ArgumentError(_APPROXIMATE.format(value=approximate))
+    return (GELU() if approximate == "none" else TanhGELU())(a)
 
 
 def silu(a: Any) -> Any:

@@ -17,15 +17,17 @@ ROUNDS = 7
 
 
 def philox(counter: Any, draw: int, key: Any) -> Any:
-    """The first word of Philox-2x32-7 for counters (element, draw) and a 32-bit key (Salmon et al., 2011)."""
-    c0 = np.asarray(counter).astype(np.uint32)
+    """Random words: two elements share a block of Philox-2x32-7 with the counters (element // 2, draw) and a 32-bit key
+    (Salmon et al., 2011)."""
+    element = np.asarray(counter)
+    c0 = (element >> 1).astype(np.uint32)
     c1 = np.full_like(c0, draw)
     k = np.uint32(key)
     for _ in range(ROUNDS):
         product = c0.astype(np.uint64) * np.uint64(0xD256D193)
         c0, c1 = (product >> np.uint64(32)).astype(np.uint32) ^ k ^ c1, product.astype(np.uint32)
         k = np.uint32((int(k) + 0x9E3779B9) & 0xFFFFFFFF)
-    return c0
+    return np.where(element & 1, c1, c0)
 
 
 class Creation(TensorOp):

@@ -2,7 +2,7 @@
 
 In: Values that broadcast together, and Python numbers as fields of the op. Out: a Value of the broadcast shape.
 Invariant: `compute` treats every element alike, so the same line can be read as the body of a loop.
-Next: activation.py, for more of them; then reduce.py.
+Next: special.py.
 
 Every gradient has the shape of the output; `Op.gradient_as_tuple` sums it to each input's shape.
 """
@@ -195,6 +195,28 @@ class Tanh(Elementwise):
 
 
 @dataclass(frozen=True)
+class Sin(Elementwise):
+    """Sine of an angle in radians."""
+
+    def compute(self, a: Any) -> Any:
+        return np.sin(a)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return out_grad * Cos()(node.inputs[0])
+
+
+@dataclass(frozen=True)
+class Cos(Elementwise):
+    """Cosine of an angle in radians."""
+
+    def compute(self, a: Any) -> Any:
+        return np.cos(a)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return -(out_grad * Sin()(node.inputs[0]))
+
+
+@dataclass(frozen=True)
 class Sigmoid(Elementwise):
     """1 / (1 + e ** -a), as a tanh because that overflows nowhere."""
 
@@ -213,7 +235,7 @@ class ReLU(Elementwise):
         return np.maximum(a, 0)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        return out_grad * (node.inputs[0] > 0)
+        return out_grad * (node > 0)  # the result is positive where a is, and a need not be kept
 
 
 @dataclass(frozen=True)
@@ -442,6 +464,16 @@ def sqrt(a: Any) -> Any:
 def tanh(a: Any) -> Any:
     """Hyperbolic tangent."""
     return Tanh()(a)
+
+
+def sin(a: Any) -> Any:
+    """Sine of an angle in radians."""
+    return Sin()(a)
+
+
+def cos(a: Any) -> Any:
+    """Cosine of an angle in radians."""
+    return Cos()(a)
 
 
 def sigmoid(a: Any) -> Any:

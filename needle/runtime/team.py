@@ -15,14 +15,20 @@ import ctypes
 import os
 import platform
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
 from needle.config import thread_count
+from needle.errors import NeedleError
 from needle.runtime import native
 
 SPINS = 3000
 """How long an idle worker looks for work before it sleeps: about 0.1 ms."""
+
+_INSIDE = "a compiled function was called while another one runs in this thread, by an op's compute or a destructor"
+
+_ENDED = "a compiled function was called when the interpreter had ended its threads"
 
 PATIENCE = 80
 """How long a thread in the middle of a call spins before it gives up its time slice."""
@@ -184,55 +190,76 @@ class Team:
 
     def reset(self) -> None:
         """Nobody works: at the start, and in a forked child, which has none of its parent's threads."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.refusal = ""  # why no call can begin
         self.sync[:] = 0
         self.calls = 0
-        self.wake = [threading.Event() for _ in range(self.threads)]
-        self.workers: list[threading.Thread] = []
+        # Bare locks, because Ctrl-C in the middle of an Event's methods leaves its own lock taken for ever.
+        self.wake = [threading.Lock() for _ in range(self.threads)]
+        self.workers: dict[int, threading.Thread] = {}
 
     def _hire(self) -> None:
-        for t in range(1 + len(self.workers), self.threads):
-            worker = threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}")
-            self.workers.append(worker)  # first, because Ctrl-C may come while it starts
-            try:
+        for t in range(1, self.threads):
+            if t not in self.workers:
+                worker = threading.Thread(target=self._worker, args=(t,), daemon=True, name=f"needle-{t}")
                 worker.start()
-            except RuntimeError:  # the system has no thread left
-                self.workers.pop()
-                raise
+                self.workers.setdefault(t, worker)
 
     def _worker(self, tid: int) -> None:
+        # Ctrl-C may have come when this thread had begun, but was not noted: then there will be a second one.
+        me = threading.current_thread()
+        if self.workers.setdefault(tid, me) is not me:
+            return
         seen, slept = 0, 0
         while True:
             seen, slept = self.work(self.address, tid, seen, slept), 1
             if seen < 0:
                 return
-            self.wake[tid].wait(PATROL)
-            self.wake[tid].clear()
+            self.wake[tid].acquire(timeout=PATROL)
 
-    def run(self, function: int, arguments: int) -> None:
-        """Call the native function at this address on all threads; returns when all have left it."""
+    def run(self, function: int, arguments: int, settle: Callable[[], None] | None = None) -> None:
+        """Call the native function at this address on all threads; returns when all have left it.
+
+        `settle` puts the results in their places. Where Ctrl-C comes once the function has begun, it is raised after
+        that; `settle` may then run twice.
+        """
         with self.lock:
+            if self.refusal:  # the lock lets its own thread pass
+                raise NeedleError(self.refusal)
             if len(self.workers) < self.threads - 1:
                 self._hire()
+            calls = self.calls
             try:
-                if self.start(self.address, function, arguments):
-                    self._wake_all()
-            finally:  # Ctrl-C comes between two lines: once the others have begun, they need thread 0
-                if self.sync[0] != self.calls:
-                    self.calls += 1
-                    self.finish(self.address, function, arguments, self.threads - 1)
+                self.refusal = _INSIDE
+                try:
+                    if self.start(self.address, function, arguments):
+                        self._wake_all()
+                finally:  # Ctrl-C comes between two lines: once the others have begun, they need thread 0
+                    if self.sync[0] != calls:
+                        self.calls += 1
+                        self.finish(self.address, function, arguments, self.threads - 1)
+                if settle is not None:
+                    settle()
+            except BaseException:
+                if settle is not None and self.calls != calls:
+                    settle()
+                raise
+            finally:
+                self.refusal = ""
 
     def _wake_all(self) -> None:
-        for event in self.wake[1:]:
-            event.set()
+        for lock in self.wake[1:]:
+            if lock.locked():  # a worker waits, or will: releasing lets it pass once
+                lock.release()
 
     def stop(self) -> None:
-        """End the workers."""
-        with self.lock:
-            self.sync[QUIT] = 1
-            self.start(self.address, None, None)
-            self._wake_all()
-        for worker in self.workers:
+        """End the workers. The lock stays taken: a thread that calls once more waits, until the process ends."""
+        self.lock.acquire()
+        self.refusal = _ENDED
+        self.sync[QUIT] = 1
+        self.start(self.address, None, None)
+        self._wake_all()
+        for worker in self.workers.values():
             worker.join(timeout=1)
 
 
@@ -252,9 +279,16 @@ def team(threads: int | None = None) -> Team:
 def _stop_all() -> None:
     for each in _teams.values():
         each.stop()
-    _teams.clear()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held a lock; it does not exist here."""
+    if _lock.locked():
+        _lock.release()
+    for each in _teams.values():
+        each.reset()
 
 
 atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [each.reset() for each in _teams.values()])
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,132 @@
+"""Arguments and results: lists, tuples, dicts and dataclasses, and the arrays in them.
+
+In: what a compiled function is called with, or what it returns. Out: the leaves (Tensors, NumPy arrays) and a key for
+everything else; later the same containers around other leaves. Invariants: equal keys mean that traced code does the
+same; an object with attributes counts by identity, and its key keeps it alive.
+Next: trace.py.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from needle.errors import TraceError
+from needle.tensor import Tensor
+
+_RESULT = "a compiled function returns Tensors, numbers, None, and lists, tuples or dicts of them, not {found}"
+_VALUES = frozenset((int, bool, str, bytes, complex, type(None), range))
+_RESULTS = (int, float, str, bytes, complex, bool, type(None), np.generic, np.dtype, slice)
+
+
+class Same:
+    """An object in a key: equal to itself alone."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.thing is self.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def flatten(thing: Any, leaves: list[Any]) -> Any:
+    """The leaves of a container, in order, and a key that describes everything else."""
+    kind = cast("Any", type(thing))
+    if isinstance(thing, Tensor):
+        leaves.append(thing)
+        data = thing.cached_data
+        return (kind, data.shape, data.dtype, thing.requires_grad, thing.op is None)
+    if kind in (tuple, list):
+        return (kind, *[flatten(t, leaves) for t in thing])
+    if kind in _VALUES:
+        return (kind, thing)
+    if kind is float:  # nan != nan, and 0.0 == -0.0
+        return (kind, thing if thing == thing and thing else repr(thing))
+    if isinstance(thing, np.ndarray):
+        leaves.append(thing)
+        return (np.ndarray, thing.shape, thing.dtype)  # pyright: ignore[reportUnknownMemberType]
+    if kind is dict:
+        return (kind, *[(Same(k) if _is_object(k) else (type(k), k), flatten(t, leaves)) for k, t in thing.items()])
+    if kind is slice:
+        return (kind, *[flatten(t, leaves) for t in (thing.start, thing.stop, thing.step)])
+    return _flatten_other(kind, thing, leaves)
+
+
+def _flatten_other(kind: Any, thing: Any, leaves: list[Any]) -> Any:
+    if isinstance(thing, np.generic):
+        return (kind, repr(thing))
+    if isinstance(thing, np.dtype):
+        return (np.dtype, thing)
+    if is_record(thing):
+        return (kind, *[flatten(t, leaves) for t in parts_of(thing)])
+    return Same(thing)
+
+
+def _is_object(key: Any) -> bool:
+    return not isinstance(key, str | int | float | bytes | tuple)
+
+
+def is_record(thing: Any) -> bool:
+    """Whether a thing is a named tuple or a dataclass: its fields are all that it is."""
+    if isinstance(thing, tuple):
+        return hasattr(cast("Any", thing), "_fields")
+    fields = dataclasses.is_dataclass(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__")
+    return bool(fields) and vars(thing).keys() == {f.name for f in dataclasses.fields(cast("Any", thing))}
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return record._asdict() if isinstance(record, tuple) else vars(record)
+
+
+def parts_of(thing: Any) -> list[Any]:
+    """What a list, tuple, dict, named tuple or dataclass holds."""
+    if isinstance(thing, list | tuple):
+        return list(cast("list[Any]", thing))
+    return list((thing if isinstance(thing, dict) else _fields(thing)).values())  # pyright: ignore
+
+
+def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
+    """`thing` with `leaf(t)` in place of each leaf, in order; containers are new ones."""
+    kind = cast("Any", type(thing))
+    if isinstance(thing, Tensor | np.ndarray | Place):
+        return leaf(thing)
+    if kind in (list, tuple):
+        return kind([rebuild(t, leaf) for t in thing])
+    if kind is dict:
+        return {k: rebuild(t, leaf) for k, t in thing.items()}
+    if is_record(thing):
+        parts = {name: rebuild(t, leaf) for name, t in _fields(thing).items()}
+        if isinstance(thing, tuple):
+            return kind(**parts)
+        new = copy.copy(thing)
+        vars(new).update(parts)
+        return new
+    return thing
+
+
+class Place:
+    """Where in a result a Tensor goes: a fresh one, an argument, or a Tensor from outside."""
+
+    __slots__ = ("output", "thing")
+
+    def __init__(self, output: int | None, thing: Any = None) -> None:
+        self.output, self.thing = output, thing
+
+
+def check_result(thing: Any) -> None:
+    """Raise `TraceError` for what a compiled function cannot return."""
+    kind = cast("Any", type(thing))
+    if isinstance(thing, _RESULTS) or isinstance(thing, Tensor):
+        return
+    if kind in (list, tuple, dict) or is_record(thing):
+        for t in parts_of(thing):
+            check_result(t)
+    else:
+        raise TraceError(_RESULT.format(found=kind.__name__))

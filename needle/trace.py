@@ -1,0 +1,492 @@
+"""Trace: records what a function does to Tensors, and touches none of them.
+
+In: ops, and reads and writes of a Tensor's array, gradient and `requires_grad`, in the thread that traces. Out: nodes
+of a Graph; `inputs`, each with the Cell that it is read from; for each Tensor from outside, a Shadow that has what the
+function did to it. Invariants: a Tensor from outside keeps its values during a trace; a Tensor that the function makes
+has a Symbol in place of an array; other threads notice nothing.
+Next: compile.py.
+
+While any thread traces, `Shadowing` puts properties in front of the slots of Value. They are gone afterwards, so a
+program without a trace never pays for them.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from needle.backward import no_grad, recording
+from needle.compiler.graph import Input, Node, infer
+from needle.compiler.opaque import as_opaque, is_native
+from needle.device import default_device
+from needle.dtype import Array, as_dtype
+from needle.errors import TraceError
+from needle.guard import Guard
+from needle.nn.module import Module
+from needle.ops import Cast, Equal, Gather
+from needle.ops.create import Arange, Full, Uniform
+from needle.optim import Optimizer
+from needle.tensor import Tensor, TensorTuple, as_values
+from needle.tracing import HostNumber, Symbol, active, user_site
+from needle.value import Op, Spec, TensorOp, TensorTupleOp, Value
+
+_OPTIMIZER = "{site}: {name}.step() cannot be compiled, because it reads values; call it outside of ndl.compile"
+_MASK = (
+    "{site}: a mask selects as many elements as it has True, which is not known while the function is being compiled; "
+    "multiply by the mask, or use ndl.where(mask, x, y)"
+)
+_STATE = (
+    "{site}: the state of an optimizer is not known while the function is being compiled, but this line reads or sets "
+    "it; do that outside of ndl.compile"
+)
+_WRITTEN = (
+    "{site}: this changes a NumPy array that is an argument; a compiled function leaves its arguments alone: "
+    "write a = a + x in place of a += x, and return the result"
+)
+BEYOND_RESULT = (
+    "backward: this Tensor is the result of a compiled function, which keeps no graph; "
+    "call backward() inside of the compiled function, or detach() the result"
+)
+_BEYOND_ARGUMENT = (
+    "{site}: backward reaches an argument that was computed outside of the compiled function, and stops there; "
+    "compute it inside, pass x.detach(), or call backward() outside"
+)
+_BEYOND_GRAD = (
+    "backward reaches a gradient that was made outside of the compiled function; call backward() outside, or detach it"
+)
+
+_DATA, _GRAD, _REQUIRES = (vars(Value)[name] for name in ("cached_data", "grad", "requires_grad"))
+_UNKNOWN: Any = object()
+
+
+@dataclass(frozen=True)
+class Beyond(TensorOp):
+    """The op of a Tensor whose graph a compiled function does not have: it has a gradient, which cannot be computed."""
+
+    reason: str
+
+    def gradient_as_tuple(self, out_grad: Any, node: Any) -> tuple[Any, ...]:
+        raise TraceError(self.reason)
+
+    def __repr__(self) -> str:
+        return "Compiled()"
+
+
+class ArrayArgument(Tensor):
+    """What a traced function gets in place of a NumPy array."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TraceError(_WRITTEN.format(site=user_site()))
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = __setitem__ = _refuse
+    __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _refuse
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where an input is read from: kind is "data", "grad", "state" or "constant".
+
+    `holder` is a Tensor, the number of an argument (for its gradient), an optimizer, or the array itself; `key` tells
+    which state of an optimizer: (parameter, array).
+    """
+
+    kind: str
+    holder: Any
+    key: tuple[int, int] = (0, 0)
+
+
+KINDS = ("data", "grad", "state", "constant")
+
+
+class Shadow:
+    """What the function sees of a Tensor from outside, and what it did to it."""
+
+    __slots__ = ("argument", "data", "differentiated", "entry", "grad", "input", "requires_grad", "tensor")
+
+    def __init__(self, tensor: Tensor, argument: int | None = None) -> None:
+        self.tensor, self.argument = tensor, argument
+        self.input: Node | None = None
+        self.data: Any = None
+        self.grad: Any = _UNKNOWN
+        self.entry: Any = _UNKNOWN  # the gradient before the call: None, or what stands for it; unknown if not read
+        self.requires_grad: Any = _UNKNOWN
+        self.differentiated = False
+
+    @property
+    def read_grad(self) -> bool:
+        """Whether the function has seen the gradient that was there before."""
+        return self.entry is not _UNKNOWN
+
+    @property
+    def wrote_grad(self) -> bool:
+        """Whether another gradient is there than before."""
+        return self.grad is not _UNKNOWN and self.grad is not self.entry
+
+    @property
+    def wrote_requires_grad(self) -> bool:
+        """Whether the function has set `requires_grad`."""
+        return self.requires_grad is not _UNKNOWN
+
+
+class Trace:
+    """Records what a function does to Tensors."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Node] = []
+        self.cells: list[Cell | None] = []  # for each input; None for arguments
+        self.arrays: list[Array] = []  # for each input: what it holds in this call
+        self.shadows: dict[int, Shadow] = {}
+        self.numbers: dict[HostNumber, int] = {}
+        self.draws = 0
+        self.steps: dict[int, tuple[Optimizer, int]] = {}
+        self.states: dict[tuple[int, tuple[int, int]], tuple[Node | None, Tensor]] = {}
+        self.own: dict[int, Any] = {}  # optimizers that the function made, or that the trace made for itself
+        self.stands: dict[int, int] = {}  # what the function gets in place of arrays -> which argument it is
+        self.labels: list[tuple[Node, int]] = []  # (whole numbers, classes): to be checked before each call
+        self.guard = Guard()
+
+    # ------------------------------------------------------------------------------------ inputs, and what they are
+
+    def add_input(self, array: Array, cell: Cell | None) -> Symbol:
+        """A new input that holds `array` in this call."""
+        spec = Spec(array.shape, array.dtype)
+        node = Node(Input(len(self.inputs)), (), spec)
+        self.inputs.append(node)
+        self.cells.append(cell)
+        self.arrays.append(array)
+        return Symbol(node, spec, self)
+
+    def argument(self, leaf: Any) -> Any:
+        """What the function gets for the next argument: a Tensor itself, or a Tensor in place of an array."""
+        index = len(self.inputs)
+        if isinstance(leaf, Tensor):
+            known = self.shadows.get(id(leaf))
+            symbol = self.add_input(leaf.cached_data, None)
+            if known is None:
+                shadow = self.shadows[id(leaf)] = Shadow(leaf, index)
+                shadow.input, shadow.data = symbol.node, symbol
+            return leaf
+        stand = self._wrap(ArrayArgument, (None, ()), self.add_input(leaf, None), False)
+        self.stands[id(stand)] = index
+        return stand
+
+    def shadow_of(self, tensor: Any) -> Shadow:
+        """The shadow of a Tensor from outside."""
+        shadow = self.shadows.get(id(tensor))
+        if shadow is None:
+            shadow = self.shadows[id(tensor)] = Shadow(tensor)
+        return shadow
+
+    def _data_of(self, shadow: Shadow) -> Symbol:
+        if shadow.data is None:
+            shadow.data = self.add_input(_DATA.__get__(shadow.tensor), Cell("data", shadow.tensor))
+            shadow.input = shadow.data.node
+        return shadow.data
+
+    def _grad_of(self, shadow: Shadow) -> Any:
+        if shadow.grad is _UNKNOWN:
+            shadow.grad = shadow.entry = self._entry_grad(shadow)
+        return shadow.grad
+
+    def _entry_grad(self, shadow: Shadow) -> Any:
+        """A Tensor that stands for the gradient that was there before the call."""
+        grad = _GRAD.__get__(shadow.tensor)
+        if grad is None:
+            return None
+        array = _DATA.__get__(grad)
+        if isinstance(array, Symbol):
+            raise array._refuse("the compiled function")  # pyright: ignore[reportPrivateUsage]
+        holder = shadow.tensor if shadow.argument is None else shadow.argument
+        symbol = self.add_input(array, Cell("grad", holder))
+        requires_grad = _REQUIRES.__get__(grad)
+        kept = (Beyond(_BEYOND_GRAD), ()) if grad.op is not None else (None, ())
+        return self._wrap(Tensor, kept, symbol, requires_grad)
+
+    # --------------------------------------------------------------------------- reads and writes (see Shadowing)
+
+    def read(self, tensor: Any, name: str, raw: Any) -> Any:
+        """`tensor.name` in traced code."""
+        shadow = self.shadows.get(id(tensor))
+        if shadow is None:
+            if isinstance(_DATA.__get__(tensor), Symbol):
+                return raw  # made in a trace
+            shadow = self.shadow_of(tensor)
+        if name == "cached_data":
+            return self._data_of(shadow)
+        if name == "grad":
+            return self._grad_of(shadow)
+        return raw if shadow.requires_grad is _UNKNOWN else shadow.requires_grad
+
+    def write(self, tensor: Any, name: str, value: Any) -> None:
+        """`tensor.name = value` in traced code."""
+        if name == "cached_data" and not isinstance(value, Symbol):
+            value = self.add_input(value, Cell("constant", value))
+        try:
+            made_here = isinstance(_DATA.__get__(tensor), Symbol)
+        except AttributeError:  # it is being made
+            made_here = True
+        if made_here:
+            _SLOTS[name].__set__(tensor, value)
+            return
+        shadow = self.shadow_of(tensor)
+        if name == "cached_data":
+            self._data_of(shadow)
+            shadow.data = value
+        elif name == "grad":
+            shadow.grad = value
+            shadow.differentiated |= value is not None
+        else:
+            shadow.requires_grad = value
+
+    # ---------------------------------------------------------------------------------- the Tracer of tracing.py
+
+    def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
+        """A Tensor for `op(*inputs)`, and a node for it."""
+        values = inputs if all(isinstance(v, Value) for v in inputs) else as_values(inputs)
+        requires_grad = recording.enabled and any([v.requires_grad for v in values])
+        kept = (op, tuple(values)) if requires_grad else (None, ())
+        kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
+        if values and isinstance(values[0], TensorTuple):
+            return self._wrap(Tensor, kept, op.compute(values[0].cached_data), requires_grad)
+        simple = op.decompose(*(self._wrap(Tensor, (None, ()), self._symbol(v), False) for v in values))
+        if simple is not None:
+            return self._wrap(kind, kept, simple.cached_data, requires_grad)
+        if kind is TensorTuple:
+            data = op.compute(*(self._symbol(v) for v in values))
+            return self._wrap(kind, kept, data, requires_grad)
+        nodes = tuple([self.node_of(v) for v in values])
+        return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
+
+    def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
+        if isinstance(op, Gather) and any(n.dtype.kind == "b" for n in nodes[1:]):
+            raise TraceError(_MASK.format(site=user_site()))
+        specs = [n.spec for n in nodes]
+        op = op if is_native(op, specs) else as_opaque(op, specs, user_site())
+        spec = infer(op, specs)
+        return Symbol(Node(op, nodes, spec, user_site()), spec, self)
+
+    def _numbered(self, op: Op) -> Op:
+        scalar = getattr(op, "scalar", None)
+        if isinstance(scalar, HostNumber):
+            scalar.index = self.numbers.setdefault(scalar, len(self.numbers))
+        return op
+
+    def _wrap(self, kind: Any, kept: tuple[Any, Any], data: Any, requires_grad: bool) -> Any:
+        value = object.__new__(kind)
+        value.op, value.inputs = kept
+        value.cached_data, value.requires_grad, value.grad = data, requires_grad, None
+        value.device, value.origin = default_device(), None
+        return value
+
+    def _symbol(self, value: Any) -> Symbol:
+        node = self.node_of(value)
+        return Symbol(node, node.spec, self)
+
+    def node_of(self, value: Any) -> Node:
+        """The node of a Tensor: of a traced one, or of the input that one from outside is."""
+        data = value.cached_data
+        if data.tracer is not self:
+            raise data._refuse("the trace")  # pyright: ignore[reportPrivateUsage]
+        return data.node
+
+    def cast(self, symbol: Symbol, dtype: Any) -> Symbol:
+        """`ndl.Tensor(x, dtype=...)` of a traced Tensor."""
+        value = self._wrap(Tensor, (None, ()), symbol, False)
+        wanted = symbol.dtype if dtype is None else as_dtype(dtype)
+        return self._symbol(value if wanted == symbol.dtype else Cast(wanted.name)(value))
+
+    def create(self, op: Op) -> Tensor:
+        """A Tensor made from nothing."""
+        return self._wrap(Tensor, (None, ()), self._made(self._numbered(op), ()), False)
+
+    def full(self, value: float, shape: Any, dtype: Any) -> Tensor:
+        """`value` everywhere."""
+        return self.create(Full(value, tuple(shape), np.dtype(dtype).name))
+
+    def uniform(self, shape: Any) -> Tensor:
+        """Random numbers, keyed by one draw from NumPy's generator for each call of the function."""
+        self.draws += 1
+        shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else tuple(shape)
+        seed = HostNumber(("seed",), lambda: float(cast("Any", np.random).randint(0, 2**32, dtype=np.int64)))
+        return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
+
+    def one_hot(self, n: int, i: Any) -> Tensor:
+        """Comparison with 0 ... n - 1; the labels are checked before each call."""
+        labels = i if isinstance(i, Tensor) else Tensor(i, requires_grad=False)
+        self.labels.append((self.node_of(labels), n))
+        return Equal()(labels.detach().reshape((*labels.shape, 1)), self.create(Arange(n)))
+
+    def visit(self, module: Module) -> None:
+        """A module is used: its attributes and its mode are guards."""
+        self.guard.reach(type(module).__name__, module)
+
+    # ------------------------------------------------------------------------------------------------- optimizers
+
+    def step(self, optimizer: Optimizer) -> None:
+        """`optimizer.step()`: its numbers are read on each call, its state is read and written."""
+        if type(optimizer).update is Optimizer.update:
+            raise TraceError(_OPTIMIZER.format(site=user_site(), name=type(optimizer).__name__))
+        if id(optimizer) in self.own:
+            vars(optimizer)["t"] += 1
+        else:
+            self.guard.reach(type(optimizer).__name__, optimizer)
+            _, count = self.steps.get(id(optimizer), (optimizer, 0))
+            self.steps[id(optimizer)] = (optimizer, count + 1)
+        shadows = [self._for_group(optimizer, group) for group in range(len(optimizer.param_groups))]
+        with no_grad():
+            for i, p in enumerate(optimizer.params):
+                if p.grad is not None:
+                    self._update(optimizer, shadows[optimizer.group_of[i]], i, p)
+
+    def _for_group(self, optimizer: Optimizer, group: int) -> Any:
+        """A copy with the numbers of a group of parameters, which are read on each call.
+
+        A number that is 0 stays 0, and what it would do is left out: the guard watches that. Only the learning rate may
+        become 0 and come back, as schedules make it.
+        """
+        shadow: Any = object.__new__(type(optimizer))
+        self.own[id(shadow)] = shadow
+        mine = id(optimizer) in self.own
+        vars(shadow).update(vars(optimizer), t=vars(optimizer)["t"] if mine else self.count_of(optimizer))
+        for name in optimizer.numbers:
+            value: Any = optimizer.number(name, group)
+            if not mine and (value or name == "lr"):
+                key = (id(optimizer), name, group)
+                value = HostNumber(key, lambda name=name: float(optimizer.number(name, group)), nonzero=name != "lr")
+            vars(shadow)[name] = value
+        return shadow
+
+    def count_of(self, optimizer: Optimizer) -> HostNumber:
+        """`optimizer.t` at this point of the function."""
+        _, count = self.steps.get(id(optimizer), (optimizer, 0))
+        return HostNumber((id(optimizer), "t", count), lambda: optimizer.t + count)
+
+    def _update(self, optimizer: Optimizer, shadow: Any, i: int, p: Tensor) -> None:
+        keys = [(id(optimizer), (i, j)) for j in range(len(optimizer.state_names))]
+        for key in keys:
+            if key not in self.states:
+                self.states[key] = self._first_state(optimizer, key[1], p)
+        states = [self.states[key][1] for key in keys]
+        grad = p.grad.detach().astype(p.dtype)
+        new, *after = shadow.update(p.detach(), grad, *states)
+        p.cached_data = new.astype(p.dtype).cached_data
+        for key, state in zip(keys, after, strict=True):
+            self.states[key] = (self.states[key][0], state.astype(p.dtype))
+
+    def _first_state(self, optimizer: Optimizer, key: tuple[int, int], p: Tensor) -> tuple[Node | None, Tensor]:
+        """An input for a state array; zeros for an optimizer that the function itself makes."""
+        if id(optimizer) in self.own:
+            return None, self.full(0, p.shape, p.dtype)
+        state = vars(optimizer)["state"][key[0]]
+        symbol = self.add_input(state[key[1]] if state else np.zeros(p.shape, p.dtype), Cell("state", optimizer, key))
+        return symbol.node, self._wrap(Tensor, (None, ()), symbol, False)
+
+    # ------------------------------------------------------------------------------------------------ at the end
+
+    def updates(self) -> list[tuple[Node, Node]]:
+        """(input, new value) for the arrays that the function has replaced."""
+        found = [(s.input, s.data.node) for s in self.shadows.values() if s.input is not None]
+        found += [(node, self.node_of(tensor)) for node, tensor in self.states.values() if node is not None]
+        return [(before, after) for before, after in found if after is not before]
+
+    def sort(self, arguments: int) -> None:
+        """Inputs in the order in which a call gathers them: arguments, then by kind of cell."""
+        kinds = [-1 if cell is None else KINDS.index(cell.kind) for cell in self.cells]
+        keys = [(0, 0) if cell is None or cell.kind != "state" else cell.key for cell in self.cells]
+        owners = [0 if cell is None or cell.kind != "state" else id(cell.holder) for cell in self.cells]
+        order = sorted(range(len(kinds)), key=lambda i: (i >= arguments, kinds[i], owners[i], keys[i]))
+        self.inputs = [self.inputs[i] for i in order]
+        self.cells = [self.cells[i] for i in order]
+        for index, node in enumerate(self.inputs):
+            node.op = Input(index)
+
+    def check_arguments(self) -> None:
+        """Raise `TraceError` where a gradient should have gone on into the graph of an argument."""
+        for shadow in self.shadows.values():
+            if shadow.argument is not None and shadow.differentiated and shadow.tensor.op is not None:
+                raise TraceError(_BEYOND_ARGUMENT.format(site=user_site()))
+
+
+def state_of(optimizer: Optimizer, parameter: int, number: int, shape: Any, dtype: Any) -> Array:
+    """One state array of an optimizer; before the first step they are zeros."""
+    if not optimizer.state[parameter]:
+        optimizer.state[parameter] = [np.zeros(shape, dtype) for _ in optimizer.state_names]
+    return optimizer.state[parameter][number]
+
+
+# --------------------------------------------------------------------------------------------- in front of the slots
+
+
+def _slot(name: str) -> property:
+    slot = vars(Value)[name]
+
+    def read(tensor: Any) -> Any:
+        raw = slot.__get__(tensor)
+        return raw if active.tracer is None else active.tracer.read(tensor, name, raw)
+
+    def write(tensor: Any, value: Any) -> None:
+        if active.tracer is None:
+            slot.__set__(tensor, value)
+        else:
+            active.tracer.write(tensor, name, value)
+
+    return property(read, write)
+
+
+def _attribute(name: str, during: Callable[[Trace, Optimizer], Any]) -> property:
+    """An attribute of optimizers; `during` is what it is for traced code."""
+
+    def read(optimizer: Any) -> Any:
+        if active.tracer is None or id(optimizer) in active.tracer.own:
+            return vars(optimizer)[name]
+        return during(active.tracer, optimizer)
+
+    def write(optimizer: Any, value: Any) -> None:
+        if active.tracer is not None and name in vars(optimizer) and id(optimizer) not in active.tracer.own:
+            raise TraceError(_STATE.format(site=user_site()))
+        if active.tracer is not None and name == "state":
+            active.tracer.own[id(optimizer)] = optimizer
+        vars(optimizer)[name] = value
+
+    return property(read, write)
+
+
+def _no_state(tracer: Trace, optimizer: Optimizer) -> Any:
+    raise TraceError(_STATE.format(site=user_site()))
+
+
+_SLOTS: dict[str, Any] = {"cached_data": _DATA, "grad": _GRAD, "requires_grad": _REQUIRES}
+
+
+class Shadowing:
+    """A context in which reads and writes of Tensors and optimizers go to the trace of this thread, if it has one."""
+
+    properties: tuple[tuple[type, str, property], ...] = (
+        *((Tensor, name, _slot(name)) for name in _SLOTS),
+        (Optimizer, "state", _attribute("state", _no_state)),
+        (Optimizer, "t", _attribute("t", Trace.count_of)),
+    )
+
+    def __init__(self) -> None:
+        self.lock, self.traces = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.traces += 1
+            if self.traces == 1:
+                for kind, name, found in self.properties:
+                    setattr(kind, name, found)
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.traces -= 1
+            if not self.traces:
+                for kind, name, _ in self.properties:
+                    delattr(kind, name)
+
+
+shadowing = Shadowing()
