@@ -8,8 +8,7 @@ Next: vector_math.py, then emit.py.
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,8 +63,7 @@ def literal(value: Any, dtype: DType) -> str:
     return f"0x{struct.unpack('Q', struct.pack('d', rounded))[0]:016X}"
 
 
-@dataclass(frozen=True)
-class Reg:
+class Reg(NamedTuple):
     """An LLVM value: its text, dtype, and number of lanes."""
 
     text: str

@@ -17,6 +17,7 @@ at another index, or of a later group. Otherwise it opens a group.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.opaque import Opaque
@@ -107,6 +108,10 @@ class Group:
         return f"group {self.number}: {list(self.shape)}{over}: {names}  ({self.reason})"
 
 
+Leaf = tuple[Node, tuple[Where, ...] | None]
+"""What is read, and at which index; None where that does not matter."""
+
+
 @dataclass
 class Grouping:
     """The groups in order, and which group computes each root."""
@@ -117,6 +122,7 @@ class Grouping:
     roots: set[int]
     huge: set[int]
     """Roots that cut an expression that became too long: they are stored, whoever reads them."""
+    leaves: dict[tuple[int, tuple[Where, ...] | None], list[Leaf]] = field(default_factory=dict[Any, Any])
     free: dict[int, Node] = field(default_factory=dict[int, Node])  # roots that need no other: they go to their user
 
     def __str__(self) -> str:
@@ -399,10 +405,16 @@ def _position_of(group: Group, root: Node, reduced: tuple[int, ...]) -> tuple[Wh
     return whole(root.shape)
 
 
-def leaves(
-    result: Grouping, node: Node, where: tuple[Where, ...] | None
-) -> Iterator[tuple[Node, tuple[Where, ...] | None]]:
+def leaves(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> list[Leaf]:
     """The roots and inputs that `node` reads through virtual nodes, and at which index."""
+    key = (id(node), where)
+    found = result.leaves.get(key)
+    if found is None:
+        found = result.leaves[key] = list(_walk(result, node, where))
+    return found
+
+
+def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iterator[Leaf]:
     if isinstance(node.op, MatMul | Opaque):
         yield from ((storage(a, result.roots), None) for a in node.inputs)
         return

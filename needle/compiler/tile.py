@@ -30,6 +30,13 @@ WIDEST = 7
 PACK_BYTES = 1 << 19
 """A right side above this size is packed, so that a panel stays in the cache."""
 
+LEFT, LEFT_LENGTH, FAR = 64, 1024, 4096
+"""A left side whose rows stand beside each other and whose k are FAR bytes apart or more, LEFT_LENGTH of them, is
+packed LEFT rows at a time: else each k would be in another page, and in the same few places of the cache."""
+
+AHEAD = 24
+"""So many k ahead the packing asks the memory for what it will copy: no processor guesses steps of several pages."""
+
 LONG_EPILOGUE = 1
 """More operations than this are written once, in a loop over the tile's rows, to keep the code short."""
 
@@ -49,7 +56,11 @@ def even(total: int, most: int) -> list[int]:
 def scratch_bytes(kernel: Kernel) -> int:
     """Memory for packing that each thread needs."""
     p = kernel.product
-    return kept_lines(kernel, LANES)[1] if p is None else -(-p.length // 16) * 16 * WIDEST * 64
+    return kept_lines(kernel, LANES)[1] if p is None else _right_bytes(p) + p.length * LEFT * p.dtype.itemsize
+
+
+def _right_bytes(p: Product) -> int:
+    return -(-p.length // 16) * 16 * WIDEST * 64
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
@@ -73,7 +84,9 @@ class _Tile(Loops):
         self.k = rank  # the product's own axis comes last in its strides
         by_vector = self.product.b.strides[self.column.source]
         size = self.product.length * self.column.extent * self.product.dtype.itemsize
-        self.packed = by_vector != 1 or size > PACK_BYTES
+        far = self.product.a.strides[self.k] * self.kernel.slots[self.product.a.slot].itemsize >= FAR
+        self.left_packed = self.product.a.strides[self.row.source] == 1 and far and self.product.length >= LEFT_LENGTH
+        self.packed = (by_vector != 1 or size > PACK_BYTES) and self.product.length > 0
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
@@ -169,13 +182,28 @@ class _Tile(Loops):
         for rows, parts in self._row_parts(vectors):
             low, high = self._choose([p[0] for p in parts]), self._choose([p[1] for p in parts])
 
-            def body(i: Reg, _: Sequence[Reg], rows: int = rows) -> list[Reg]:
-                known = dict(self.values)
-                self._one_tile(i, rows, column, vectors, masks, right)
-                self.values = known
-                return []
+            def tiles(low: Reg, high: Reg, first: Reg | None, rows: int = rows) -> list[Reg]:
+                def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
+                    known = dict(self.values)
+                    self._one_tile(i, rows, column, vectors, masks, right, first)
+                    self.values = known
+                    return []
 
-            self.code.loop(low, high, rows, [], body, may_be_empty=True)
+                return self.code.loop(low, high, rows, [], body, may_be_empty=first is None)
+
+            if not self.left_packed:
+                tiles(low, high, None)
+                continue
+
+            def block(first: Reg, _: Sequence[Reg], rows: int = rows, high: Reg = high) -> list[Reg]:
+                size = max(LEFT // rows, 1) * rows
+                end = self.code.make(
+                    self.code.call("llvm.smin.i64", "i64", self.code.add(first, integer(size)), high), INT
+                )
+                self._pack_left(first, end)
+                return tiles(first, end, first, rows)
+
+            self.code.loop(low, high, max(LEFT // rows, 1) * rows, [], block, may_be_empty=True)
 
     def _row_parts(self, vectors: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """For each tile height that occurs, the range of rows that each thread covers with it."""
@@ -213,12 +241,24 @@ class _Tile(Loops):
         return {a.source: self.index[a.source] for a in self.batch}
 
     def _one_tile(
-        self, i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None], right: str | None
+        self,
+        i: Reg,
+        rows: int,
+        column: Reg,
+        vectors: int,
+        masks: list[Reg | None],
+        right: str | None,
+        first: Reg | None,
     ) -> None:
+        """Rows i and following; `first` is the row with which the packed part of the left side begins."""
         c, p, dtype = self.code, self.product, self.product.dtype
         of_a, of_b = self.kernel.slots[p.a.slot], self.kernel.slots[p.b.slot]
-        left = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), self.row.source: i})
-        step_a, by_row = p.a.strides[self.k], p.a.strides[self.row.source]
+        if first is None:
+            left = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), self.row.source: i})
+            step_a, by_row = p.a.strides[self.k], p.a.strides[self.row.source]
+        else:
+            left = c.address(self._left, c.make(f"sub i64 {i.text}, {first.text}", INT), of_a)
+            step_a, by_row = LEFT, 1
         step_b = vectors * self.lanes if right else p.b.strides[self.k]
         if right is None:
             right = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
@@ -347,6 +387,42 @@ class _Tile(Loops):
 
     # --------------------------------------------------------------------------------------------------- packing
 
+    @property
+    def _left(self) -> str:
+        """Where the packed part of the left side is, behind that of the right one."""
+        return self.code.address("%scratch", integer(_right_bytes(self.product)), np.dtype("int8"))
+
+    def _pack_left(self, low: Reg, high: Reg) -> None:
+        """Copy rows low to high of the left side so that those of each k stand beside each other, LEFT apart."""
+        c, p, dtype = self.code, self.product, self.kernel.slots[self.product.a.slot]
+        source = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), self.row.source: low})
+        count = c.make(f"sub i64 {high.text}, {low.text}", INT)
+        starts = range(0, LEFT, self.lanes)
+        masks = [c.compare("lt", self._lanes_from(v), count) for v in starts]
+        to = self._left
+
+        def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+            line, place = c.address(source, c.mul(k, p.a.strides[self.k]), dtype), c.address(to, c.mul(k, LEFT), dtype)
+            self._ask_ahead(line, p.a.strides[self.k] * dtype.itemsize, LEFT * dtype.itemsize)
+            for v, mask in zip(starts, masks, strict=True):
+                value = c.load(c.address(line, integer(v), dtype), dtype, self.lanes, mask)
+                c.store(value, c.address(place, integer(v), dtype))
+            return []
+
+        c.loop(integer(0), integer(p.length), 1, [], copy)
+
+    def _ask_ahead(self, line: str, step: int, size: int) -> None:
+        """Have the memory fetch what is copied AHEAD steps later."""
+        if step >= FAR:
+            for at in range(0, size, 64):
+                place = self.code.address(line, integer(AHEAD * step + at), np.dtype("int8"))
+                what = (("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1"))
+                self.code.line(self.code.call("llvm.prefetch.p0", "void", *what))
+
+    def _lanes_from(self, first: int) -> Reg:
+        numbers = ", ".join(f"i64 {first + i}" for i in range(self.lanes))
+        return Reg(f"<{numbers}>", INT, self.lanes)
+
     def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> str:
         """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive; returns its address."""
         c, p, dtype = self.code, self.product, self.kernel.slots[self.product.b.slot]
@@ -359,6 +435,8 @@ class _Tile(Loops):
         def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
             line = c.address(source, c.mul(k, p.b.strides[self.k]), dtype)
             to = c.address("%scratch", c.mul(k, vectors * self.lanes), dtype)
+            if by_column == 1:
+                self._ask_ahead(line, p.b.strides[self.k] * dtype.itemsize, vectors * self.lanes * dtype.itemsize)
             for v in range(vectors):
                 at = c.address(line, integer(v * self.lanes * by_column), dtype)
                 value = self._strided(at, by_column, masks[v])

@@ -1,0 +1,92 @@
+"""Matrix products in tiles: every layout, uneven sizes, what is packed and what is not, and what follows a product.
+
+In: a table of shapes. Out: a failure where a compiled product differs from NumPy's in float64 by more than rounding.
+Next: test_vector_math.py.
+"""
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle.compiler.tile import FAR, LEFT, LEFT_LENGTH, PACK_BYTES
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "one element": (1, 1, 1),
+    "one row": (1, 300, 130),
+    "one column": (300, 130, 1),
+    "no sum": (5, 0, 7),
+    "a tile and a bit": (7, 33, 65),
+    "threads that share unevenly": (101, 47, 101),
+    "few rows, many columns": (3, 200, 1500),
+    "a right side larger than the cache": (40, 1031, PACK_BYTES // 4096 + 10),
+    "a left side in far places": (FAR // 4 + 3, LEFT_LENGTH + 9, 70),
+    "fewer rows than are packed at a time": (LEFT // 3, LEFT_LENGTH + 9, 37),
+}
+"""Name -> (m, k, n) of (m, k) @ (k, n)."""
+
+LAYOUTS = ("plain", "left", "right", "both")
+"""Which side is stored transposed."""
+
+
+def operands(m: int, k: int, n: int, layout: str, dtype: str, batch: tuple[int, ...] = ()) -> list[np.ndarray]:
+    source = np.random.default_rng(m + k + n)
+    left, right = (k, m) if layout in ("left", "both") else (m, k), (n, k) if layout in ("right", "both") else (k, n)
+    return [source.standard_normal((*batch, *shape)).astype(dtype) for shape in (left, right)]
+
+
+def product(a: ndl.Tensor, b: ndl.Tensor, layout: str) -> ndl.Tensor:
+    a = a.transpose() if layout in ("left", "both") else a
+    return a @ (b.transpose() if layout in ("right", "both") else b)
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray, length: int) -> None:
+    bound = 4 * np.finfo(found.dtype).eps * max(length, 1) ** 0.5
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=bound * max(1.0, np.abs(wanted).max(initial=0)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SIZES)
+def test_products_of_every_layout(name: str, dtype: str) -> None:
+    m, k, n = SIZES[name]
+    cases = {layout: operands(m, k, n, layout, dtype) for layout in LAYOUTS}
+
+    @ndl.compile
+    def all_layouts(cases: dict[str, list[ndl.Tensor]]) -> dict[str, ndl.Tensor]:
+        return {layout: product(a, b, layout) for layout, (a, b) in cases.items()}
+
+    found = all_layouts({name: [ndl.Tensor(a, requires_grad=False) for a in pair] for name, pair in cases.items()})
+    for layout, pair in cases.items():
+        a, b = (x.astype("float64") for x in pair)
+        wanted = (a.T if layout in ("left", "both") else a) @ (b.T if layout in ("right", "both") else b)
+        assert_close(found[layout].numpy(), wanted, k)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [((3,), (3,)), ((2, 3), (1, 3)), ((5,), ())])
+def test_products_in_batches(batch: tuple[tuple[int, ...], tuple[int, ...]], layout: str) -> None:
+    a, b = operands(19, 21, 23, layout, "float32", batch[0])[0], operands(19, 21, 23, layout, "float32", batch[1])[1]
+    found = ndl.compile(lambda a, b: product(a, b, layout))(ndl.Tensor(a), ndl.Tensor(b)).numpy()
+    left = np.swapaxes(a, -1, -2) if layout in ("left", "both") else a
+    right = np.swapaxes(b, -1, -2) if layout in ("right", "both") else b
+    assert_close(found, left.astype("float64") @ right.astype("float64"), 21)
+
+
+@pytest.mark.parametrize("shape", [(100, 50, 100), (37, 300, 70)])
+def test_what_follows_a_product_sees_every_element_once(shape: tuple[int, int, int]) -> None:
+    """A weight is moved in the loops of the product that makes its gradient: twice would be seen."""
+    m, k, n = shape
+    source = np.random.default_rng(0)
+    x, above, start = (source.standard_normal(s).astype("float32") for s in ((k, m), (k, n), (m, n)))
+    weight = ndl.nn.Parameter(ndl.Tensor(start.copy()))
+    optimizer = ndl.optim.SGD([weight], lr=0.5)
+
+    @ndl.compile
+    def step(x: ndl.Tensor, above: ndl.Tensor) -> None:
+        optimizer.reset_grad()
+        ((x @ weight) * above).sum().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step(ndl.Tensor(x, requires_grad=False), ndl.Tensor(above, requires_grad=False))
+    wanted = start - 1.5 * (x.astype("float64").T @ above)
+    np.testing.assert_allclose(weight.numpy(), wanted, rtol=0, atol=1e-4)
