@@ -8,6 +8,7 @@ Next: trace.py.
 
 import _random
 import builtins
+import gc
 import io
 import logging
 import pickle
@@ -60,11 +61,15 @@ class Effects:
     def __enter__(self) -> "Effects":
         self._numpy, self._python = np.random.get_state(), random.getstate()
         self._profiler = sys.getprofile()
+        self._collects = gc.isenabled()
+        gc.disable()  # a collection calls what others have registered, in the midst of the function
         sys.setprofile(self._notice)
         return self
 
     def __exit__(self, *exception: object) -> None:
         sys.setprofile(self._profiler)
+        if self._collects:
+            gc.enable()
         np.random.set_state(self._numpy)
         random.setstate(self._python)
         for _, generator, state in self.guard.generators:

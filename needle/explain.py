@@ -23,15 +23,17 @@ PARTS = ("graph", "groups", "kernels", "plan", "ir", "time")
 """What NEEDLE_DEBUG and `needle explain` can print."""
 
 _NO_COST = frozenset(("load", "const", "number", "index", "reduced", "acc", "cast", "where", "gather", "checked"))
-_ROW = "{number:>3} {microseconds:>9.1f} {share:>6.1%} {wait:>8.1f} {bandwidth:>8.1f} {speed:>8.1f}  {what}"
-_HEAD = " no        us  share   waits     GB/s  GFLOP/s  kernel"
+_ROW = "{number:>3} {calls:>5} {microseconds:>9.1f} {share:>6.1%} {wait:>8.1f} {bandwidth:>8.1f} {speed:>8.1f}  {what}"
+_HEAD = " no calls        us  share   waits     GB/s  GFLOP/s  kernel"
 
 
 @dataclass
 class Row:
-    """One kernel of a profile; times in microseconds, on the slowest thread."""
+    """One kernel of a profile: how often a step calls it, microseconds in all on the slowest thread, their share of the
+    step, microseconds of waiting at the barrier before it, GB/s, GFLOP/s, and what it is."""
 
     number: int
+    calls: int
     microseconds: float
     share: float
     wait: float
@@ -119,6 +121,7 @@ def measure(program: Program, arrays: list[Array], numbers: list[float], calls: 
     return [
         Row(
             i,
+            max(len(low.kernel.lengths), 1),
             float(ran[i]),
             float(ran[i] / total),
             float(waited[i]),
