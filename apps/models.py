@@ -1,6 +1,6 @@
 """The taught networks for pictures and for sequences: ResNet9 and LanguageModel.
 
-In: sizes. Out: Modules. Invariant: layers, their order and their arguments are as taught, so course code runs unchanged.
+In: sizes. Out: Modules. Invariant: layers, their order and their arguments are as taught: course code runs unchanged.
 Next: optimizers.py.
 """
 
@@ -56,7 +56,7 @@ class CausalTransformer(nn.Module):
     def __init__(self, features: int, hidden: int, layers: int, steps: int, device: Any, dtype: Any) -> None:
         super().__init__()
         heads = math.gcd(features, 8)
-        options = {"norm_first": True, "device": device, "dtype": dtype}
+        options: dict[str, Any] = {"norm_first": True, "device": device, "dtype": dtype}
         self.positions = nn.Embedding(steps, features, device, dtype)
         self.layers = [nn.TransformerEncoderLayer(features, heads, hidden, **options) for _ in range(layers)]
 

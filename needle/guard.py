@@ -24,10 +24,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from needle.averaging import MovingAverage
 from needle.dtype import Array
 from needle.errors import TraceError
 from needle.nn.module import Module
 from needle.optim import Optimizer
+from needle.schedule import Schedule
 from needle.tracing import LIBRARY, NEEDLE, USER, owner_of, user_site
 from needle.value import Value
 
@@ -52,6 +54,8 @@ _DYNAMIC = frozenset(("getattr", "hasattr", "vars", "__dict__", "asdict", "attrg
 _CALLED = {"forward", "__call__", "update", "step"}
 """Methods that needle calls."""
 _STANDARD = sys.stdlib_module_names | {"numpy"}
+_INNER = (Module, MovingAverage, Schedule)
+"""Classes of needle whose attributes decide what happens when the user's code calls them."""
 _END = object()
 MISSING = object()
 
@@ -188,7 +192,7 @@ class Guard:
         """More attributes count, now that code with these names runs."""
         everything = names & _DYNAMIC and owner is USER
         for note in list(self.objects.values()):
-            if owner is USER or isinstance(note.thing, Module):
+            if owner is USER or isinstance(note.thing, _INNER):
                 for name in list(note.before) if everything else names & note.before.keys():
                     self.reach(f"{note.what}.{name}", note.before[name], named=owner is USER)
         if owner is USER:
@@ -301,7 +305,7 @@ class Guard:
         if isinstance(value, Optimizer):
             self._reach_attributes(kind.__name__, value, self._counts_in_optimizer(value))
             self.reach(f"{kind.__name__}.params", value.params)
-        elif isinstance(value, Module):
+        elif isinstance(value, _INNER):
             self._reach_attributes(kind.__name__, value)
         elif _owner_of_class(kind) is not NEEDLE:
             self._reach_attributes(what, value)
@@ -320,7 +324,7 @@ class Guard:
         attributes = getattr(thing, "__dict__", None)
         if not isinstance(attributes, dict):
             return
-        inner = isinstance(thing, Module)
+        inner = isinstance(thing, _INNER)
         space = cast("dict[str, Any]", attributes)
         note = Note(what, thing, lambda: space, dict(space), counts or (lambda name: self._named(name, inner)))
         self.objects[id(thing)] = note
@@ -353,7 +357,7 @@ class Guard:
     def check_unchanged(self) -> None:
         """Raise `TraceError` if the function itself changed what it depends on."""
         for note in self._notes():
-            whole = note.counts is None or isinstance(note.thing, Module) or _owner_of_class(type(note.thing)) is USER
+            whole = note.counts is None or isinstance(note.thing, _INNER) or _owner_of_class(type(note.thing)) is USER
             for what, before, after in note.differences(whole):
                 raise TraceError(_CHANGED.format(what=what, before=_show(before), after=_show(after)))
         for what, array, content in self.arrays:
@@ -362,7 +366,7 @@ class Guard:
 
     def freeze(self) -> None:
         """The trace is over: leave out what does not count, and prepare `holds`."""
-        counting = [n for n in self.objects.values() if isinstance(n.thing, Module) or any(map(n.count, n.before))]
+        counting = [n for n in self.objects.values() if isinstance(n.thing, _INNER) or any(map(n.count, n.before))]
         self.objects = {id(note.thing): note for note in counting}
         self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
         self._cells = [note.thing for note in self.cells]

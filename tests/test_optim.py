@@ -205,7 +205,8 @@ def test_groups_and_schedules_compile_once_and_equal_eager(name: str, numbers: d
             optimizer.step()
 
         step = ndl.compile(step) if compiled else step
-        for _ in range(7):  # the last two have a rate of 0
+        for t in range(7):  # the last two have a rate of 0
+            optimizer.param_groups[1]["weight_decay"] = 0.1 + t / 100
             step()
             rates.step()
         return [first.numpy(), second.numpy()], step
@@ -276,6 +277,24 @@ def test_moving_average(compiled: bool) -> None:
     other = ndl.MovingAverage([p])
     other.load_state_dict(saved)
     np.testing.assert_allclose(other.averages[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_numbers_that_a_function_reads_itself_are_those_of_now(compiled: bool) -> None:
+    p, x = nn.Parameter([1.0]), ndl.Tensor([1.0], requires_grad=False)
+    average, optimizer = ndl.MovingAverage([p], decay=1 / 2), optim.SGD([{"params": [p], "lr": 4.0}], lr=1.0)
+    rates = ndl.schedule.CosineWarmup(optimizer, warmup=2, total=5)
+
+    def function(x: ndl.Tensor) -> ndl.Tensor:
+        p.data = p.detach() + 8
+        average.update()
+        return x * rates.optimizer.param_groups[0]["lr"] + rates.t
+
+    run, found = ndl.compile(function) if compiled else function, []
+    for average.decay in (1 / 2, 1 / 4, 0.0):
+        found.append((run(x).item(), average.averages[0].item()))
+        rates.step()
+    assert found == [(2, 5), (5, 14), (6, 25)]
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
