@@ -61,7 +61,7 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
 
 def _flatten_other(kind: Any, thing: Any, leaves: list[Any]) -> Any:
     if isinstance(thing, np.generic):
-        return (kind, repr(thing))
+        return (kind, repr(cast("Any", thing)))
     if isinstance(thing, np.dtype):
         return (np.dtype, thing)
     if is_record(thing):
@@ -82,14 +82,14 @@ def is_record(thing: Any) -> bool:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return record._asdict() if isinstance(record, tuple) else vars(record)
+    read: Any = getattr(record, "_asdict", None)
+    return cast("dict[str, Any]", read() if read is not None else vars(record))
 
 
 def parts_of(thing: Any) -> list[Any]:
     """What a list, tuple, dict, named tuple or dataclass holds."""
-    if isinstance(thing, list | tuple):
-        return list(cast("list[Any]", thing))
-    return list((thing if isinstance(thing, dict) else _fields(thing)).values())  # pyright: ignore
+    parts = cast("Any", _fields(thing) if is_record(thing) else thing)
+    return list(parts.values() if hasattr(parts, "values") else parts)
 
 
 def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -98,7 +98,7 @@ def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(thing, Tensor | np.ndarray | Place):
         return leaf(thing)
     if kind in (list, tuple):
-        return kind([rebuild(t, leaf) for t in thing])
+        return cast("Any", kind)([rebuild(t, leaf) for t in thing])
     if kind is dict:
         return {k: rebuild(t, leaf) for k, t in thing.items()}
     if is_record(thing):
@@ -106,7 +106,7 @@ def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
         if isinstance(thing, tuple):
             return kind(**parts)
         new = copy.copy(thing)
-        vars(new).update(parts)
+        cast("dict[str, Any]", vars(new)).update(parts)
         return new
     return thing
 
@@ -123,7 +123,7 @@ class Place:
 def check_result(thing: Any) -> None:
     """Raise `TraceError` for what a compiled function cannot return."""
     kind = cast("Any", type(thing))
-    if isinstance(thing, _RESULTS) or isinstance(thing, Tensor):
+    if isinstance(thing, (*_RESULTS, Tensor)):
         return
     if kind in (list, tuple, dict) or is_record(thing):
         for t in parts_of(thing):

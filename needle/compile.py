@@ -59,6 +59,7 @@ _TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
 _BEYOND = Beyond(BEYOND_RESULT)
 _FUSED = Tensor.from_numpy(np.empty(0))
 _FUSED.cached_data = Symbol(None, Spec((), np.dtype("float32")), None, _FUSED_GRADIENT)
+_UNSIGNED = {np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)}
 _get_data = attrgetter("cached_data")
 _get_requires_grad = attrgetter("requires_grad")
 
@@ -71,20 +72,22 @@ class Compiled:
 
     def __init__(self, trace: Trace, result: Any, arguments: int, keep_grads: bool, reason: str) -> None:
         self.trace, self.arguments, self.reason, self.seconds = trace, arguments, reason, 0.0
-        self.outputs: list[tuple[Node, type, bool]] = []
+        self.outputs: list[tuple[Node, bool]] = []
         self._known: dict[int, Place] = {}
         self.result = rebuild(result, self._place)
-        self.grads = self._gradients(keep_grads)
+        grads = self._gradients(keep_grads)
+        self.used_up = [tensor for tensor, grad in grads if grad is _FUSED and isinstance(tensor, Tensor)]
+        self.grads = [(o, grad) for o, grad in grads if grad is not _FUSED or isinstance(o, int)]
         updates = trace.updates()
-        self.reshaped = [(before, len(self.outputs) + i) for i, (before, after) in enumerate(_reshaped(updates))]
-        nodes = [node for node, _, _ in self.outputs] + [after for _, after in _reshaped(updates)]
+        self.reshaped = [(before, len(self.outputs) + i) for i, (before, _) in enumerate(_reshaped(updates))]
+        nodes = [node for node, _ in self.outputs] + [after for _, after in _reshaped(updates)]
         trace.sort(arguments)
         same_spec = {before.op.index: after for before, after in updates if before.spec == after.spec}
         self.graph = Graph(trace.inputs, nodes, same_spec)
         self._prepare_reading(trace)
         self._prepare_checks(trace)
         self.steps = list(trace.steps.values())
-        self.kinds = [(kind, requires_grad) for _, kind, requires_grad in self.outputs]
+        self.requiring = [requires_grad for _, requires_grad in self.outputs]
         self.outputs, self._known = [], {}
         trace.shadows, trace.own, trace.arrays, trace.states = {}, {}, [], {}
         self.program = build(self.graph)
@@ -103,12 +106,12 @@ class Compiled:
             place = Place(None, tensor)
         else:
             place = Place(len(self.outputs))
-            self.outputs.append((self.trace.node_of(tensor), type(tensor).plain, tensor.requires_grad))
+            self.outputs.append((self.trace.node_of(tensor), tensor.requires_grad))
         self._known[id(tensor)] = place
         return place
 
     def _gradients(self, keep_grads: bool) -> list[tuple[Owner, Any]]:
-        """What to do with the gradients that the function has set: None, a Place, or the mark of one that is used up."""
+        """What becomes of the gradients that were set: None, a Place, or the mark of one that is used up."""
         consumed = {id(p) for optimizer, _ in self.trace.steps.values() for p in optimizer.params}
         found: list[tuple[Owner, Any]] = []
         for shadow in self.trace.shadows.values():
@@ -178,8 +181,9 @@ class Compiled:
     def state(self, leaves: list[Any]) -> list[Array]:
         """The arrays of all inputs that are not arguments."""
         arrays = list(map(_get_data, self.tensors))
-        for holder in self.entry_grads:
-            arrays.append((leaves[holder] if isinstance(holder, int) else holder).grad.cached_data)
+        if self.entry_grads:
+            holders = [leaves[holder] if isinstance(holder, int) else holder for holder in self.entry_grads]
+            arrays += [holder.grad.cached_data for holder in holders]
         if self.whole is not None:
             found = list(chain.from_iterable(chain.from_iterable([o.state for o in self.whole])))
             if len(found) == len(self.states):
@@ -213,7 +217,9 @@ class Compiled:
         outputs, _ = self.program.run(arrays, numbers, write_back if self.graph.updates or steps else None)
         for before, index in self.reshaped:
             self._write(leaves, before.op.index, outputs[index])
-        fresh = [_fresh(array, *kind) for array, kind in zip(outputs, self.kinds, strict=False)]
+        fresh = list(map(_fresh, outputs, self.requiring))
+        for tensor in self.used_up:
+            tensor.grad = _FUSED
         for owner, requires_grad in self.frozen:
             (leaves[owner] if isinstance(owner, int) else owner).requires_grad = requires_grad
         for owner, grad in self.grads:
@@ -247,7 +253,7 @@ def _owner(shadow: Shadow) -> Owner:
     return shadow.tensor if shadow.argument is None else shadow.argument
 
 
-def _fresh(array: Array, kind: Any, requires_grad: bool) -> Any:
+def _fresh(array: Array, requires_grad: bool) -> Any:
     """A result: a Tensor without a graph, which says so where a gradient should flow through it."""
     tensor = Tensor.from_numpy(array, requires_grad=requires_grad)
     if requires_grad:
@@ -268,9 +274,10 @@ def _evaluate(graph: Graph, arrays: list[Array]) -> Array:
 
 
 def _check_labels(labels: Array, n: int) -> None:
-    if not labels.size:
-        return
-    if labels.dtype.kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
+    kind = labels.dtype.kind
+    if not labels.size or (kind in "iu" and np.maximum.reduce(labels.view(_UNSIGNED[labels.dtype]), None) < n):
+        return  # a negative label is a large one, without the sign
+    if kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
         raise DTypeError(_LABEL_DTYPE.format(found=wrong.flat[0]))
     if not (labels.min() >= 0 and labels.max() < n):
         found = labels[(labels < 0) | (labels >= n)].flat[0]

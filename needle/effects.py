@@ -11,7 +11,6 @@ import builtins
 import gc
 import io
 import logging
-import pickle
 import random
 import sys
 import time
@@ -75,8 +74,10 @@ class Effects:
         for _, generator, state in self.guard.generators:
             _set_state(generator, state)
 
-    def _notice(self, frame: types.FrameType, event: str, argument: Any) -> None:
+    def _notice(self, frame: types.FrameType, event: Any, argument: Any) -> None:
         """What Python calls for each function that runs in this thread."""
+        if callable(self._profiler):
+            self._profiler(frame, event, argument)
         if event == "call":
             code = frame.f_code
             if code not in self._seen:
@@ -118,13 +119,15 @@ class Effects:
         before = cast("Any", self._numpy)
         drawn = "" if now[2] == before[2] and np.array_equal(now[1], before[1]) else "np.random"
         drawn = drawn or ("random" if random.getstate() != self._python else "")
-        drawn = drawn or next((what for what, g, state in self.guard.generators if state_of(g) != state), "")
+        drawn = drawn or next(
+            (what for what, g, state in self.guard.generators if repr(state_of(g)) != repr(state)), ""
+        )
         if drawn:
             raise TraceError(_DRAWN.format(name=self.name, source=drawn))
 
 
-def _set_state(generator: Any, state: bytes) -> None:
+def _set_state(generator: Any, state: Any) -> None:
     if isinstance(generator, np.random.RandomState):
-        generator.set_state(pickle.loads(state))
+        generator.set_state(state)
     else:
-        generator.bit_generator.state = pickle.loads(state)
+        generator.bit_generator.state = state

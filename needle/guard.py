@@ -12,7 +12,6 @@ holds. Where one is another object, plain values are compared.
 import dis
 import gc
 import operator
-import pickle
 import sys
 import types
 from collections import deque
@@ -41,8 +40,8 @@ _CHANGED = (
     "Python code once, not on each call: return the value, or keep it in a Tensor and set its .data"
 )
 _LARGE = (
-    "{site}: {what} is a NumPy array of {size:,} bytes from outside of the function, too large to be compared before each "
-    "call; pass it as an argument, or wrap it once, outside, in ndl.Tensor(...), which is read afresh on each call"
+    "{site}: {what} is a NumPy array of {size:,} bytes from outside of the function, too large to be compared before "
+    "each call; pass it as an argument, or wrap it once, outside, in ndl.Tensor(...), which is read afresh on each call"
 )
 _ITERATOR = (
     "{site}: {what} is an iterator ({kind}), which a compiled function would advance once and not on each call; "
@@ -56,6 +55,7 @@ _CALLED = {"forward", "__call__", "update", "step"}
 _STANDARD = sys.stdlib_module_names | {"numpy"}
 _INNER = (Module, MovingAverage, Schedule)
 """Classes of needle whose attributes decide what happens when the user's code calls them."""
+_VALUES = cast("Callable[[Any], Iterable[Any]]", dict.values)
 _END = object()
 MISSING = object()
 
@@ -67,7 +67,7 @@ def same(a: Any, b: Any) -> bool:
     kind = cast("Any", type(a))
     if kind is not type(b):
         return False
-    if kind is float or isinstance(a, np.generic):
+    if kind is float or issubclass(kind, np.generic):
         return repr(a) == repr(b)  # 0.0 == -0.0, and nan != nan
     if kind in _PLAIN or isinstance(a, np.dtype):
         return bool(a == b)
@@ -121,8 +121,8 @@ class Guard:
         self.members: list[Note] = []  # of lists, dicts, sets
         self.questions: list[Note] = []
         self.arrays: list[tuple[str, Array, Any]] = []
-        self.generators: list[tuple[str, Any, bytes]] = []
-        self.seen: dict[int, Any] = {}  # what was reached, kept so that its id stays its own
+        self.generators: list[tuple[str, Any, Any]] = []
+        self.seen: dict[Any, Any] = {}  # what was reached, kept so that its id stays its own
         self.tensors: dict[int, tuple[str, Any]] = {}
         self.entered: set[Any] = set()
         self.inside: set[Any] = set()  # code of functions that traced code makes
@@ -204,10 +204,11 @@ class Guard:
 
     def watch(self, container: Any) -> None:
         """A container or record among the arguments: the function must not change it."""
-        if isinstance(container, list | dict):
+        if type(container) in (list, dict):
             self.members.append(Note("an argument", container, lambda: _listed(container), _listed(container)))
         elif not isinstance(container, tuple):
-            self.members.append(Note("an argument", container, lambda: vars(container), dict(vars(container))))
+            space = cast("dict[str, Any]", vars(container))
+            self.members.append(Note("an argument", container, lambda: space, dict(space)))
 
     def reach(self, what: str, value: Any, named: bool = False) -> None:
         """Code can get at `value`, by a name of its own where `named`: note what is in it."""
@@ -222,7 +223,7 @@ class Guard:
         if not self._first_time(id(value), value):
             return
         if isinstance(value, np.ndarray):
-            self._reach_array(what, value)
+            self._reach_array(what, cast("Any", value))
         elif isinstance(value, list | tuple | dict | set | frozenset | deque):
             self._reach_members(what, value)
         elif isinstance(value, types.FunctionType):
@@ -256,7 +257,7 @@ class Guard:
     def _reach_members(self, what: str, container: Any) -> None:
         listed = list(container)
         if not isinstance(container, tuple | frozenset):
-            self.members.append(Note(what, container, lambda: _listed(container), _listed(container)))
+            self.members.append(Note(what, container, partial(_listed, container), _listed(container)))
         for i, member in enumerate(listed):
             key = repr(member) if isinstance(member, str | int) else i
             self.reach(f"{what}[{key}]", container[member] if isinstance(container, dict) else member)
@@ -297,7 +298,7 @@ class Guard:
         if isinstance(value, np.random.Generator | np.random.RandomState):
             self.generators.append((what, value, state_of(value)))
             return
-        kind = type(value)
+        kind = cast("Any", type(value))
         self._reach_class(kind)
         wrapped = getattr(value, "__wrapped__", None)
         if isinstance(wrapped, types.FunctionType):
@@ -313,10 +314,11 @@ class Guard:
 
     def _counts_in_optimizer(self, optimizer: Optimizer) -> Callable[[Any], bool]:
         """Its numbers are read on each call, and its state is an input: they count where the user's code reads them."""
-        groups = range(len(optimizer.param_groups))
-        for name in optimizer.numbers.keys() - {"lr"}:  # a number that is 0 is left out, except for the learning rate
-            read = lambda n=name: [bool(optimizer.number(n, group)) for group in groups]  # noqa: E731
-            self.questions.append(Note(f"{type(optimizer).__name__}.{name}", optimizer, read, read()))
+        numbers = [name for name in optimizer.numbers if name != "lr"]  # a rate may be 0, and come back
+        if numbers:
+            get, space = operator.itemgetter(*numbers, numbers[0]), vars(optimizer)
+            read = lambda: [*map(bool, get(space)), *_own_numbers(optimizer)]  # noqa: E731
+            self.questions.append(Note(f"a number of {type(optimizer).__name__}", optimizer, read, read()))
         inputs = {"t", "state"}
         return lambda name: name not in inputs and (name not in optimizer.numbers or name in self.names[USER])
 
@@ -357,7 +359,8 @@ class Guard:
     def check_unchanged(self) -> None:
         """Raise `TraceError` if the function itself changed what it depends on."""
         for note in self._notes():
-            whole = note.counts is None or isinstance(note.thing, _INNER) or _owner_of_class(type(note.thing)) is USER
+            users = _owner_of_class(cast("Any", type(note.thing))) is USER
+            whole = users or note.counts is None or isinstance(note.thing, _INNER)
             for what, before, after in note.differences(whole):
                 raise TraceError(_CHANGED.format(what=what, before=_show(before), after=_show(after)))
         for what, array, content in self.arrays:
@@ -370,7 +373,7 @@ class Guard:
         self.objects = {id(note.thing): note for note in counting}
         self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
         self._cells = [note.thing for note in self.cells]
-        self._spaces: list[tuple[Any, Any]] = []
+        self._spaces: list[Any] = []
         self._questions = [note.read for note in self.questions]
         for note in self.objects.values():
             if note.counts is not None and isinstance(note.thing, Optimizer):  # its t and its state change all the time
@@ -379,13 +382,12 @@ class Guard:
         for note in [*self.spaces.values(), *partly]:
             present = [name for name, value in note.before.items() if value is not MISSING]
             if present:
-                self._spaces.append(
-                    (operator.itemgetter(*present, present[0]), note.thing if note.counts is None else vars(note.thing))
-                )
+                space = cast("Any", note.thing if note.counts is None else vars(note.thing))
+                self._spaces.append((cast("Any", operator.itemgetter(*present, present[0])), space))
             if len(present) < len(note.before):
                 self._questions.append(note.read)
         self._dicts = [note.thing.__dict__ for note in self.objects.values() if note not in partly]
-        self._dicts += [note.thing for note in self.members if isinstance(note.thing, dict)]
+        self._dicts += [cast("Any", note.thing) for note in self.members if isinstance(note.thing, dict)]
         self._members = [note.thing for note in self.members]
         self._expected = list(self._now())
 
@@ -394,7 +396,7 @@ class Guard:
         return chain(
             [cell.cell_contents for cell in self._cells],
             chain.from_iterable([get(space) for get, space in self._spaces]),
-            chain.from_iterable(map(dict.values, self._dicts)),
+            chain.from_iterable(map(_VALUES, self._dicts)),
             chain.from_iterable(self._members),
             chain.from_iterable([_values(read()) for read in self._questions]),
             (_END,),
@@ -410,7 +412,7 @@ class Guard:
             if self.changed():
                 return False
             self._accept_equal_objects()
-        return not self.arrays or all([_content_of(array) == content for _, array, content in self.arrays])
+        return not self.arrays or all(_content_of(array) == content for _, array, content in self.arrays)
 
     def _accept_equal_objects(self) -> None:
         """Other objects with equal values: from now on these are expected. A list is not: it could change later."""
@@ -435,7 +437,7 @@ def _listed(container: Any) -> list[Any]:
 
 
 def _values(answer: Any) -> Iterable[Any]:
-    return answer.values() if isinstance(answer, dict) else answer
+    return cast("dict[Any, Any]", answer).values() if isinstance(answer, dict) else answer
 
 
 def _content_of(array: Array) -> Any:
@@ -449,10 +451,10 @@ def _content(cell: Any) -> Any:
         return MISSING
 
 
-def state_of(generator: Any) -> bytes:
+def state_of(generator: Any) -> Any:
     """All that decides what a NumPy generator draws next."""
     old = isinstance(generator, np.random.RandomState)
-    return pickle.dumps(generator.get_state() if old else generator.bit_generator.state)
+    return generator.get_state(legacy=False) if old else generator.bit_generator.state
 
 
 @cache
@@ -480,3 +482,8 @@ def _show(part: Any) -> str:
     if isinstance(part, list | tuple):
         return "[" + ", ".join(map(_show, cast("list[Any]", part))) + "]"
     return repr(part) if type(part) in _PLAIN else f"a {type(part).__name__}"
+
+
+def _own_numbers(optimizer: Optimizer) -> list[bool]:
+    """Whether the numbers that groups of parameters have of their own are other than 0."""
+    return [bool(value) for group in optimizer.param_groups for name, value in group.items() if name != "lr"]

@@ -82,7 +82,8 @@ class ArrayArgument(Tensor):
     def _refuse(self, *_: Any) -> Any:
         raise TraceError(_WRITTEN.format(site=user_site()))
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = __setitem__ = _refuse
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = _refuse
+    __setitem__: Any = _refuse
     __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _refuse
 
 
@@ -247,7 +248,7 @@ class Trace:
     def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
         """A Tensor for `op(*inputs)`, and a node for it."""
         values = inputs if all(isinstance(v, Value) for v in inputs) else as_values(inputs)
-        requires_grad = recording.enabled and any([v.requires_grad for v in values])
+        requires_grad = recording.enabled and any(v.requires_grad for v in values)
         kept = (op, tuple(values)) if requires_grad else (None, ())
         kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
         if values and isinstance(values[0], TensorTuple):
@@ -351,13 +352,14 @@ class Trace:
         shadow: Any = object.__new__(type(optimizer))
         self.own[id(shadow)] = shadow
         mine = id(optimizer) in self.own
-        vars(shadow).update(vars(optimizer), t=vars(optimizer)["t"] if mine else self.count_of(optimizer))
+        space = cast("dict[str, Any]", vars(shadow))
+        space.update(vars(optimizer), t=vars(optimizer)["t"] if mine else self.count_of(optimizer))
         for name in optimizer.numbers:
             value: Any = optimizer.number(name, group)
             if not mine and (value or name == "lr"):
                 key = (id(optimizer), name, group)
                 value = HostNumber(key, lambda name=name: float(optimizer.number(name, group)), nonzero=name != "lr")
-            vars(shadow)[name] = value
+            space[name] = value
         return shadow
 
     def count_of(self, optimizer: Optimizer) -> HostNumber:
@@ -442,7 +444,7 @@ def _attribute(name: str, during: Callable[[Trace, Optimizer], Any]) -> property
 
     def read(optimizer: Any) -> Any:
         if active.tracer is None or id(optimizer) in active.tracer.own:
-            return vars(optimizer)[name]
+            return cast("dict[str, Any]", vars(optimizer))[name]
         return during(active.tracer, optimizer)
 
     def write(optimizer: Any, value: Any) -> None:

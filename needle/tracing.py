@@ -54,7 +54,7 @@ active = _Active()
 
 @cache
 def owner_of(file: str, module: str) -> str:
-    """Whose code this is: NEEDLE, LIBRARY (Python's own, NumPy's) or USER; code without a file belongs to its module."""
+    """Whose code this is: NEEDLE, LIBRARY (Python's, NumPy's) or USER; code without a file is its module's."""
     if file.startswith("<"):
         root = module.partition(".")[0]
         own = root not in ("__main__", "") and (root in sys.stdlib_module_names or root.startswith("namedtuple_"))

@@ -344,7 +344,7 @@ def test_the_picture_shows_these_frames() -> None:
 
 FIRST_CALL = [
     "compile.py Step.__call__",
-    "compile.py Trace.record",
+    "trace.py Trace.record",
     "simplify.py simplify",
     "fuse.py fuse",
     "lower.py lower",
@@ -354,7 +354,7 @@ FIRST_CALL = [
 ]
 EACH_CALL = [
     "compile.py Step.__call__",
-    "compile.py Compiled.fits",
+    "compile.py Compiled.read",
     "compile.py Compiled.run",
     "program.py Program.run",
     "team.py Team.run",

@@ -9,6 +9,7 @@ import ctypes
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,19 @@ _RANGE = (
 _OUTSIDE = "{site}: an index is outside an axis of length {n}; indices go from {low} to {high}"
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
+
+
+def _counted() -> tuple[int, int]:
+    """What `getrefcount` says of an object that only a list holds: called by `map`, and with a variable that it is in.
+    It differs between versions of Python."""
+    listed = [object()]
+    (mapped,) = map(sys.getrefcount, listed)
+    for thing in listed:
+        return mapped, sys.getrefcount(thing)
+    raise NotImplementedError
+
+
+MAPPED, NAMED = _counted()
 
 
 def host_machine() -> Machine:
@@ -216,6 +230,10 @@ class Program:
         self.last: list[Any] = [None] * len(graph.inputs)
         self.updates = [(i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()]
         self.given: dict[int, list[Array]] = {}  # the last two arrays for each result
+        self.updated = set(graph.updates)
+        self.counts_of: Any = itemgetter(*graph.updates, *graph.updates) if graph.updates else None
+        self.moved = bool(graph.updates)
+        """Whether it is to be decided anew where updates go: not after a call in which all went in place."""
         self.outputs = [(word(("output", i), graph), node) for i, node in enumerate(graph.outputs)]
 
     def _python_calls(self) -> list[PythonCall]:
@@ -240,6 +258,8 @@ class Program:
     def accepts(self, arrays: list[Array], first: int) -> bool:
         """Whether these arrays, inputs `first` and following, have the shapes and dtypes that the code was made for."""
         last = self.last
+        if len(arrays) == len(last) - first and all(map(is_, arrays, last[first:] if first else last)):
+            return True
         for i, array in enumerate(arrays, first):
             if array is not last[i]:
                 node = self.graph.inputs[i]
@@ -261,25 +281,19 @@ class Program:
         for i, n, site in self.plan.ranges:
             if not _inside(arrays[i], n):
                 raise IndexRangeError(_OUTSIDE.format(site=site, n=n, low=-n, high=n - 1))
-        words, last = self.words, self.last
-        copies = self._take(arrays)  # alive until the call is over
+        copies = self._point_to(arrays)  # alive until the call is over
         self.numbers[0] = 0
-        self.outcome.clear()
+        if self.python_calls:
+            self.outcome.clear()
         self.numbers[1:] = numbers[: len(self.numbers) - 1]  # the last ones may serve only what is not needed
         updates: dict[int, Array] = {}
-        for i, at, node, in_place in self.updates:
-            array = arrays[i]
-            # Held by its Tensor, this list, the caller's frame and `last`: nobody else looks at it.
-            own = in_place and last[i] is array and array.flags.owndata and array.flags.writeable
-            if own and sys.getrefcount(array) <= 5:
-                words[at] = words[FIRST + i]
-            else:
-                updates[i] = fresh = np.empty(node.shape, node.dtype)
-                words[at] = fresh.ctypes.data
+        # Held by its Tensor, the list, and `last`: nobody else looks at it.
+        if self.moved or (self.updates and max(self.counts_of(list(map(sys.getrefcount, arrays)))) > MAPPED + 2):
+            updates = self._choose_memory(arrays)
         results: list[Array] = []
         for at, node in self.outputs:
             fresh = self._fresh(at, node)
-            words[at] = fresh.ctypes.data
+            self.words[at] = fresh.__array_interface__["data"][0]
             results.append(fresh)
 
         def settle() -> None:
@@ -292,7 +306,8 @@ class Program:
         needed = self.plan.copies or write_back is not None
         self.team.run(self.address, self.words_address, settle if needed else None)
         copies.clear()
-        self.outcome.check(len(self.python_calls))
+        if self.python_calls:
+            self.outcome.check(len(self.python_calls))
         if self.numbers[0]:
             raise IndexRangeError(_RANGE)
         return results, updates
@@ -301,25 +316,41 @@ class Program:
         """An array for a result: that of an earlier call if nobody holds it any more, because new pages cost time."""
         given = self.given.setdefault(at, [])
         for array in given:
-            if sys.getrefcount(array) == 3:  # this name, the argument of getrefcount, and `given`
+            if sys.getrefcount(array) == NAMED:
                 return array
         given[:] = [*given[-1:], np.empty(node.shape, node.dtype)]  # a caller holds one while it asks for the next
         return given[-1]
 
-    def _take(self, arrays: list[Array]) -> list[Array]:
-        """Note where the inputs are; returns copies of those that are not contiguous."""
-        words, last = self.words, self.last
-        copies: list[Array] = []
+    def _point_to(self, arrays: list[Array]) -> list[Array]:
+        """Write the addresses of the inputs that are not those of the last call; returns copies that were needed."""
+        last, copies = self.last, list[Array]()
+        if all(map(is_, arrays, last)):
+            return copies
         for i, array in enumerate(arrays):
             if array is not last[i]:
                 last[i] = None  # Ctrl-C may come before its address is noted
+                self.moved = self.moved or i in self.updated
                 contiguous = array.flags.c_contiguous
                 if not contiguous:
                     copies.append(array := np.ascontiguousarray(array))
-                words[FIRST + i] = array.ctypes.data
+                self.words[FIRST + i] = array.__array_interface__["data"][0]
                 if contiguous:
                     last[i] = array
         return copies
+
+    def _choose_memory(self, arrays: list[Array]) -> dict[int, Array]:
+        """Where each update goes: into its own array, if nobody else looks at that, or into a fresh one."""
+        updates: dict[int, Array] = {}
+        for i, at, node, in_place in self.updates:
+            array = arrays[i]
+            own = in_place and self.last[i] is array and array.flags.owndata and array.flags.writeable
+            if own and sys.getrefcount(array) <= NAMED + 2:
+                self.words[at] = self.words[FIRST + i]
+            else:
+                updates[i] = fresh = np.empty(node.shape, node.dtype)
+                self.words[at] = fresh.__array_interface__["data"][0]
+        self.moved = bool(updates)
+        return updates
 
     def _copy(
         self, place: Place, node: Node, arrays: list[Array], results: list[Array], updates: dict[int, Array]

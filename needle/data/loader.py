@@ -51,8 +51,8 @@ _FIELD_LENGTH = (
     "DataLoader: {name}.take gave {found} values in field {field} for {expected} indices; it must give one for each"
 )
 _TRACED = (
-    "{site}: a DataLoader cannot be iterated over in a compiled function, which would see the same batches on each call; "
-    "pass its items as arguments"
+    "{site}: a DataLoader cannot be iterated over in a compiled function, which would see the same batches on each "
+    "call; pass its items as arguments"
 )
 _STATE_KEYS = 'DataLoader.load_state_dict: expected the keys "order" and "position", found {found}'
 _STATE_ORDER = (
