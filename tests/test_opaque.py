@@ -5,6 +5,7 @@ Invariant: whatever `compute` does, nothing hangs and nothing is silently wrong.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -208,10 +209,10 @@ class Trouble:
     """A function that works until it is told not to."""
 
     def __init__(self, what: Callable[[Any], Any]) -> None:
-        self.what, self.now = what, False
+        self.what, self.now = what, threading.Event()  # what an Event holds is no guard's business
 
     def __call__(self, a: Any) -> Any:
-        return self.what(a) if self.now else np.sin(a)
+        return self.what(a) if self.now.is_set() else np.sin(a)
 
 
 class SpecialError(Exception):
@@ -251,11 +252,11 @@ def test_trouble_in_compute_is_raised_and_changes_nothing(name: str, threads: in
         inside["step"](Tensor(np.ones((50, 40))))
     for _ in range(2):
         before = trainer.state()
-        trouble.now = True
+        trouble.now.set()
         with pytest.raises(kind, match=message):
             compiled(x)
         assert unchanged(before, trainer.state())
-        trouble.now = False
+        trouble.now.clear()
         compiled(x)
         assert trainer.optimizer.t == before[0] + 1
         assert not unchanged(before, trainer.state())

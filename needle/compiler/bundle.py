@@ -25,7 +25,7 @@ def bundle(kernels: list[Lowered]) -> list[Lowered]:
     result: dict[int, Lowered] = dict(enumerate(kernels))
     for members in alike.values():
         last = members[-1]
-        moved = [at for at in members[:-1] if not _is_read(kernels[at], kernels[at + 1 : last])]
+        moved = [at for at in members[:-1] if not _is_read(kernels[at], kernels[at + 1 : last + 1])]
         if moved:
             together = [kernels[at] for at in (*moved, last)]
             for at in moved:

@@ -185,29 +185,27 @@ def _is_read_in_step(kernel: Kernel, slot: int, target: int) -> bool:
 def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
     """Whether the update of an input may be written over it: no later kernel reads the input, and the kernel that
     writes it reads it only at the element that it writes."""
-    last_read = max((k for k, low in enumerate(kernels) if _slot_of(low, index) is not None), default=-1)
+    last_read = max((k for k, low in enumerate(kernels) if _slots_of(low, index)), default=-1)
     writer = next((k for k, low in enumerate(kernels) if any(n is new for n in _written(low))), None)
     if writer is None or last_read > writer:
         return False
-    slot = _slot_of(kernels[writer], index)
-    if slot is None:
+    slots = _slots_of(kernels[writer], index)
+    if not slots:
         return True
     kernel = kernels[writer].kernel
     target = next(i for i, n in enumerate(kernels[writer].memory) if n is new and kernel.written[i])
-    (row, slot), (other, target) = divmod(slot, kernel.width), divmod(target, kernel.width)
-    if row != other:
+    row, target = divmod(target, kernel.width)
+    if any(slot // kernel.width != row for slot in slots):  # threads may be in different rows of a bundle
         return False
+    slot = slots[0] % kernel.width
     writes = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == target}
     reads = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == slot}
     operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
     return slot not in operands and reads <= writes
 
 
-def _slot_of(lowered: Lowered, index: int) -> int | None:
-    for slot, node in enumerate(lowered.memory):
-        if isinstance(node.op, Input) and node.op.index == index:
-            return slot
-    return None
+def _slots_of(lowered: Lowered, index: int) -> list[int]:
+    return [slot for slot, n in enumerate(lowered.memory) if isinstance(n.op, Input) and n.op.index == index]
 
 
 def _written(lowered: Lowered) -> list[Node]:
