@@ -11,7 +11,7 @@ from contextlib import ContextDecorator
 from typing import Any
 
 from needle.errors import GraphError, ShapeError
-from needle.value import Value, find_topo_sort
+from needle.value import TupleMember, Value, find_topo_sort
 
 _NO_GRAPH = (
     "backward: this Tensor of shape {shape} has no graph: it was not computed from a Tensor with requires_grad=True, "
@@ -71,14 +71,25 @@ def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
     stands = _stand_ins(order)
     pending: dict[Value, Any] = {output_tensor: stands.get(out_grad, out_grad)}
     grads: dict[Value, Any] = {}
+    members: dict[
+        Value, tuple[Any, dict[int, Any]]
+    ] = {}  # of tuples: to add up n tuples, one for each member, costs n ** 2
     for node in reversed(order[: order.index(output_tensor) + 1]):
         if not node.requires_grad:
             continue
         grad = pending.pop(node, None)
+        if node in members:
+            collect, known = members.pop(node)
+            grad = _total(grad, collect(known, stands[node]))
         owner = node if node.origin is None else node.origin()
         if owner is not None:  # a Value and its stand-in may both be reached: they share one sum
             grads[owner] = _total(grads.get(owner), grad)
         if grad is None or node.op is None:
+            continue
+        if isinstance(node.op, TupleMember):
+            if node.inputs[0].requires_grad:
+                _, known = members.setdefault(node.inputs[0], (node.op.collect, {}))
+                known[node.op.index] = _total(known.get(node.op.index), grad)
             continue
         for value, share in zip(node.inputs, node.op.gradient_as_tuple(grad, stands[node]), strict=True):
             if value.requires_grad:

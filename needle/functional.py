@@ -1,17 +1,17 @@
-"""Functions made of several ops.
+"""Functions made of several ops: softmax, dropout, and the losses.
 
 In: Tensors. Out: Tensors. Invariant: no new op and no NumPy on values, so each is differentiable to any order.
-Next: init.py.
+Next: attention.py.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from needle.dtype import Array
-from needle.errors import DTypeError, IndexRangeError, NeedleError, ShapeError
-from needle.init import one_hot
-from needle.ops import logsoftmax, logsumexp
+from needle.dtype import Array, in_range
+from needle.errors import ArgumentError, DTypeError, IndexRangeError, NeedleError, ShapeError
+from needle.init import one_hot, randb
+from needle.ops import LogSumExp, absolute, equal, log, logsoftmax, logsumexp, not_equal, softplus, where
 from needle.tensor import Tensor
 from needle.value import Shape, as_axes
 
@@ -21,6 +21,16 @@ _EMPTY = "cross_entropy: the batch is empty (logits {logits}), so it has no mean
 _LABELS = "cross_entropy: labels must have shape ({batch},), one class for each row of logits {logits}, not {shape}"
 _LABEL_DTYPE = "cross_entropy: labels must be whole numbers, the index of a class, not {dtype} such as {value}"
 _LABEL_RANGE = "cross_entropy: label {label} is not a class of logits {logits}; labels go from 0 to {last}"
+_WEIGHT = (
+    "cross_entropy: weight must have shape ({classes},), one number for each class of logits {logits}, not {shape}"
+)
+_SMOOTHING = "cross_entropy: label_smoothing must be a number from 0 to 1, not {value!r}"
+_SAME_SHAPE = (
+    "{name}: predictions of shape {shape} need targets of the same shape, not {found}; use reshape on one of them"
+)
+_REDUCTION = "{name}: reduction must be {allowed}, not {found!r}"
+_PROBABILITY = "dropout: p is the probability of dropping an element, from 0 up to but not including 1, not {p!r}"
+_POSITIVE = "{name}: {argument} must be a number above 0, not {value!r}"
 
 
 def softmax(logits: Tensor, axis: int = -1) -> Tensor:
@@ -31,25 +41,145 @@ def softmax(logits: Tensor, axis: int = -1) -> Tensor:
     return (logits - logsumexp(logits, axis).reshape(kept)).exp()
 
 
-def cross_entropy(logits: Tensor, labels: Any) -> Tensor:
+def log_softmax(logits: Tensor, axis: int = -1) -> Tensor:
+    """log(softmax(x)) along `axis`, without overflow; `logsoftmax` is the same for axis 1 of (batch, classes)."""
+    _check_tensor("log_softmax", logits)
+    (axis,) = as_axes("log_softmax", axis, logits.shape)
+    return logits - LogSumExp(axis, keepdims=True)(logits)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Each element is 0 with probability p, and divided by 1 - p otherwise (Srivastava et al., 2014)."""
+    if not in_range(p, 0, 1):
+        raise ArgumentError(_PROBABILITY.format(p=p))
+    return x * (randb(*x.shape, p=1 - p, device=x.device, dtype=x.dtype) / (1 - p))
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Any,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    weight: Any = None,
+) -> Tensor:
     """Mean over the batch of -log softmax(logits)[label], a scalar.
 
     Args:
         logits: (batch, classes), unnormalised.
         labels: (batch,), whole numbers from 0 to classes - 1: a Tensor, an array or a list.
+        label_smoothing: this part of each label is spread evenly over all classes (Szegedy et al., 2016).
+        ignore_index: rows with this label count neither in the sum nor in the mean.
+        weight: (classes,), how much each class counts; the mean is weighted by it too.
 
     Raises:
-        ShapeError, DTypeError, IndexRangeError: shapes, dtype or range of the labels do not fit.
+        ShapeError, DTypeError, IndexRangeError, ArgumentError: shapes, dtype or range do not fit. A compiled function
+        with `ignore_index` does not find labels out of range: such a row counts as if no class were right.
     """
     _check_tensor("cross_entropy", logits)
     if not isinstance(labels, Tensor):
         labels = Tensor(labels, requires_grad=False)
     _check_shapes(logits.shape, labels.shape)
+    if not (in_range(label_smoothing, 0) and label_smoothing <= 1):
+        raise ArgumentError(_SMOOTHING.format(value=label_smoothing))
+    kept = None if ignore_index is None else not_equal(labels, ignore_index)
+    known = labels if kept is None else where(kept, labels, 0)
     try:
-        chosen = one_hot(logits.shape[1], labels, device=logits.device, dtype=logits.dtype)
+        chosen = one_hot(logits.shape[1], known, device=logits.device, dtype=logits.dtype)
     except (IndexRangeError, DTypeError) as error:
-        raise _explain(logits.shape, labels.numpy(), error) from None
-    return (logsoftmax(logits) * chosen).sum() / -logits.shape[0]
+        raise _explain(logits.shape, known.numpy(), error) from None
+    target = chosen * (1 - label_smoothing) + label_smoothing / logits.shape[1] if label_smoothing else chosen
+    if kept is None and weight is None:
+        return (logsoftmax(logits) * target).sum() / -logits.shape[0]
+    share = _shares(logits, kept, weight)
+    return -(logsoftmax(logits) * target * share).sum() / (chosen * share).sum()
+
+
+def _shares(logits: Tensor, kept: Tensor | None, weight: Any) -> Tensor:
+    """How much each class of each row counts, in a shape that broadcasts to that of the logits."""
+    share = None if kept is None else kept.reshape((logits.shape[0], 1)).astype(logits.dtype)
+    if weight is None:
+        return cast("Tensor", share)
+    weight = weight if isinstance(weight, Tensor) else Tensor(weight, dtype=logits.dtype, requires_grad=False)
+    if weight.shape != logits.shape[1:]:
+        raise ShapeError(_WEIGHT.format(classes=logits.shape[1], logits=logits.shape, shape=weight.shape))
+    return weight if share is None else weight * share
+
+
+def mse_loss(predictions: Tensor, targets: Any, reduction: str = "mean") -> Tensor:
+    """(prediction - target) ** 2; `reduction` is "mean", "sum" or "none"."""
+    difference = predictions - _targets("mse_loss", predictions, targets)
+    return _reduced("mse_loss", difference * difference, reduction)
+
+
+def l1_loss(predictions: Tensor, targets: Any, reduction: str = "mean") -> Tensor:
+    """|prediction - target|; `reduction` is "mean", "sum" or "none"."""
+    return _reduced("l1_loss", absolute(predictions - _targets("l1_loss", predictions, targets)), reduction)
+
+
+def huber_loss(predictions: Tensor, targets: Any, delta: float = 1.0, reduction: str = "mean") -> Tensor:
+    """d ** 2 / 2 for d = |prediction - target| up to `delta`, and a straight line beyond (Huber, 1964)."""
+    if not in_range(delta, 0) or not delta:
+        raise ArgumentError(_POSITIVE.format(name="huber_loss", argument="delta", value=delta))
+    distance = absolute(predictions - _targets("huber_loss", predictions, targets))
+    far = (distance - delta / 2) * delta
+    return _reduced("huber_loss", where(distance > delta, far, distance * distance * 0.5), reduction)
+
+
+def smooth_l1_loss(predictions: Tensor, targets: Any, beta: float = 1.0, reduction: str = "mean") -> Tensor:
+    """`huber_loss` with delta = beta, divided by beta: its slope far from 0 is 1."""
+    if not in_range(beta, 0) or not beta:
+        raise ArgumentError(_POSITIVE.format(name="smooth_l1_loss", argument="beta", value=beta))
+    return huber_loss(predictions, targets, beta, reduction) / beta
+
+
+def binary_cross_entropy_with_logits(
+    logits: Tensor, targets: Any, pos_weight: Any = None, reduction: str = "mean"
+) -> Tensor:
+    """-y log sigmoid(x) - (1 - y) log(1 - sigmoid(x)), for targets y from 0 to 1, without overflow.
+
+    `pos_weight` (a number, or a Tensor that broadcasts) multiplies the first term.
+    """
+    y = _targets("binary_cross_entropy_with_logits", logits, targets)
+    if pos_weight is None:
+        loss = softplus(logits) - logits * y
+    else:
+        loss = (1 - y) * softplus(logits) + y * softplus(-logits) * pos_weight
+    return _reduced("binary_cross_entropy_with_logits", loss, reduction)
+
+
+def kl_div(log_predictions: Tensor, targets: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """The Kullback-Leibler divergence of predicted log-probabilities from probabilities: y (log y - x).
+
+    Args:
+        log_predictions: such as those of `log_softmax`.
+        targets: probabilities of the same shape, or their logarithms where `log_target` is set.
+        reduction: "batchmean" divides by the length of axis 0, which is the definition; "mean" divides by all elements.
+    """
+    y = _targets("kl_div", log_predictions, targets)
+    if log_target:
+        loss = y.exp() * (y - log_predictions)
+    else:
+        loss = y * log(where(equal(y, 0), 1, y)) - y * log_predictions  # 0 log 0 counts as 0
+    if reduction == "batchmean":
+        return loss.sum() / loss.shape[0]
+    return _reduced("kl_div", loss, reduction, ("batchmean",))
+
+
+def _targets(name: str, predictions: Any, targets: Any) -> Tensor:
+    """The targets as a Tensor. Raises `ShapeError` unless they have the shape of the predictions."""
+    _check_tensor(name, predictions)
+    if not isinstance(targets, Tensor):
+        targets = Tensor(targets, dtype=predictions.dtype, requires_grad=False)
+    if targets.shape != predictions.shape:
+        raise ShapeError(_SAME_SHAPE.format(name=name, shape=predictions.shape, found=targets.shape))
+    return targets
+
+
+def _reduced(name: str, loss: Tensor, reduction: str, more: tuple[str, ...] = ()) -> Tensor:
+    if reduction not in ("mean", "sum", "none"):
+        allowed = " or ".join(repr(word) for word in ("mean", "sum", "none", *more))
+        raise ArgumentError(_REDUCTION.format(name=name, allowed=allowed, found=reduction))
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 
 def _check_tensor(name: str, logits: Any) -> None:

@@ -23,10 +23,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from needle.averaging import MovingAverage
 from needle.dtype import Array
 from needle.errors import TraceError
 from needle.nn.module import Module
 from needle.optim import Optimizer
+from needle.schedule import Schedule
 from needle.tracing import LIBRARY, NEEDLE, USER, owner_of, user_site
 from needle.value import Value
 
@@ -51,6 +53,8 @@ _DYNAMIC = frozenset(("getattr", "hasattr", "vars", "__dict__", "asdict", "attrg
 _CALLED = {"forward", "__call__", "update", "step"}
 """Methods that needle calls."""
 _STANDARD = sys.stdlib_module_names | {"numpy"}
+_INNER = (Module, MovingAverage, Schedule)
+"""Classes of needle whose attributes decide what happens when the user's code calls them."""
 _VALUES = cast("Callable[[Any], Iterable[Any]]", dict.values)
 _END = object()
 MISSING = object()
@@ -188,7 +192,7 @@ class Guard:
         """More attributes count, now that code with these names runs."""
         everything = names & _DYNAMIC and owner is USER
         for note in list(self.objects.values()):
-            if owner is USER or isinstance(note.thing, Module):
+            if owner is USER or isinstance(note.thing, _INNER):
                 for name in list(note.before) if everything else names & note.before.keys():
                     self.reach(f"{note.what}.{name}", note.before[name], named=owner is USER)
         if owner is USER:
@@ -302,7 +306,7 @@ class Guard:
         if isinstance(value, Optimizer):
             self._reach_attributes(kind.__name__, value, self._counts_in_optimizer(value))
             self.reach(f"{kind.__name__}.params", value.params)
-        elif isinstance(value, Module):
+        elif isinstance(value, _INNER):
             self._reach_attributes(kind.__name__, value)
         elif _owner_of_class(kind) is not NEEDLE:
             self._reach_attributes(what, value)
@@ -310,10 +314,10 @@ class Guard:
 
     def _counts_in_optimizer(self, optimizer: Optimizer) -> Callable[[Any], bool]:
         """Its numbers are read on each call, and its state is an input: they count where the user's code reads them."""
-        space, numbers = vars(optimizer), list(optimizer.numbers)
+        numbers = [name for name in optimizer.numbers if name != "lr"]  # a rate may be 0, and come back
         if numbers:
-            get = operator.itemgetter(*numbers, numbers[0])
-            read = lambda: list(map(bool, get(space)))  # noqa: E731
+            get, space = operator.itemgetter(*numbers, numbers[0]), vars(optimizer)
+            read = lambda: [*map(bool, get(space)), *_own_numbers(optimizer)]  # noqa: E731
             self.questions.append(Note(f"a number of {type(optimizer).__name__}", optimizer, read, read()))
         inputs = {"t", "state"}
         return lambda name: name not in inputs and (name not in optimizer.numbers or name in self.names[USER])
@@ -322,7 +326,7 @@ class Guard:
         attributes = getattr(thing, "__dict__", None)
         if not isinstance(attributes, dict):
             return
-        inner = isinstance(thing, Module)
+        inner = isinstance(thing, _INNER)
         space = cast("dict[str, Any]", attributes)
         note = Note(what, thing, lambda: space, dict(space), counts or (lambda name: self._named(name, inner)))
         self.objects[id(thing)] = note
@@ -356,7 +360,7 @@ class Guard:
         """Raise `TraceError` if the function itself changed what it depends on."""
         for note in self._notes():
             users = _owner_of_class(cast("Any", type(note.thing))) is USER
-            whole = users or note.counts is None or isinstance(note.thing, Module)
+            whole = users or note.counts is None or isinstance(note.thing, _INNER)
             for what, before, after in note.differences(whole):
                 raise TraceError(_CHANGED.format(what=what, before=_show(before), after=_show(after)))
         for what, array, content in self.arrays:
@@ -365,7 +369,7 @@ class Guard:
 
     def freeze(self) -> None:
         """The trace is over: leave out what does not count, and prepare `holds`."""
-        counting = [n for n in self.objects.values() if isinstance(n.thing, Module) or any(map(n.count, n.before))]
+        counting = [n for n in self.objects.values() if isinstance(n.thing, _INNER) or any(map(n.count, n.before))]
         self.objects = {id(note.thing): note for note in counting}
         self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
         self._cells = [note.thing for note in self.cells]
@@ -478,3 +482,8 @@ def _show(part: Any) -> str:
     if isinstance(part, list | tuple):
         return "[" + ", ".join(map(_show, cast("list[Any]", part))) + "]"
     return repr(part) if type(part) in _PLAIN else f"a {type(part).__name__}"
+
+
+def _own_numbers(optimizer: Optimizer) -> list[bool]:
+    """Whether the numbers that groups of parameters have of their own are other than 0."""
+    return [bool(value) for group in optimizer.param_groups for name, value in group.items() if name != "lr"]

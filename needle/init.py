@@ -130,20 +130,32 @@ def xavier_normal(fan_in: int, fan_out: int, gain: float = 1.0, **kwargs: Any) -
     return randn(fan_in, fan_out, std=gain * math.sqrt(2 / _positive("xavier_normal", fan_in, fan_out)), **kwargs)
 
 
-def kaiming_uniform(fan_in: int, fan_out: int, nonlinearity: str = "relu", **kwargs: Any) -> Tensor:
+def kaiming_uniform(
+    fan_in: int, fan_out: int, nonlinearity: str = "relu", shape: tuple[int, ...] | None = None, **kwargs: Any
+) -> Tensor:
     """U(-a, a) of shape (fan_in, fan_out) with a = sqrt(2) * sqrt(3 / fan_in).
 
-    Keeps the variance of activations through ReLU layers, which halve it (He et al., 2015).
+    Keeps the variance of activations through ReLU layers, which halve it (He et al., 2015). For a kernel, `shape` is
+    (..., in, out), and fan_in is the product of all lengths but the last.
     """
     _only_relu("kaiming_uniform", nonlinearity)
+    fan_in, shape = _fan(fan_in, fan_out, shape)
     bound = math.sqrt(2) * math.sqrt(3 / _positive("kaiming_uniform", fan_in))
-    return rand(fan_in, fan_out, low=-bound, high=bound, **kwargs)
+    return rand(*shape, low=-bound, high=bound, **kwargs)
 
 
-def kaiming_normal(fan_in: int, fan_out: int, nonlinearity: str = "relu", **kwargs: Any) -> Tensor:
-    """N(0, std) of shape (fan_in, fan_out) with std = sqrt(2) / sqrt(fan_in) (He et al., 2015)."""
+def kaiming_normal(
+    fan_in: int, fan_out: int, nonlinearity: str = "relu", shape: tuple[int, ...] | None = None, **kwargs: Any
+) -> Tensor:
+    """N(0, std) of shape (fan_in, fan_out), or `shape`, with std = sqrt(2) / sqrt(fan_in) (He et al., 2015)."""
     _only_relu("kaiming_normal", nonlinearity)
-    return randn(fan_in, fan_out, std=math.sqrt(2) / math.sqrt(_positive("kaiming_normal", fan_in)), **kwargs)
+    fan_in, shape = _fan(fan_in, fan_out, shape)
+    return randn(*shape, std=math.sqrt(2) / math.sqrt(_positive("kaiming_normal", fan_in)), **kwargs)
+
+
+def _fan(fan_in: int, fan_out: int, shape: tuple[int, ...] | None) -> tuple[int, tuple[int, ...]]:
+    """fan_in and shape, for a matrix or for a kernel."""
+    return (fan_in, (fan_in, fan_out)) if shape is None else (math.prod(shape[:-1]), shape)
 
 
 def _positive(name: str, *fans: int) -> int:

@@ -2,27 +2,34 @@
 
 In: parameters with `.grad`. Out: parameters with new values. Invariants: gradients are never changed, a step keeps no
 graph alive, a parameter whose grad is None is left alone, and a parameter keeps its dtype.
-Next: data/dataset.py.
+Next: schedule.py, which changes learning rates; then data/dataset.py.
 
 `update` is plain arithmetic that returns the new parameter and the new state. In-place operators are for speed only:
 on arrays `m *= b` reuses the optimizer's own memory, on Tensors it makes a new one, so the same lines serve both.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from needle.dtype import Array, in_range, is_float
 from needle.errors import ArgumentError, CheckpointError, DTypeError, GraphError, ShapeError
-from needle.ops import where
+from needle.ops import clip, where
 from needle.tensor import Tensor
 from needle.tracing import active
 
 _NO_PARAMETERS = "{name}: the list of parameters is empty; give model.parameters(), and check that the model has layers"
 _NOT_A_LIST = "{name}: params is a {found}, not a list of Tensors; give model.parameters()"
 _NOT_PARAMETER = "{name}: parameter {index} is a {found}, not a Tensor; give model.parameters()"
+_NO_GROUP = (
+    "{name}: a group is a dict of 'params' and of numbers, but group {group} {problem}; "
+    "write [{{'params': first, 'lr': 0.1}}, {{'params': second}}]"
+)
+_MATRIX = "Muon: parameter {index} has shape {shape}, but only matrices have a direction; give it to another optimizer"
+_NO_LOSSES = "accumulate: no loss was given; give at least one micro-batch"
 _TWICE = "{name}: parameter {index} is parameter {first} once more; give each Tensor once"
 _INTEGER = (
     "{name}: parameter {index} has dtype {dtype}, which cannot move by small steps; "
@@ -56,7 +63,9 @@ class Optimizer:
     """Base of all optimizers: write `update`, and list the names of its state arrays and of its numbers.
 
     Args:
-        params: the Tensors to change, usually `model.parameters()`.
+        params: the Tensors to change, usually `model.parameters()`; or groups of them with numbers of their own, as
+            dicts: `[{"params": weights, "lr": 0.1}, {"params": biases, "weight_decay": 0}]`. They are kept in
+            `param_groups`; a number that a group does not have is the optimizer's.
         numbers: the values of what `numbers` lists, such as the learning rate; they become attributes.
 
     Raises:
@@ -71,11 +80,14 @@ class Optimizer:
 
     lr: float
 
-    def __init__(self, params: Iterable[Tensor], **numbers: float) -> None:
+    def __init__(self, params: Iterable[Any], **numbers: float) -> None:
         name = type(self).__name__
         if not isinstance(params, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(_NOT_A_LIST.format(name=name, found=type(params).__name__))
-        self.params = [params] if isinstance(params, Tensor) else list(params)
+        self.param_groups = _groups(name, [params] if isinstance(params, Tensor) else list(cast("Any", params)))
+        self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
+        self.group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
+        """For each parameter, the index of its group."""
         self.t = 0
         self.state: list[list[Array]] = [[] for _ in self.params]  # empty until the first step of a parameter
         if not self.params:
@@ -91,6 +103,25 @@ class Optimizer:
             if fault := _fault(argument, value, self.numbers[argument]):
                 raise ArgumentError(f"{name}: {fault}")
             setattr(self, argument, value.item() if isinstance(value, np.generic) else value)
+        for k, group in enumerate(self.param_groups):
+            for argument in group.keys() - {"params"}:
+                problem = f"has {argument!r}, which is no number of {name}" if argument not in self.numbers else ""
+                problem = problem or _fault(argument, group[argument], self.numbers[argument])
+                if problem:
+                    raise ArgumentError(_NO_GROUP.format(name=name, group=k, problem=problem))
+
+    def number(self, name: str, group: int = 0) -> float:
+        """The number `name`, such as "lr", as it is for a group of parameters."""
+        return self.param_groups[group].get(name, getattr(self, name))
+
+    def _for_group(self, k: int) -> "Optimizer":
+        """This optimizer with the numbers of group k."""
+        own = {name: value for name, value in self.param_groups[k].items() if name != "params"}
+        if not own:
+            return self
+        view = copy.copy(self)
+        vars(view).update(own)
+        return view
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         """The new p, followed by the new state; `p` and `grad` stay as they are, `state` may be changed in place."""
@@ -102,11 +133,12 @@ class Optimizer:
             active.tracer.step(self)
             return
         self.t += 1
+        views = [self._for_group(k) for k in range(len(self.param_groups))]
         for i, p in enumerate(self.params):
             if p.grad is not None:
                 array = p.cached_data
                 state = self.state[i] or [np.zeros_like(array) for _ in self.state_names]
-                moved, *self.state[i] = self.update(array, self._gradient(i, p), *state)
+                moved, *self.state[i] = views[self.group_of[i]].update(array, self._gradient(i, p), *state)
                 p.cached_data = moved.astype(array.dtype, copy=False)
 
     def _gradient(self, i: int, p: Tensor) -> Array:
@@ -142,6 +174,14 @@ class Optimizer:
                     p.grad = p.grad.detach() * (max_norm / (norm + 1e-6))
         return norm
 
+    def clip_grad_value(self, limit: float) -> None:
+        """Bring every element of every gradient into the range from -limit to limit."""
+        if fault := _fault("limit", limit, (0, math.inf)):
+            raise ArgumentError(f"{type(self).__name__}: {fault}")
+        for p in self.params:
+            if p.grad is not None:
+                p.grad = clip(p.grad.detach(), -limit, limit)
+
     def _clip_by_ops(self, max_norm: float) -> Tensor:
         """`clip_grad_norm` by ops alone: a gradient that is short enough is multiplied by 1."""
         clipped = [p for p in self.params if p.grad is not None]
@@ -163,7 +203,12 @@ class Optimizer:
             for i, state in enumerate(self.state)
             for name, array in zip(self.state_names, state, strict=False)
         }
-        return {**arrays, "step": self.t, **{name: getattr(self, name) for name in self.numbers}}
+        return {**arrays, "step": self.t, **{name: getattr(self, name) for name in self.numbers}, **self._own_numbers()}
+
+    def _own_numbers(self) -> dict[str, Any]:
+        """The numbers that groups have of their own: "group.0.lr", ..."""
+        groups = enumerate(self.param_groups)
+        return {f"group.{k}.{name}": value for k, g in groups for name, value in g.items() if name != "params"}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all of `state_dict`. Raises `CheckpointError`, and changes nothing, unless it fits the parameters."""
@@ -179,10 +224,15 @@ class Optimizer:
         self.t, self.state = int(state["step"]), fresh
         for name in self.numbers:
             setattr(self, name, state[name])
+        for k, group in enumerate(self.param_groups):
+            own = {name: state[key] for name in self.numbers if (key := f"group.{k}.{name}") in state}
+            self.param_groups[k] = {"params": group["params"], **own}
 
     def _fault_in(self, key: str, value: Any) -> str:
         """What is wrong with one entry of a state_dict, or nothing."""
         ranges: dict[str, Range] = {"step": (0, math.inf), **self.numbers}
+        groups = range(len(self.param_groups))
+        ranges |= {f"group.{k}.{name}": allowed for k in groups for name, allowed in self.numbers.items()}
         if key in ranges:
             return _fault(key, value, ranges[key])
         name, _, index = key.rpartition(".")
@@ -205,6 +255,20 @@ class Optimizer:
         return CheckpointError(_STATE.format(name=type(self).__name__, problem=problem))
 
 
+def _groups(name: str, params: list[Any]) -> list[dict[str, Any]]:
+    """Parameters, or groups of them, as groups."""
+    if not any(isinstance(p, Mapping) for p in params):
+        return [{"params": params}]
+    groups: list[dict[str, Any]] = []
+    for k, group in enumerate(params):
+        if not isinstance(group, Mapping) or "params" not in group:
+            problem = "has no 'params'" if isinstance(group, Mapping) else f"is a {type(group).__name__}"
+            raise ArgumentError(_NO_GROUP.format(name=name, group=k, problem=problem))
+        own = cast("Any", group["params"])
+        groups.append({**group, "params": [own] if isinstance(own, Tensor) else list(own)})
+    return groups
+
+
 class SGD(Optimizer):
     """Gradient descent with momentum (Polyak, 1964) and L2 decay.
 
@@ -217,7 +281,7 @@ class SGD(Optimizer):
     weight_decay: float
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0
+        self, params: Iterable[Any], lr: float = 0.01, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
@@ -251,7 +315,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Any],
         lr: float = 0.01,
         beta1: float = 0.9,
         beta2: float = 0.999,
@@ -273,6 +337,226 @@ class Adam(Optimizer):
         scale = v**0.5
         scale += self.eps * correction
         return p - m / scale * (self.lr * correction / (1 - self.beta1**self.t)), m, v
+
+
+class AdamW(Optimizer):
+    """Adam with weight decay apart from the gradient (Loshchilov and Hutter, 2019).
+
+    p = p * (1 - lr * weight_decay), then Adam's step without its L2 decay.
+    """
+
+    state_names = ("m", "v")
+    numbers: ClassVar = Adam.numbers
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+
+    def update(self, p: Any, grad: Any, *state: Any) -> Any:
+        m, v = state
+        m *= self.beta1
+        m += grad * (1 - self.beta1)
+        v *= self.beta2
+        v += grad * grad * (1 - self.beta2)
+        correction = (1 - self.beta2**self.t) ** 0.5
+        scale = v**0.5
+        scale += self.eps * correction
+        kept = p * (1 - self.lr * self.weight_decay) if self.weight_decay else p
+        return kept - m / scale * (self.lr * correction / (1 - self.beta1**self.t)), m, v
+
+
+class RMSprop(Optimizer):
+    """Steps divided by the root of a moving average of squared gradients (Tieleman and Hinton, 2012).
+
+    g = grad + weight_decay * p; v = alpha * v + (1 - alpha) * g**2, from 0; u = momentum * u + g / (sqrt(v) + eps),
+    from 0; p = p - lr * u.
+    """
+
+    state_names = ("v", "u")
+    numbers: ClassVar = {
+        "lr": (0, math.inf),
+        "alpha": (0, 1),
+        "eps": (0, math.inf),
+        "weight_decay": (0, math.inf),
+        "momentum": (0, 1),
+    }
+    alpha: float
+    eps: float
+    weight_decay: float
+    momentum: float
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
+
+    def update(self, p: Any, grad: Any, *state: Any) -> Any:
+        v, u = state
+        if self.weight_decay:
+            grad = grad + p * self.weight_decay
+        v *= self.alpha
+        v += grad * grad * (1 - self.alpha)
+        step = grad / (v**0.5 + self.eps)
+        if self.momentum:
+            step = u = u * self.momentum + step
+        return p - step * self.lr, v, u
+
+
+class Adagrad(Optimizer):
+    """Steps divided by the root of the sum of all squared gradients (Duchi et al., 2011).
+
+    g = grad + weight_decay * p; v = v + g**2, from 0; p = p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps).
+    """
+
+    state_names = ("v",)
+    numbers: ClassVar = {
+        "lr": (0, math.inf),
+        "lr_decay": (0, math.inf),
+        "eps": (0, math.inf),
+        "weight_decay": (0, math.inf),
+    }
+    lr_decay: float
+    eps: float
+    weight_decay: float
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        eps: float = 1e-10,
+    ) -> None:
+        super().__init__(params, lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay)
+
+    def update(self, p: Any, grad: Any, *state: Any) -> Any:
+        (v,) = state
+        if self.weight_decay:
+            grad = grad + p * self.weight_decay
+        v += grad * grad
+        return p - grad / (v**0.5 + self.eps) * (self.lr / (1 + (self.t - 1) * self.lr_decay)), v
+
+
+class Lion(Optimizer):
+    """Steps of one size: the sign of a moving average (Chen et al., 2023).
+
+    c = beta1 * m + (1 - beta1) * grad; p = p * (1 - lr * weight_decay) - lr * sign(c);
+    m = beta2 * m + (1 - beta2) * grad, from 0.
+    """
+
+    state_names = ("m",)
+    numbers: ClassVar = {"lr": (0, math.inf), "beta1": (0, 1), "beta2": (0, 1), "weight_decay": (0, math.inf)}
+    beta1: float
+    beta2: float
+    weight_decay: float
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+
+    def update(self, p: Any, grad: Any, *state: Any) -> Any:
+        (m,) = state
+        direction: Any = np.sign(m * self.beta1 + grad * (1 - self.beta1))
+        kept = p * (1 - self.lr * self.weight_decay) if self.weight_decay else p
+        return kept - direction * self.lr, m * self.beta2 + grad * (1 - self.beta2)
+
+
+class Muon(Optimizer):
+    """Momentum made orthogonal, for matrices (Jordan et al., 2024).
+
+    m = momentum * m + (1 - momentum) * grad, from 0; u = momentum * m + (1 - momentum) * grad; then five steps of a
+    Newton-Schulz iteration bring all singular values of u near 1, and
+    p = p * (1 - lr * weight_decay) - lr * sqrt(max(1, columns / rows)) * u.
+
+    A kernel (height, width, in, out) counts as a matrix with `out` columns. Biases, norms and embeddings are better
+    left to another optimizer; a parameter with fewer than two axes is refused.
+    """
+
+    state_names = ("m",)
+    numbers: ClassVar = {"lr": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf)}
+    momentum: float
+    weight_decay: float
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        for i, p in enumerate(self.params):
+            if p.ndim < 2:
+                raise ArgumentError(_MATRIX.format(index=i, shape=p.shape))
+
+    def update(self, p: Any, grad: Any, *state: Any) -> Any:
+        (m,) = state
+        m = m * self.momentum + grad * (1 - self.momentum)
+        ahead = m * self.momentum + grad * (1 - self.momentum)
+        matrix = _orthogonal(ahead.reshape((-1, p.shape[-1])))
+        scale = math.sqrt(max(1.0, matrix.shape[1] / matrix.shape[0]))
+        kept = p * (1 - self.lr * self.weight_decay) if self.weight_decay else p
+        return kept - matrix.reshape(p.shape) * (self.lr * scale), m
+
+
+def _orthogonal(matrix: Any, steps: int = 5) -> Any:
+    """U V^T, roughly, for matrix = U S V^T: an odd polynomial, applied again and again, brings all of S near 1."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # steep at 0, and within 0.7 to 1.2 from there on
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / ((x * x).sum() ** 0.5 + 1e-7)
+    for _ in range(steps):
+        square = x @ x.T
+        x = x * a + (square * b + square @ square * c) @ x
+    return x.T if tall else x
+
+
+def accumulate(params: Iterable[Tensor], losses: Iterable[Tensor]) -> Tensor:
+    """Set each `.grad` to the mean of the gradients of several losses, and return the mean loss, without a graph.
+
+    For batches that do not fit into memory at once: given a generator, it holds one graph at a time.
+
+        optim.accumulate(model.parameters(), (loss_fn(model(x), y) for x, y in micro_batches))
+        optimizer.step()
+
+    The losses count alike, so micro-batches should be of one size.
+    """
+    params = list(params)
+    sums: list[Any] = [None] * len(params)
+    total: Any = None
+    count = 0
+    for loss in losses:
+        for p in params:
+            p.grad = None
+        loss.backward()
+        grads = [None if p.grad is None else p.grad.detach() for p in params]
+        sums = [g if s is None else s if g is None else s + g for s, g in zip(sums, grads, strict=True)]
+        total = loss.detach() if total is None else total + loss.detach()
+        count += 1
+    if not count:
+        raise ArgumentError(_NO_LOSSES)
+    for p, s in zip(params, sums, strict=True):
+        p.grad = None if s is None else s / count
+    return total / count
 
 
 class Newton(Optimizer):
@@ -302,7 +586,7 @@ class Newton(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Any],
         lr: float = 1.0,
         damping: float = 0.0,
         max_cg: int = 250,

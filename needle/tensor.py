@@ -51,7 +51,6 @@ _OUT = (
     "write a = a + x instead of a += x, or use x.numpy()"
 )
 _CALL = "numpy.{name}: a Tensor takes fewer options than an array; use its methods, or numpy.{name}(x.numpy(), ...)"
-_NO_ARGMAX = "argmax: shape {shape} has no element along axis {axis}, so none is the largest"
 
 Operand = Any
 """What may stand beside a Tensor in an expression: a Tensor, a Python number, or anything that NumPy reads."""
@@ -108,7 +107,7 @@ class Tensor(Value):
             if value.requires_grad:
                 requires_grad = True
         try:
-            data = device.run(op, arrays)
+            data = (device or default_device()).run(op, arrays)
         except Exception as error:
             reason = explain(op, inputs, error)
             if reason is error:
@@ -125,7 +124,7 @@ class Tensor(Value):
                 data = np.asarray(data)  # NumPy gives scalars for 0-d results
         if requires_grad and recording.enabled:
             return _make(kind, op, inputs, data, device, True)
-        return _make(kind, None, (), data, device, False)
+        return _make(kind, None, (), data, device or default_device(), False)
 
     # ---------------------------------------------------------------------------------------------- what it is
 
@@ -387,12 +386,7 @@ class Tensor(Value):
 
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
         """Index of the largest element along `axis` (of all elements, row by row, for None): int64, no gradient."""
-        shape = self.shape or (1,)
-        chosen = None if axis is None else as_axes("argmax", axis, shape)[0]
-        if 0 in (shape if chosen is None else shape[chosen : chosen + 1]):
-            raise ShapeError(_NO_ARGMAX.format(shape=self.shape, axis=axis))
-        found = self.cached_data.argmax(chosen, keepdims=keepdims)
-        return Tensor.from_numpy(np.asarray(found, np.int64), device=self.device)
+        return ops.argmax(self.detach(), axis, keepdims)
 
     def flatten(self, first_axis: int = 0) -> "Tensor":
         """The axes from `first_axis` on as one: shape (2, 3, 4) becomes (24,), or (2, 12) for 1."""
@@ -552,6 +546,7 @@ _OPERATORS = {
 _UFUNCS: dict[str, Callable[..., Any]] = {
     **{ufunc: getattr(operator, name) for ufunc, name in _OPERATORS.items()},
     "maximum": ops.maximum,
+    "minimum": ops.minimum,
     "exp": ops.exp,
     "log": ops.log,
     "sqrt": ops.sqrt,
@@ -585,6 +580,14 @@ def _permute(a: Any, axes: Any = None) -> Any:
     return a.permute(tuple(range(a.ndim))[::-1] if axes is None else axes)
 
 
+def _cumsum(a: Any, axis: int | None = None) -> Any:
+    return ops.cumsum(a.flatten() if axis is None else a, 0 if axis is None else axis)
+
+
+def _flip(a: Any, axis: Axes = None) -> Any:
+    return ops.flip(a, axis)
+
+
 def _where(condition: Any, *branches: Any) -> Any:
     """`np.where`; without branches it is `nonzero`."""
     if not branches:
@@ -604,6 +607,13 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.broadcast_to: Tensor.broadcast_to,
     np.dot: _dot,
     np.where: _where,
+    np.concatenate: ops.concatenate,
+    np.stack: ops.stack,
+    np.flip: _flip,
+    np.clip: ops.clip,
+    np.cumsum: _cumsum,
+    np.sort: ops.sort,
+    np.take_along_axis: ops.take_along,
 }
 """NumPy's functions that are methods here, and so differentiable."""
 

@@ -250,14 +250,15 @@ class Trace:
         values = inputs if all(isinstance(v, Value) for v in inputs) else as_values(inputs)
         requires_grad = recording.enabled and any(v.requires_grad for v in values)
         kept = (op, tuple(values)) if requires_grad else (None, ())
-        if isinstance(op, TensorTupleOp):
-            data = op.compute(*(self._symbol(v) for v in values))
-            return self._wrap(TensorTuple, kept, data, requires_grad)
+        kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
         if values and isinstance(values[0], TensorTuple):
             return self._wrap(Tensor, kept, op.compute(values[0].cached_data), requires_grad)
         simple = op.decompose(*(self._wrap(Tensor, (None, ()), self._symbol(v), False) for v in values))
         if simple is not None:
-            return self._wrap(Tensor, kept, simple.cached_data, requires_grad)
+            return self._wrap(kind, kept, simple.cached_data, requires_grad)
+        if kind is TensorTuple:
+            data = op.compute(*(self._symbol(v) for v in values))
+            return self._wrap(kind, kept, data, requires_grad)
         nodes = tuple([self.node_of(v) for v in values])
         return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
 
@@ -330,29 +331,36 @@ class Trace:
         """`optimizer.step()`: its numbers are read on each call, its state is read and written."""
         if type(optimizer).update is Optimizer.update:
             raise TraceError(_OPTIMIZER.format(site=user_site(), name=type(optimizer).__name__))
-        shadow: Any = object.__new__(type(optimizer))
-        self.own[id(shadow)] = shadow
-        cast("dict[str, Any]", vars(shadow)).update(vars(optimizer))
         if id(optimizer) in self.own:
             vars(optimizer)["t"] += 1
-            vars(shadow)["t"] += 1
         else:
-            self._read_numbers(optimizer, shadow)
+            self.guard.reach(type(optimizer).__name__, optimizer)
+            _, count = self.steps.get(id(optimizer), (optimizer, 0))
+            self.steps[id(optimizer)] = (optimizer, count + 1)
+        shadows = [self._for_group(optimizer, group) for group in range(len(optimizer.param_groups))]
         with no_grad():
             for i, p in enumerate(optimizer.params):
                 if p.grad is not None:
-                    self._update(optimizer, shadow, i, p)
+                    self._update(optimizer, shadows[optimizer.group_of[i]], i, p)
 
-    def _read_numbers(self, optimizer: Optimizer, shadow: Any) -> None:
-        self.guard.reach(type(optimizer).__name__, optimizer)
-        _, count = self.steps.get(id(optimizer), (optimizer, 0))
-        self.steps[id(optimizer)] = (optimizer, count + 1)
-        vars(shadow)["t"] = self.count_of(optimizer)
+    def _for_group(self, optimizer: Optimizer, group: int) -> Any:
+        """A copy with the numbers of a group of parameters, which are read on each call.
+
+        A number that is 0 stays 0, and what it would do is left out: the guard watches that. Only the learning rate may
+        become 0 and come back, as schedules make it.
+        """
+        shadow: Any = object.__new__(type(optimizer))
+        self.own[id(shadow)] = shadow
+        mine = id(optimizer) in self.own
+        space = cast("dict[str, Any]", vars(shadow))
+        space.update(vars(optimizer), t=vars(optimizer)["t"] if mine else self.count_of(optimizer))
         for name in optimizer.numbers:
-            if getattr(optimizer, name):
-                key = (id(optimizer), name)
-                number = HostNumber(key, lambda name=name: float(getattr(optimizer, name)), nonzero=True)
-                vars(shadow)[name] = number
+            value: Any = optimizer.number(name, group)
+            if not mine and (value or name == "lr"):
+                key = (id(optimizer), name, group)
+                value = HostNumber(key, lambda name=name: float(optimizer.number(name, group)), nonzero=name != "lr")
+            space[name] = value
+        return shadow
 
     def count_of(self, optimizer: Optimizer) -> HostNumber:
         """`optimizer.t` at this point of the function."""

@@ -271,6 +271,16 @@ class TensorTupleOp(Op):
     """An op whose result is a TensorTuple; `compute` returns a tuple of arrays."""
 
 
+class TupleMember(TensorOp):
+    """An op that takes one member out of a tuple. `backward` collects the gradients of all members first."""
+
+    index: int
+
+    def collect(self, grads: dict[int, Any], whole: Any) -> Any:
+        """The gradient of the tuple `whole` from those of some of its members."""
+        raise NotImplementedError
+
+
 class Elementwise(TensorOp):
     """out[i] = f(a[i], b[i], ...): `compute` is one NumPy expression that treats every element alike."""
 

@@ -114,6 +114,33 @@ def add_rows(a: Array, positions: Array) -> Array:
     return np.array([a[positions % 4 == k].sum(0) for k in range(4)]).astype(a.dtype)
 
 
+def sigmoid(a: Array) -> Array:
+    return 1 / (1 + np.exp(a * -1.0))
+
+
+def gelu(a: Array) -> Array:
+    return a * 0.5 * (1 + error_function(a * math.sqrt(0.5)))
+
+
+def tanh_gelu(a: Array) -> Array:
+    return a * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi).item() * (a + 0.044715 * (a * 1.0) ** 3)))
+
+
+def convolve(a: Array, b: Array, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Array:
+    """A convolution of pictures as its definition says it, one tap after the other."""
+    a = np.pad(a, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = ((n - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(a.shape[1:3], b.shape[:2], strict=True))
+    total: Any = False
+    for i, j in product(range(b.shape[0]), range(b.shape[1])):
+        rows, columns = (
+            slice(k * dilation, k * dilation + stride * (n - 1) + 1, stride) for k, n in ((i, height), (j, width))
+        )
+        taken = np.split(a[:, rows, columns], groups, -1)
+        parts = [x @ w for x, w in zip(taken, np.split(b[i, j], groups, -1), strict=True)]
+        total = total + np.concatenate(parts, -1)
+    return total
+
+
 ONE = (((),), ((3,),), ((2, 3),), ((2, 0, 3),), ((2, 1, 3),))
 TWO = (
     ((), ()),
@@ -135,6 +162,13 @@ ORDERS = [((2, 0, 1), [(2, 3, 4), (0, 3, 1)]), ((0, -1, 1), [(2, 3, 4)]), ((), [
 SLICES = [(np.s_[1:, ::-2], [(3, 5), (3, 1, 2)]), (np.s_[3:0:-2], [(4,), (5, 2)]), (np.s_[2:2], [(3,)]), (1, [(2, 3)])]
 PRODUCTS = (((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((5, 2, 3), (3, 4)), ((3,), (2, 3, 4)))
 PRODUCTS += (((2, 1, 3, 4), (5, 4, 2)), ((1, 2, 3), (4, 3, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)))
+SORTS = [(0, [(5,), (3, 2)]), (-1, [(2, 3), (0, 2)])]
+KINKED: dict[str, Any] = {"samples": (away,)}
+LISTS = (((2, 3), (2, 3)), ((2, 0), (2, 0)), ((2, 1), (2, 1), (2, 1)))
+PADS = [(((1, 0), (2, 1)), [(2, 3), (0, 2)]), (0, [(2,)]), (((0, 2),), [(3,)])]
+FLIPS = [(None, [(2, 3), (0, 2)]), (1, [(2, 3)]), ((0, -1), [(2, 1, 3)])]
+WINDOWS = [((1, 1), (((2, 3, 4, 2), (3, 2, 2, 3)),)), ((2, 0, 1, 2), (((1, 4, 5, 4), (2, 2, 2, 2)),))]
+WINDOWS += [((1, 2, 2), (((2, 2, 3, 1), (2, 3, 1, 2)), ((0, 3, 3, 1), (3, 3, 1, 1))))]
 GATHERS = (((4, 3), (2,)), ((4,), ()), ((4, 2), (2, 3)), ((4,), (0,)))
 
 CASES: list[Case] = [
@@ -143,10 +177,14 @@ CASES: list[Case] = [
     Case("Divide", ndl.divide, np.divide, TWO, (real, away)),
     Case("Power", ndl.power, np.power, TWO, (positive, real)),
     Case("Maximum", ndl.maximum, np.maximum, TWO),
+    Case("Minimum", ndl.minimum, np.minimum, TWO),
     Case("Lerp", lambda a, b: ndl.lerp(a, b, 0.25), lambda a, b: a * 0.75 + b * 0.25, TWO),
     Case("Greater", ndl.greater, np.greater, TWO, smooth=False),
     Case("GreaterEqual", ndl.greater_equal, np.greater_equal, TWO, smooth=False),
     Case("Equal", ndl.equal, np.equal, TWO, smooth=False),
+    Case("Equal", ndl.not_equal, np.not_equal, TWO, smooth=False),
+    Case("Greater", ndl.less, np.less, TWO, smooth=False),
+    Case("GreaterEqual", ndl.less_equal, np.less_equal, TWO, smooth=False),
     Case("Where", ndl.where, np.where, THREE, (mask, real)),
     *rows("AddScalar", ndl.add_scalar, np.add, (2, 1.5, True), ONE),
     *rows("MulScalar", ndl.mul_scalar, np.multiply, (2, -1.5, 0), ONE),
@@ -165,6 +203,20 @@ CASES: list[Case] = [
     Case("Erf", ndl.erf, error_function, ONE),
     Case("Sigmoid", ndl.sigmoid, lambda a: 1 / (1 + np.exp(a * -1.0)), ONE),
     Case("ReLU", ndl.relu, lambda a: np.maximum(a, 0), ONE, (away,)),
+    Case("GELU", ndl.gelu, gelu, ONE),
+    Case("TanhGELU", lambda a: ndl.gelu(a, "tanh"), tanh_gelu, ONE),
+    Case("SiLU", ndl.silu, lambda a: a * sigmoid(a), ONE),
+    *rows("LeakyReLU", ndl.leaky_relu, lambda a, slope: np.where(a > 0, a, a * slope), (0.01, 2), ONE, samples=(away,)),
+    Case("Softplus", ndl.softplus, lambda a: np.logaddexp(a * 1.0, 0), ONE),
+    Case("Softplus", lambda a: ndl.logsigmoid(a * 1.0), lambda a: -np.logaddexp(a * -1.0, 0), LINES),
+    *rows(
+        "Clip",
+        lambda a, x: ndl.clip(a, *x),
+        lambda a, x: np.clip(a, *x),
+        ((0, None), (None, 0), (0, 90)),
+        ONE,
+        **KINKED,
+    ),
     Case("Abs", ndl.absolute, np.abs, ONE, (away,)),
     Case("Sign", ndl.sign, np.sign, ONE, (away,), smooth=False),
     Case("Cast", lambda a: ndl.cast(a, "float64"), lambda a: a.astype("float64"), ONE),
@@ -184,6 +236,50 @@ CASES: list[Case] = [
     *rows("Permute", ndl.permute, np.transpose, ORDERS),
     *rows("Slice", operator.getitem, operator.getitem, SLICES),
     Case("Embed", ops.Embed(((1, 2, 3), (3, 2, -2)), (5, 4)), put_back, (((2, 2),),)),
+    *rows("Slice", ndl.flip, np.flip, FLIPS),
+    Case(
+        "Embed",
+        lambda a: ndl.dilate(a, 0, 2),
+        lambda a: np.pad(a[:, None], ((0, 0), (0, 2), (0, 0))).reshape(-1, 3),
+        LINES,
+    ),
+    Case("Slice", lambda a: ndl.undilate(a, (0, 1), 1), lambda a: a[::2, ::2], LINES),
+    *rows("Embed", ndl.pad, np.pad, PADS),
+    *rows("Pad", lambda a, w: ndl.pad(a, w, 7), lambda a, w: np.pad(a, w, constant_values=7), PADS),
+    Case(
+        "Concatenate", lambda *a: ndl.concatenate(a, -1), lambda *a: np.concatenate(a, -1), (*LISTS, ((2, 3), (2, 1)))
+    ),
+    Case(
+        "Concatenate",
+        lambda a, b: ndl.concatenate([a, b] * 5),
+        lambda a, b: np.concatenate([a, b] * 5),
+        (((2,), (1,)),),
+    ),
+    Case("Stack", lambda *a: ndl.stack(a, 1), lambda *a: np.stack(a, 1), (*LISTS, ((3,),), ((1,), (1,)))),
+    Case("Split", lambda a: (t := ndl.split(a, 1))[0] * t[-1], lambda a: a[:, 0] * a[:, -1], (((2, 3),), ((0, 1),))),
+    *rows(
+        "ArgMax", ndl.argmax, np.argmax, ((0, [(3,), (2, 3)]), (-2, [(2, 3, 1)]), (None, [(2, 3), ()])), smooth=False
+    ),
+    *rows("ArgSort", ndl.argsort, lambda a, x: np.argsort(a, x, kind="stable"), SORTS, smooth=False),
+    *rows("Gather", ndl.sort, np.sort, SORTS, samples=(distinct,)),
+    Case(
+        "Gather",
+        lambda a: ndl.topk(a, 2)[0],
+        lambda a: np.sort(a)[:, :-3:-1],
+        (((2, 3),),),
+        (distinct,),
+    ),
+    *rows("CumSum", ndl.cumsum, np.cumsum, ((0, [(5,), (0,), (3, 2)]), (-2, [(2, 3, 2)]))),
+    *[
+        Case("Conv", lambda a, b, n=n: ndl.conv(a, b, *n), lambda a, b, n=n: convolve(a, b, *n), shapes)
+        for n, shapes in WINDOWS
+    ],
+    Case(
+        "Conv",
+        lambda a, b: ndl.conv(a, b, 1, 0),
+        lambda a, b: convolve(a[:, None], b[None])[:, 0],
+        (((2, 5, 2), (3, 2, 3)),),
+    ),
     Case("MatMul", ndl.matmul, np.matmul, PRODUCTS),
     Case("Gather", ndl.gather, lambda a, i: np.take(a, i, axis=0), GATHERS, (real, index)),
     Case("Gather", lambda a, i: ndl.gather(a, i, 1), lambda a, i: a[:, i], (((2, 4), (3,)),), (real, index)),

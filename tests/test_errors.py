@@ -142,8 +142,6 @@ T(0, 3).argmax(0)
     ShapeError: argmax: shape (0, 3) has no element along axis 0
 T(2, 3).flatten(2)
     ShapeError: flatten: axis 2 does not exist in shape (2, 3)
-ndl.compile(lambda x: x.argmax(0))(T(2))
-    TraceError: is not known while the function is being compiled, but .argmax reads it
 ndl.softmax(T(2, 3), 5)
     ShapeError: softmax: axis 5 does not exist in shape (2, 3); axes go from -2 to 1
 T(3).transpose()
@@ -152,6 +150,31 @@ ndl.transpose(T(2, 3, 4), (0, 1, 2))
     ShapeError: Transpose(axes=(0, 1, 2)): swaps two axes, but was given (0, 1, 2); use permute to reorder all axes
 T(2, 3).permute((0,))
     ShapeError: Permute(axes=(0,)): needs each of the 2 axes of shape (2, 3) once, not (0,)
+# joining and order
+ndl.concatenate([T(2, 3), T(3, 2)])
+    ShapeError: Concatenate(axis=0): shapes (2, 3) and (3, 2) may differ along axis 0 only
+ndl.stack([T(2), T(3)])
+    ShapeError: Stack(axis=0): shapes (2,) and (3,) differ, but a stack needs equal ones; use concatenate
+ndl.compile(lambda a, b: ndl.stack([a, b]))(T(2), T(3))
+    ShapeError: Stack(axis=0): shapes (2,) and (3,) differ
+ndl.stack([])
+    ArgumentError: stack: nothing to join; give at least one Tensor
+ndl.concatenate(3)
+    DTypeError: concatenate: needs a list of Tensors, but was given int
+ndl.split(T(2, 3), 2)
+    ShapeError: split: axis 2 does not exist in shape (2, 3)
+ndl.pad(T(2, 3), ((1, 1),))
+    ShapeError: pad: 1 pairs of widths for shape (2, 3), which has 2 axes; give a pair for each axis
+ndl.pad(T(2, 3), -1)
+    ArgumentError: pad: widths must be a whole number of at least 0, or (before, after) for each axis, not -1
+ndl.flip(T(2, 3), 2)
+    ShapeError: flip: axis 2 does not exist in shape (2, 3)
+ndl.dilate(T(2, 3), 0, -1)
+    ArgumentError: dilate: dilation is the number of zeros between elements, a whole number of at least 0, not -1
+ndl.topk(T(2, 3), 4)
+    ArgumentError: topk: k must be a whole number from 0 to 3, the length of axis 1 of shape (2, 3), not 4
+ndl.take_along(T(2, 3), labels(0, 1), 0)
+    ShapeError: take_along: positions have shape (2,), but must have that of a, (2, 3), except along axis 0
 # dtypes and devices
 ndl.Tensor([1], dtype='float31')
     DTypeError: 'float31' is not a dtype that needle knows; use one of bool, uint8, int8, int16, int32, int64,
@@ -227,9 +250,9 @@ np.add.reduce(T(2))
     DTypeError: numpy.add.reduce is not an operation of needle
 np.ones(2).__iadd__(T(2))
     DTypeError: numpy.add was given out=, and would write into an array, so no gradient could flow; write a = a + x
-np.concatenate([T(2), np.ones(2)])
-    DTypeError: numpy.concatenate is not an operation of needle, so no gradient could flow; use ndl.ops, or
-    numpy.concatenate(x.numpy())
+np.vstack([T(2), np.ones(2)])
+    DTypeError: numpy.vstack is not an operation of needle, so no gradient could flow; use ndl.ops, or
+    numpy.vstack(x.numpy())
 np.linalg.norm(T(2))
     DTypeError: numpy.linalg.norm is not an operation of needle
 np.dot(T(2), T(2, 2, 2))
@@ -287,6 +310,123 @@ nn.Dropout(1.0)
     ArgumentError: Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not 1.0
 nn.Dropout('a')
     ArgumentError: Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not 'a'
+nn.BatchNorm2d(3)(T(4, 3))
+    ShapeError: BatchNorm2d: needs an input of shape (batch, 3, height, width), not (4, 3)
+nn.LayerNorm((3, 2))(T(4, 3, 3))
+    ShapeError: LayerNorm: needs an input of shape (..., (3, 2)), not (4, 3, 3)
+nn.GroupNorm(2, 3)
+    ArgumentError: GroupNorm: 3 channels cannot be divided into 2 equal groups; choose a divisor of 3
+nn.GroupNorm(3, 3)(T(2, 4, 4))
+    ShapeError: GroupNorm: needs an input of shape (batch, 3, ...), not (2, 4, 4)
+nn.RMSNorm(0)
+    ArgumentError: RMSNorm: normalized_shape must be a whole number of at least 1, not 0
+nn.Embedding(0, 3)
+    ArgumentError: Embedding: num_embeddings must be a whole number of at least 1, not 0
+nn.Embedding(3, 2)(labels(0, 3))
+    IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from -3 to 2
+nn.Conv2d(3, 4, 0)
+    ArgumentError: Conv2d: kernel_size must be a whole number of at least 1, or one of them for each of the 2 sliding
+    axes, not 0
+nn.Conv2d(3, 4, 3, groups=2)
+    ArgumentError: Conv2d: 3 in_channels cannot be divided into 2 equal groups
+nn.Conv(0, 4, 3)
+    ArgumentError: Conv: in_channels must be a whole number of at least 1, not 0
+nn.Conv(3, 4, 3)(T(2, 4, 8, 8))
+    ShapeError: Conv: needs an input of shape (batch, 3, height, width), not (2, 4, 8, 8)
+nn.Conv1d(3, 4, 3)(T(2, 3))
+    ShapeError: Conv1d: needs an input of shape (batch, 3, length), not (2, 3)
+nn.Conv2d(3, 4, 3, stride=0)(T(2, 3, 8, 8))
+    ArgumentError: conv: stride must be a whole number of at least 1, or one of them for each of the 2 sliding axes
+nn.Conv2d(3, 4, 3, padding=-1)(T(2, 3, 8, 8))
+    ArgumentError: conv: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
+nn.Conv2d(3, 4, 5)(T(2, 3, 4, 8))
+    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+ndl.compile(nn.Conv2d(3, 4, 5))(T(2, 3, 4, 8))
+    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+ndl.conv(T(2, 4, 4, 3), T(3, 3, 2, 4))
+    ShapeError: input of shape (2, 4, 4, 3) has 3 channels, but the kernel of shape (3, 3, 2, 4) takes 2 (2 in each of
+    1 groups)
+ndl.conv(T(2, 4, 4, 4), T(3, 3, 2, 3), groups=2)
+    ShapeError: 3 outputs of the kernel of shape (3, 3, 2, 3) cannot be divided into 2 equal groups
+ndl.conv(T(2, 4, 3), T(3, 3, 2, 3))
+    ShapeError: input of shape (2, 4, 3) and kernel of shape (3, 3, 2, 3): both need the same number of axes
+ndl.conv(T(2, 4, 4, 3), T(3, 3, 3, 4), groups=0)
+    ArgumentError: conv: groups must be a whole number of at least 1, not 0
+ndl.conv_transpose(T(2, 4, 4, 3), T(3, 3, 2, 3), output_padding=1)
+    ArgumentError: conv_transpose: output_padding (1, 1) must be below the stride (1, 1)
+ndl.conv_transpose(T(2, 4, 4, 3), T(3, 3, 2, 4))
+    ShapeError: conv_transpose: input of shape (2, 4, 4, 3) has 3 channels, but the kernel of shape (3, 3, 2, 4) takes 4
+ndl.max_pool(T(2, 3), 4)
+    ShapeError: max_pool: a window reaches over 4 elements of axis 0, but shape (2, 3) has only 2 there
+ndl.avg_pool(T(2, 3), 2, padding=2)
+    ArgumentError: avg_pool: padding 2 is more than half of the window 2, so some windows would hold padding only
+nn.MaxPool2d(2, 0)(T(2, 3, 4, 4))
+    ArgumentError: max_pool: stride must be a whole number of at least 1
+nn.AdaptiveAvgPool2d(0)(T(2, 3, 4, 4))
+    ArgumentError: adaptive_avg_pool: sizes must be a whole number of at least 1
+nn.LSTM(0, 3)
+    ArgumentError: LSTMCell: input_size must be a whole number of at least 1, not 0
+nn.RNN(2, 3, 0)
+    ArgumentError: RNN: num_layers must be a whole number of at least 1, not 0
+nn.RNN(2, 3, nonlinearity='sigmoid')
+    ArgumentError: RNNCell: nonlinearity must be 'tanh' or 'relu', not 'sigmoid'
+nn.RNN(2, 3)(T(4, 2))
+    ShapeError: RNN: needs an input of shape (steps, batch, 2), not (4, 2)
+nn.RNN(2, 3)(T(0, 4, 2))
+    ShapeError: RNN: the sequence has no steps (shape (0, 4, 2)); give at least one
+nn.RNN(2, 3)(T(5, 4, 2), T(4, 3))
+    ShapeError: RNN: h must have shape (1, 4, 3), not (4, 3)
+nn.LSTM(2, 3)(T(5, 4, 2), T(1, 4, 3))
+    ArgumentError: LSTM: the state is a pair of Tensors (h, c), not Tensor
+nn.LSTMCell(2, 3)(T(4, 2), (T(4, 3), T(4, 2)))
+    ShapeError: LSTMCell: c must have shape (4, 3), not (4, 2)
+nn.GRUCell(2, 3)(T(4, 3))
+    ShapeError: GRUCell: needs an input of shape (batch, 2), not (4, 3)
+nn.MultiHeadAttention(5, 2)
+    ArgumentError: MultiHeadAttention: embed_dim 5 cannot be divided into num_heads=2 equal heads
+nn.MultiHeadAttention(4, 2)(T(2, 3, 5))
+    ShapeError: MultiHeadAttention: query must have shape (batch, steps, 4), not (2, 3, 5)
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 4) > 0)
+    ShapeError: MultiHeadAttention: key_padding_mask must have shape (2, 3) (True: left out), not (2, 4)
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 3))
+    DTypeError: MultiHeadAttention: key_padding_mask must be of bool, not float64; write mask > 0
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), attn_mask=T(2, 2) > 0)
+    ShapeError: scaled_dot_product_attention: mask of shape (2, 2) does not broadcast to that of the weights, (2, 2, 3,
+    3)
+ndl.attention.scaled_dot_product_attention(T(3, 4), T(2, 5), T(2, 5))
+    ShapeError: queries (3, 4), keys (2, 5) and values (2, 5): queries and keys must have equally many features
+ndl.compile(ndl.attention.scaled_dot_product_attention)(T(3, 4), T(2, 4), T(3, 5))
+    ShapeError: queries (3, 4), keys (2, 4) and values (3, 5): there must be a value for each key
+ndl.attention.scaled_dot_product_attention(T(3, 4), T(2, 4), T(2, 4), labels(1, 0))
+    DTypeError: mask must be of bool (True: may be seen) or of floats, which are added, not int64
+ndl.attention.rotary(T(3, 5))
+    ShapeError: rotary: turns pairs of features, so it needs an even number of them, not shape (3, 5)
+nn.TransformerEncoderLayer(4, 2, activation='tanh')
+    ArgumentError: TransformerEncoderLayer: activation must be 'relu' or 'gelu', not 'tanh'
+nn.MSELoss()(T(3), T(3, 1))
+    ShapeError: mse_loss: predictions of shape (3,) need targets of the same shape, not (3, 1); use reshape
+ndl.compile(nn.MSELoss())(T(3), T(3, 1))
+    ShapeError: mse_loss: predictions of shape (3,) need targets of the same shape, not (3, 1); use reshape
+nn.MSELoss('all')(T(3), T(3))
+    ArgumentError: mse_loss: reduction must be 'mean' or 'sum' or 'none', not 'all'
+nn.HuberLoss(delta=0)(T(3), T(3))
+    ArgumentError: huber_loss: delta must be a number above 0, not 0
+nn.CrossEntropyLoss(label_smoothing=2)(T(2, 3), labels(0, 1))
+    ArgumentError: cross_entropy: label_smoothing must be a number from 0 to 1, not 2
+nn.CrossEntropyLoss(weight=[1.0])(T(2, 3), labels(0, 1))
+    ShapeError: cross_entropy: weight must have shape (3,), one number for each class of logits (2, 3), not (1,)
+ndl.einsum('ij,jk', T(2, 3))
+    ArgumentError: einsum: 'ij,jk': it names 2 inputs, but 1 were given; write a letter for each axis
+ndl.einsum('ii', T(2, 2))
+    ArgumentError: einsum: 'ii': 'ii' has a letter twice
+ndl.einsum('...j', T(2, 2))
+    ArgumentError: einsum: '...j': '...j' is not letters only
+ndl.einsum('ij->k', T(2, 2))
+    ArgumentError: einsum: 'ij->k': 'k' is in no input
+ndl.einsum('ij,jk', T(2, 3), T(2, 3))
+    ShapeError: einsum: 'ij,jk': 'j' is an axis of length 3 and one of length 2; they must be equal
+ndl.einsum('ij', T(2))
+    ShapeError: einsum: 'ij': 'ij' names 2 axes, but its input has shape (2,)
 NoForward()(T(2))
     UndefinedError: NoForward has no forward(); write `def forward(self, x)` in it
 ndl.summary(nn.ReLU(), 5)
@@ -361,6 +501,28 @@ optim.Newton([T(2)]).step(lambda: 3.0)
     GraphError: Newton.step: the loss does not depend on every parameter
 optim.Newton([T(2)], max_cg=0)
     ArgumentError: Newton: max_cg must be a finite number of at least 1, not 0
+optim.Muon([T(2)])
+    ArgumentError: Muon: parameter 0 has shape (2,), but only matrices have a direction; give it to another optimizer
+optim.SGD([T(2)]).clip_grad_value(-1)
+    ArgumentError: SGD: limit must be a finite number of at least 0, not -1
+optim.SGD([{'params': [T(2)], 'beta': 1}])
+    ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 0 has 'beta', which is no number of SGD
+optim.SGD([{'params': [T(2)], 'lr': -1}])
+    ArgumentError: group 0 lr must be a finite number of at least 0, not -1
+optim.SGD([{'params': [T(2)]}, T(2)])
+    ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 1 is a Tensor
+optim.accumulate([T(2)], [])
+    ArgumentError: accumulate: no loss was given; give at least one micro-batch
+ndl.MovingAverage([T(2)], decay=1)
+    ArgumentError: MovingAverage: decay must be a number of at least 0 and below 1, not 1
+ndl.MovingAverage([T(2)]).load_state_dict({'average.0': 1})
+    CheckpointError: needs an array of shape (2,) under the name 'average.0'
+ndl.schedule.StepLR(optim.SGD([T(2)]), 0)
+    ArgumentError: StepLR: step_size must be a whole number of at least 1, not 0
+ndl.schedule.CosineWarmup(optim.SGD([T(2)]), 5, 5)
+    ArgumentError: CosineWarmup: total must be a whole number of at least 6, not 5
+ndl.schedule.StepLR(0.1, 5)
+    ArgumentError: StepLR: needs an optimizer with a learning rate, not float
 # initial values
 ndl.init.kaiming_uniform(0, 2)
     ArgumentError: kaiming_uniform: a fan must be at least 1, not 0

@@ -89,7 +89,6 @@ VALUES_INSIDE: dict[str, Callable[[Tensor], Any]] = {
     "asarray": lambda x: x * np.asarray(x),
     "median": lambda x: x * np.median(x.detach()),
     "mask": lambda x: x[x > 0],
-    "argmax": lambda x: x.argmax(),
     "while": lambda x: next(x for _ in iter(int, 1) if x.sum() > 0),
     "cached_data": lambda x: x + x.cached_data[0],
     "sorted": lambda x: sorted(x, key=float)[0],

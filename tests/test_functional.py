@@ -66,3 +66,35 @@ def test_cross_entropy_has_a_hessian() -> None:
     p = softmax(LOGITS, 1)
     expected = (p * v - p * (p * v).sum(1, keepdims=True)) / 5
     np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-12)
+
+
+SUMS: list[tuple[str, list[tuple[int, ...]]]] = [
+    ("ij,jk->ik", [(2, 3), (3, 4)]),
+    ("ij->ji", [(2, 3)]),
+    ("ij->", [(2, 3)]),
+    ("bij,bjk", [(2, 3, 4), (2, 4, 5)]),
+    ("i,j->ij", [(2,), (3,)]),
+    ("bhqd,bhkd->bhqk", [(2, 2, 3, 4), (2, 2, 5, 4)]),
+    ("ij, jk, kl -> li", [(2, 3), (3, 4), (4, 2)]),
+    ("i,i->i", [(3,), (3,)]),
+    ("ij,kl->i", [(2, 3), (4, 5)]),
+    ("i,i", [(3,), (3,)]),
+    (",i->i", [(), (3,)]),
+]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_einsum(compiled: bool) -> None:
+    """Values equal NumPy's; a gradient is the einsum with the out-gradient in place of that input."""
+    arrays = [[np.random.randn(*shape) for shape in shapes] for _, shapes in SUMS]
+
+    def together(*inputs: Any) -> list[Any]:
+        return [ndl.einsum(text, *own) for (text, _), own in zip(SUMS, inputs, strict=True)]
+
+    run = ndl.compile(together) if compiled else together
+    results = run(*([ndl.Tensor(a) for a in own] for own in arrays))
+    for (text, _), own, result in zip(SUMS, arrays, results, strict=True):
+        np.testing.assert_allclose(result.numpy(), np.einsum(text, *own), rtol=1e-12, atol=1e-12, err_msg=text)
+    a, b = ndl.Tensor(arrays[0][0]), ndl.Tensor(arrays[0][1])
+    ndl.einsum("ij,jk->ik", a, b).backward(ndl.Tensor(np.ones((2, 4))))
+    np.testing.assert_allclose(a.grad.numpy(), np.einsum("ik,jk->ij", np.ones((2, 4)), b.numpy()))

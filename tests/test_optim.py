@@ -43,6 +43,16 @@ def adam(
     return p
 
 
+def lion(
+    p: np.ndarray, grads: Arrays, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0
+) -> np.ndarray:
+    m = np.zeros_like(p)
+    for grad in grads:
+        p = p * (1 - lr * weight_decay) - lr * np.sign(beta1 * m + (1 - beta1) * grad)
+        m = beta2 * m + (1 - beta2) * grad
+    return p
+
+
 CASES: list[tuple[Any, Callable[..., np.ndarray], dict[str, float]]] = [
     (optim.SGD, sgd, {}),
     (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9}),
@@ -51,6 +61,7 @@ CASES: list[tuple[Any, Callable[..., np.ndarray], dict[str, float]]] = [
     (optim.Adam, adam, {}),
     (optim.Adam, adam, {"lr": 0.1, "beta1": 0.0, "beta2": 0.0, "eps": 1e-3}),
     (optim.Adam, adam, {"lr": 0.02, "beta1": 0.8, "beta2": 0.99, "weight_decay": 0.3}),
+    (optim.Lion, lion, {"lr": 0.01, "weight_decay": 0.1}),
 ]
 IDS = [f"{kind.__name__} {numbers}" for kind, _, numbers in CASES]
 FIRST_ORDER = [(optim.SGD, {"momentum": 0.9}), (optim.Adam, {"weight_decay": 0.1})]
@@ -129,6 +140,161 @@ def test_a_parameter_keeps_its_dtype_beside_numbers_of_numpy(kind: Any, numbers:
             optimizer.lr = np.float64(0.05)  # as a schedule sets it
         assert w.dtype == dtype
         assert {array.dtype.name for name, array in optimizer.state_dict().items() if "." in name} == {dtype}
+
+
+# ---------------------------------------------------------------------- beside PyTorch, in groups, and when compiled
+
+DECAY = {"lr": 0.02, "weight_decay": 0.1}
+PEERS: list[tuple[str, dict[str, float], dict[str, Any]]] = [
+    ("AdamW", DECAY, DECAY),
+    ("AdamW", {"beta1": 0.5, "beta2": 0.9}, {"betas": (0.5, 0.9)}),
+    ("RMSprop", DECAY, DECAY),
+    ("RMSprop", {"alpha": 0.9, "momentum": 0.8}, {"alpha": 0.9, "momentum": 0.8}),
+    ("Adagrad", {**DECAY, "lr_decay": 0.1}, {**DECAY, "lr_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "numbers", "other_numbers"), PEERS)
+def test_steps_equal_those_of_torch(torch: Any, name: str, numbers: dict[str, float], other_numbers: Any) -> None:
+    start = np.random.randn(3, 2)
+    p, q = ndl.Tensor(start), torch.tensor(start, requires_grad=True)
+    optimizer, other = getattr(optim, name)([p], **numbers), getattr(torch.optim, name)([q], **other_numbers)
+    for _ in range(20):
+        grad = np.random.randn(3, 2)
+        p.grad, q.grad = ndl.Tensor(grad), torch.tensor(grad)
+        optimizer.step()
+        other.step()
+    np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (2, 2, 3, 5)])
+def test_muon_takes_orthogonal_steps(shape: tuple[int, ...]) -> None:
+    start, grad = np.random.randn(*shape), np.random.randn(*shape)
+    w = ndl.Tensor(start)
+    optimizer = optim.Muon([w], lr=0.5, momentum=0.0, weight_decay=0.2)
+    set_grads([w], [grad])
+    optimizer.step()
+    rows, columns = np.prod(shape[:-1]), shape[-1]
+    moved = (start * (1 - 0.5 * 0.2) - w.numpy()).reshape(rows, columns) / (0.5 * np.sqrt(max(1, columns / rows)))
+    left, _, right = np.linalg.svd(grad.reshape(rows, columns), full_matrices=False)
+    sizes = np.diag(left.T @ moved @ right.T)
+    assert (sizes > 0.6).all()
+    assert (sizes < 1.3).all()
+    np.testing.assert_allclose(left @ np.diag(sizes) @ right, moved, atol=1e-10)
+
+
+ALL = [("SGD", {"momentum": 0.9}), ("Adam", {}), ("AdamW", {}), ("RMSprop", {"momentum": 0.5}), ("Adagrad", {})]
+ALL += [("Lion", {}), ("Muon", {})]
+
+
+@pytest.mark.parametrize(("name", "numbers"), ALL)
+def test_groups_and_schedules_compile_once_and_equal_eager(name: str, numbers: dict[str, float]) -> None:
+    start = [np.random.randn(3, 4), np.random.randn(4, 2)]
+    x = ndl.Tensor(np.random.randn(5, 3), requires_grad=False)
+
+    def run(compiled: bool) -> tuple[list[np.ndarray], Any]:
+        first, second = map(nn.Parameter, start)
+        groups = [{"params": first}, {"params": [second], "lr": 0.3, "weight_decay": 0.1}]
+        optimizer = getattr(optim, name)(groups, lr=0.1, weight_decay=0.2, **numbers)
+        rates = ndl.schedule.CosineWarmup(optimizer, warmup=2, total=5)
+
+        def step() -> None:
+            optimizer.reset_grad()
+            ((x @ first).sum() * 2 + (ndl.tanh(x @ first) @ second).sum()).backward()
+            optimizer.clip_grad_value(2.0)
+            optimizer.step()
+
+        step = ndl.compile(step) if compiled else step
+        for t in range(7):  # the last two have a rate of 0
+            optimizer.param_groups[1]["weight_decay"] = 0.1 + t / 100
+            step()
+            rates.step()
+        return [first.numpy(), second.numpy()], step
+
+    (wanted, _), (found, step) = run(False), run(True)
+    for a, b in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9)
+    assert sum(map(len, step.compiled.values())) == 1
+
+
+def test_a_group_has_its_own_numbers_and_they_are_kept() -> None:
+    first, second = ndl.Tensor([1.0]), ndl.Tensor([1.0])
+    optimizer = optim.SGD([{"params": [first]}, {"params": second, "lr": 0.5}], lr=0.25)
+    set_grads([first, second], [np.ones(1), np.ones(1)])
+    optimizer.step()
+    assert (first.item(), second.item()) == (0.75, 0.5)
+    optimizer.param_groups[1]["lr"] = 0.125
+    state = json.loads(json.dumps({k: v for k, v in optimizer.state_dict().items() if not k.startswith("u")}))
+    assert state["group.1.lr"] == 0.125
+    other = optim.SGD([{"params": [first], "lr": 7.0}, {"params": second}])
+    other.load_state_dict(state)
+    assert [other.number("lr", k) for k in (0, 1)] == [0.25, 0.125]
+
+
+# ---------------------------------------------------------------------------------- micro-batches and moving averages
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_accumulated_gradients_are_those_of_the_whole_batch(compiled: bool) -> None:
+    np.random.seed(0)
+    model, x, y = nn.Linear(3, 2, dtype="float64"), np.random.randn(6, 3), np.array([0, 1, 1, 0, 1, 0])
+    whole = ndl.cross_entropy(model(ndl.Tensor(x)), ndl.Tensor(y))
+    whole.backward()
+    wanted = [p.grad.numpy() for p in model.parameters()]
+
+    def step(x: ndl.Tensor, y: ndl.Tensor) -> ndl.Tensor:
+        parts = (ndl.cross_entropy(model(x[i : i + 2]), y[i : i + 2]) for i in (0, 2, 4))
+        return optim.accumulate(model.parameters(), parts)
+
+    loss = (ndl.compile(step) if compiled else step)(ndl.Tensor(x, requires_grad=False), ndl.Tensor(y))
+    assert loss.item() == pytest.approx(whole.item())
+    for p, grad in zip(model.parameters(), wanted, strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), grad, rtol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_moving_average(compiled: bool) -> None:
+    p = nn.Parameter([1.0, 2.0])
+    average, optimizer = ndl.MovingAverage([p], decay=0.75), optim.SGD([p], lr=0.5)
+
+    def step() -> None:
+        optimizer.reset_grad()
+        (p * p).sum().backward()
+        optimizer.step()
+        average.update()
+
+    run = ndl.compile(step) if compiled else step
+    expected = value = np.array([1.0, 2.0])
+    for _ in range(3):
+        run()
+        value = value - value
+        expected = 0.75 * expected + 0.25 * value
+    np.testing.assert_allclose(average.averages[0].numpy(), expected)
+    with average:
+        np.testing.assert_allclose(p.numpy(), expected)
+    np.testing.assert_allclose(p.numpy(), value)
+    saved = average.state_dict()
+    other = ndl.MovingAverage([p])
+    other.load_state_dict(saved)
+    np.testing.assert_allclose(other.averages[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_numbers_that_a_function_reads_itself_are_those_of_now(compiled: bool) -> None:
+    p, x = nn.Parameter([1.0]), ndl.Tensor([1.0], requires_grad=False)
+    average, optimizer = ndl.MovingAverage([p], decay=1 / 2), optim.SGD([{"params": [p], "lr": 4.0}], lr=1.0)
+    rates = ndl.schedule.CosineWarmup(optimizer, warmup=2, total=5)
+
+    def function(x: ndl.Tensor) -> ndl.Tensor:
+        p.data = p.detach() + 8
+        average.update()
+        return x * rates.optimizer.param_groups[0]["lr"] + rates.t
+
+    run, found = ndl.compile(function) if compiled else function, []
+    for average.decay in (1 / 2, 1 / 4, 0.0):
+        found.append((run(x).item(), average.averages[0].item()))
+        rates.step()
+    assert found == [(2, 5), (5, 14), (6, 25)]
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints

@@ -3,7 +3,7 @@
 In: needle's modules; `peer` builds the PyTorch module with the same parameters.
 Out: a failure where results in float64 differ.
 Invariant: where the two define something differently (running variance, first momentum step) the test says how.
-Next: test_errors.py.
+Next: test_nn_parity.py.
 """
 
 from collections.abc import Callable

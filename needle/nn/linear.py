@@ -1,7 +1,7 @@
 """Linear layers and what stands between them: activation and dropout.
 
 In: (batch, features). Out: (batch, features). Invariant: weights are drawn before biases.
-Next: norm.py.
+Next: activation.py.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from needle import init
 from needle.device import Device
 from needle.dtype import as_float_dtype, in_range
 from needle.errors import ArgumentError
+from needle.functional import dropout
 from needle.nn.module import Module, Parameter
 from needle.ops import relu
 from needle.tensor import Tensor
@@ -77,8 +78,7 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = init.randb(*x.shape, p=1 - self.p, device=x.device, dtype=x.dtype)
-        return x * (kept / (1 - self.p))
+        return dropout(x, self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -1,8 +1,8 @@
 """Normalisation: activations with mean 0 and variance 1, then scaled and shifted.
 
-In: (batch, dim). Out: (batch, dim). Invariant: statistics are ops, so gradients flow through them; running statistics
-are not.
-Next: loss.py.
+In: (batch, ..., dim, ...). Out: the same shape. Invariant: statistics are ops, so gradients flow through them; running
+statistics are not.
+Next: conv.py.
 """
 
 from typing import Any
@@ -15,56 +15,175 @@ from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
 from needle.ops import center, lerp, mean_square
 from needle.tensor import Tensor
+from needle.value import Shape, as_tuple
 
-_INPUT = "{layer}: needs an input of shape (batch, {dim}), not {shape}"
+_INPUT = "{layer}: needs an input of shape ({wanted}), not {shape}"
 _EMPTY_BATCH = "{layer}: the batch is empty (shape {shape}), so it has no mean; skip empty batches"
 _ARGUMENT = "{layer}: {name} must be {rule}, not {value!r}"
+_GROUPS = "GroupNorm: {channels} channels cannot be divided into {groups} equal groups; choose a divisor of {channels}"
 
 
 class _Norm(Module):
-    """What both norms share: the sizes, `weight` and `bias`."""
+    """What all norms share: `weight` and `bias` of a shape, and their checks."""
 
-    def __init__(self, dim: int, eps: float, device: Device | None, dtype: Any) -> None:
+    wanted = "batch, {dim}"
+    """The shape of an input, for its error."""
+
+    def __init__(self, shape: Shape, eps: float, device: Device | None, dtype: Any, bias: bool = True) -> None:
         super().__init__()
         dtype = as_float_dtype(dtype, type(self).__name__)
-        self._require("dim", dim, hasattr(dim, "__index__") and dim >= 1, "a whole number of at least 1")
         self._require("eps", eps, in_range(eps, 0), "a number of at least 0")
-        self.dim, self.eps = dim, eps
-        self.weight = Parameter(init.ones(dim, device=device, dtype=dtype))
-        self.bias = Parameter(init.zeros(dim, device=device, dtype=dtype))
+        self.eps = eps
+        self.weight = Parameter(init.ones(*shape, device=device, dtype=dtype))
+        self.bias = Parameter(init.zeros(*shape, device=device, dtype=dtype)) if bias else None
 
     def _require(self, name: str, value: Any, holds: bool, rule: str) -> None:
         if not holds:
             raise ArgumentError(_ARGUMENT.format(layer=type(self).__name__, name=name, rule=rule, value=value))
 
+    def _size(self, name: str, value: Any) -> int:
+        self._require(name, value, hasattr(value, "__index__") and value >= 1, "a whole number of at least 1")
+        return value
+
+    def _refuse(self, x: Any) -> ShapeError:
+        name, shape = type(self).__name__, getattr(x, "shape", type(x).__name__)
+        return ShapeError(_INPUT.format(layer=name, wanted=self.wanted.format(**vars(self)), shape=shape))
+
+
+class _Channels(_Norm):
+    """A norm with `dim` channels on axis 1 and other axes behind it."""
+
+    ndim = 2
+
+    def __init__(self, dim: int, eps: float, device: Device | None, dtype: Any) -> None:
+        self.dim = self._size("dim", dim)
+        super().__init__((dim,), eps, device, dtype)
+
     def _check(self, x: Tensor) -> None:
-        shape = getattr(x, "shape", type(x).__name__)
-        if len(shape) != 2 or shape[1] != self.dim:
-            raise ShapeError(_INPUT.format(layer=type(self).__name__, dim=self.dim, shape=shape))
+        shape: Any = getattr(x, "shape", ())
+        if len(shape) != self.ndim or shape[1] != self.dim:
+            raise self._refuse(x)
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
 
 
-class LayerNorm1d(_Norm):
+def _normalised(x: Tensor, axes: Any, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over `axes`, with the biased variance."""
+    centered = center(x, axes)
+    return centered / (mean_square(centered, axes, keepdims=True) + eps).sqrt()
+
+
+class LayerNorm1d(_Channels):
     """(x - mean) / sqrt(var + eps) * weight + bias over axis 1, with the biased variance (Ba et al., 2016)."""
+
+    bias: Parameter
 
     def __init__(self, dim: int, eps: float = 1e-5, device: Device | None = None, dtype: Any = "float32") -> None:
         super().__init__(dim, eps, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        centered = center(x, 1)  # (batch, dim)
-        deviation = (mean_square(centered, 1, keepdims=True) + self.eps).sqrt()  # (batch, 1)
-        return centered / deviation * self.weight + self.bias
+        return _normalised(x, 1, self.eps) * self.weight + self.bias  # (batch, dim)
 
 
-class BatchNorm1d(_Norm):
+class _Trailing(_Norm):
+    """A norm over the last axes, whose shape is `normalized_shape`."""
+
+    wanted = "..., {normalized_shape}"
+
+    def __init__(self, shape: Any, eps: float, device: Device | None, dtype: Any, bias: bool) -> None:
+        self.normalized_shape = tuple(self._size("normalized_shape", n) for n in as_tuple(shape))
+        super().__init__(self.normalized_shape, eps, device, dtype, bias)
+
+    def _axes(self, x: Tensor) -> tuple[int, ...]:
+        count = len(self.normalized_shape)
+        shape = getattr(x, "shape", ())
+        if len(shape) < count or shape[len(shape) - count :] != self.normalized_shape:
+            raise self._refuse(x)
+        return tuple(range(-count, 0))
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.normalized_shape))
+
+
+class LayerNorm(_Trailing):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axes (Ba et al., 2016).
+
+    `normalized_shape` is their shape, or the length of the last axis alone.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Shape,
+        eps: float = 1e-5,
+        bias: bool = True,
+        device: Device | None = None,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__(normalized_shape, eps, device, dtype, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled = _normalised(x, self._axes(x), self.eps) * self.weight
+        return scaled if self.bias is None else scaled + self.bias
+
+
+class RMSNorm(_Trailing):
+    """x / sqrt(mean(x ** 2) + eps) * weight over the last axes (Zhang and Sennrich, 2019)."""
+
+    def __init__(
+        self, normalized_shape: int | Shape, eps: float = 1e-6, device: Device | None = None, dtype: Any = "float32"
+    ) -> None:
+        super().__init__(normalized_shape, eps, device, dtype, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (mean_square(x, self._axes(x), keepdims=True) + self.eps).sqrt() * self.weight
+
+
+class GroupNorm(_Norm):
+    """Like LayerNorm over each of `num_groups` groups of channels and all positions (Wu and He, 2018).
+
+    Inputs are (batch, num_channels, ...); `weight` and `bias` have a number for each channel.
+    """
+
+    wanted = "batch, {num_channels}, ..."
+    bias: Parameter
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        device: Device | None = None,
+        dtype: Any = "float32",
+    ) -> None:
+        self.num_groups = self._size("num_groups", num_groups)
+        self.num_channels = self._size("num_channels", num_channels)
+        if num_channels % num_groups:
+            raise ArgumentError(_GROUPS.format(channels=num_channels, groups=num_groups))
+        super().__init__((num_channels,), eps, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = getattr(x, "shape", ())
+        if len(shape) < 2 or shape[1] != self.num_channels:
+            raise self._refuse(x)
+        groups = x.reshape((shape[0], self.num_groups, -1)) if x.size else x  # (batch, groups, all else)
+        normal = _normalised(groups, -1, self.eps).reshape(shape)
+        along = (self.num_channels, *[1] * (len(shape) - 2))
+        return normal * self.weight.reshape(along) + self.bias.reshape(along)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}"
+
+
+class BatchNorm1d(_Channels):
     """(x - mean) / sqrt(var + eps) * weight + bias over axis 0 (Ioffe and Szegedy, 2015).
 
     Training uses the batch's mean and biased variance, and moves `running_mean` and `running_var` towards them:
     new = (1 - momentum) * old + momentum * observed. Evaluation uses the running values.
     """
+
+    bias: Parameter
 
     def __init__(
         self, dim: int, eps: float = 1e-5, momentum: float = 0.1, device: Device | None = None, dtype: Any = "float32"
@@ -75,20 +194,33 @@ class BatchNorm1d(_Norm):
         self.running_mean = init.zeros(dim, device=device, dtype=dtype)
         self.running_var = init.ones(dim, device=device, dtype=dtype)
 
+    def _along(self, channels: Tensor) -> Tensor:
+        """A number for each channel, in a form that broadcasts against inputs."""
+        return channels if self.ndim == 2 else channels.reshape((self.dim, *[1] * (self.ndim - 2)))
+
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         if not self.training:
             scale = self.weight / (self.running_var + self.eps).sqrt()  # (dim,)
-            return (x - self.running_mean) * scale + self.bias
-        if not x.shape[0]:
+            return (x - self._along(self.running_mean)) * self._along(scale) + self._along(self.bias)
+        if not x.size:
             raise ShapeError(_EMPTY_BATCH.format(layer=type(self).__name__, shape=x.shape))
-        centered = center(x, 0)  # (batch, dim)
-        variance = mean_square(centered, 0)  # (dim,)
-        self._observe(x, variance)
-        return centered * (self.weight / (variance + self.eps).sqrt()) + self.bias
+        others: Any = 0 if self.ndim == 2 else (0, *range(2, self.ndim))
+        centered = center(x, others)
+        variance = mean_square(centered, others)  # (dim,)
+        self._observe(x, others, variance)
+        scale = self.weight / (variance + self.eps).sqrt()  # (dim,)
+        return centered * self._along(scale) + self._along(self.bias)
 
     @no_grad()
-    def _observe(self, x: Tensor, variance: Tensor) -> None:
-        for running, observed in ((self.running_mean, x.mean(0)), (self.running_var, variance)):
+    def _observe(self, x: Tensor, others: Any, variance: Tensor) -> None:
+        for running, observed in ((self.running_mean, x.mean(others)), (self.running_var, variance)):
             moved = lerp(running, observed, self.momentum)
             running.data = moved if moved.dtype == running.dtype else moved.astype(running.dtype)
+
+
+class BatchNorm2d(BatchNorm1d):
+    """`BatchNorm1d` for pictures (batch, dim, height, width): the mean is over all but axis 1."""
+
+    ndim = 4
+    wanted = "batch, {dim}, height, width"

@@ -290,6 +290,39 @@ class Maximum(Elementwise):
 
 
 @dataclass(frozen=True)
+class Minimum(Elementwise):
+    """The smaller of a and b; equal elements share the gradient."""
+
+    def compute(self, a: Any, b: Any) -> Any:
+        # A Scalar has no minimum; np.equal(a, a) is False for NaN alone, which NumPy's minimum hands on.
+        choose: Any = np.where
+        return choose(b > a, a, choose(np.equal(a, a), b, a))
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        a, b = node.inputs
+        share = Equal()(a, b) * 0.5
+        return out_grad * (Greater()(b, a) + share), out_grad * (Greater()(a, b) + share)
+
+
+@dataclass(frozen=True)
+class Clip(Elementwise):
+    """a, but not below `low` and not above `high`; the derivative is 1 from low to high, both included."""
+
+    low: Number | None = None
+    high: Number | None = None
+
+    def compute(self, a: Any) -> Any:
+        raised: Any = a if self.low is None else np.maximum(a, self.low)
+        return raised if self.high is None else np.where(raised > self.high, self.high, raised)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        (a,) = node.inputs
+        if self.low is not None:
+            out_grad = Where()(a >= self.low, out_grad, 0)
+        return out_grad if self.high is None else Where()(a <= self.high, out_grad, 0)
+
+
+@dataclass(frozen=True)
 class Greater(Elementwise):
     """a > b, as booleans; no gradient."""
 
@@ -473,6 +506,16 @@ def maximum(a: Any, b: Any) -> Any:
     return Maximum()(a, b)
 
 
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of a and b, by elements."""
+    return Minimum()(a, b)
+
+
+def clip(a: Any, low: Number | None = None, high: Number | None = None) -> Any:
+    """a, but not below `low` and not above `high`; None leaves that side open."""
+    return Clip(low, high)(a)
+
+
 def greater(a: Any, b: Any) -> Any:
     """a > b, as booleans."""
     return Greater()(a, b)
@@ -486,6 +529,21 @@ def greater_equal(a: Any, b: Any) -> Any:
 def equal(a: Any, b: Any) -> Any:
     """a == b, as booleans (the operator == compares identity, so that Tensors can be keys)."""
     return Equal()(a, b)
+
+
+def not_equal(a: Any, b: Any) -> Any:
+    """a != b, as booleans. NaN differs from itself."""
+    return Equal()(Equal()(a, b), False)
+
+
+def less(a: Any, b: Any) -> Any:
+    """a < b, as booleans."""
+    return Greater()(b, a)
+
+
+def less_equal(a: Any, b: Any) -> Any:
+    """a <= b, as booleans."""
+    return GreaterEqual()(b, a)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from needle.errors import ShapeError
-from needle.value import Movement, Shape, as_axes, as_tuple
+from needle.dtype import Number
+from needle.errors import ArgumentError, ShapeError
+from needle.ops.elementwise import Equal, Greater, Where
+from needle.value import Axes, Movement, Shape, Spec, TensorOp, as_axes, as_tuple
 
 _RESHAPE = (
     "{op}: shape {shape} has {size} elements, which cannot be arranged as {target}{count}; "
@@ -26,6 +28,9 @@ _BROADCAST_TO = (
 )
 _LAST_TWO = "{op}: axis -2 does not exist in shape {shape}; it swaps the last two axes, so it needs two"
 _TWO_AXES = "{op}: swaps two axes, but was given {axes}; use permute to reorder all axes"
+_DILATION = "{name}: dilation is the number of zeros between elements, a whole number of at least 0, not {dilation!r}"
+_WIDTHS = "pad: widths must be a whole number of at least 0, or (before, after) for each axis, not {widths!r}"
+_WIDTHS_COUNT = "pad: {given} pairs of widths for shape {shape}, which has {ndim} axes; give a pair for each axis"
 _ALL_AXES = "{op}: needs each of the {ndim} axes of shape {shape} once, not {axes}"
 
 
@@ -181,6 +186,53 @@ class Embed(Movement):
         return Slice(self.ranges)(out_grad)
 
 
+@dataclass(frozen=True)
+class Pad(TensorOp):
+    """`value` around the input: `widths` holds (before, after) for each axis. For 0, `pad` makes an Embed."""
+
+    widths: tuple[tuple[int, int], ...]
+    value: Number
+
+    def infer(self, *inputs: Spec) -> Spec:
+        (a,) = inputs
+        return Spec(_padded(a.shape, self.widths), a.dtype)
+
+    def compute(self, a: Any) -> Any:
+        return np.pad(a, self.widths, constant_values=self.value)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return Slice(_inside(node.inputs[0].shape, self.widths))(out_grad)
+
+    def decompose(self, *inputs: Any) -> Any:
+        (a,) = inputs
+        everywhere = Equal()(Greater()(a, a), False)  # also where a is not a number
+        embed = Embed(_inside(a.shape, self.widths), _padded(a.shape, self.widths))
+        return Where()(embed(everywhere), embed(a), self.value).astype(a.dtype)
+
+
+def _padded(shape: Shape, widths: tuple[tuple[int, int], ...]) -> Shape:
+    return tuple(before + n + after for n, (before, after) in zip(shape, widths, strict=True))
+
+
+def _inside(shape: Shape, widths: tuple[tuple[int, int], ...]) -> tuple[Range, ...]:
+    return tuple((before, n, 1) for n, (before, _) in zip(shape, widths, strict=True))
+
+
+def pad(a: Any, widths: Any, value: Number = 0) -> Any:
+    """`value` before and after the elements: `widths` is a number for all axes, or (before, after) for each axis."""
+    pairs = _widths(widths, a.shape)
+    return Pad(pairs, value)(a) if value else Embed(_inside(a.shape, pairs), _padded(a.shape, pairs))(a)
+
+
+def _widths(widths: Any, shape: Shape) -> tuple[tuple[int, int], ...]:
+    pairs = [(widths, widths)] * len(shape) if hasattr(widths, "__index__") else [as_tuple(w) for w in widths]
+    if any(len(w) != 2 or not all(hasattr(n, "__index__") and n >= 0 for n in w) for w in pairs):
+        raise ArgumentError(_WIDTHS.format(widths=widths))
+    if len(pairs) != len(shape):
+        raise ShapeError(_WIDTHS_COUNT.format(given=len(pairs), shape=shape, ndim=len(shape)))
+    return tuple((int(before), int(after)) for before, after in pairs)
+
+
 def reshape(a: Any, shape: Any) -> Any:
     """The same elements in another shape; one length may be -1."""
     return Reshape(shape)(a)
@@ -194,6 +246,33 @@ def broadcast_to(a: Any, shape: Any) -> Any:
 def transpose(a: Any, axes: Any = None) -> Any:
     """Swap two axes (the last two for None)."""
     return Transpose(None if axes is None else as_tuple(axes))(a)
+
+
+def flip(a: Any, axes: Axes = None) -> Any:
+    """The elements along `axes` (all for None) in reverse order."""
+    turned = as_axes("flip", axes, a.shape)
+    return Slice(tuple((n - 1, n, -1) if i in turned else (0, n, 1) for i, n in enumerate(a.shape)))(a)
+
+
+def dilate(a: Any, axes: Axes, dilation: int) -> Any:
+    """`dilation` zeros after each element along `axes`: a length n becomes n * (dilation + 1)."""
+    step = _dilation("dilate", dilation) + 1
+    spread = as_axes("dilate", axes, a.shape)
+    ranges = tuple((0, n, step if i in spread else 1) for i, n in enumerate(a.shape))
+    return Embed(ranges, tuple(n * step for (_, n, step) in ranges))(a)
+
+
+def undilate(a: Any, axes: Axes, dilation: int) -> Any:
+    """Every element that `dilate` did not add: those at multiples of dilation + 1 along `axes`."""
+    step = _dilation("undilate", dilation) + 1
+    spread = as_axes("undilate", axes, a.shape)
+    return Slice(tuple((0, -(-n // step), step) if i in spread else (0, n, 1) for i, n in enumerate(a.shape)))(a)
+
+
+def _dilation(name: str, dilation: Any) -> int:
+    if not hasattr(dilation, "__index__") or dilation < 0:
+        raise ArgumentError(_DILATION.format(name=name, dilation=dilation))
+    return int(dilation)
 
 
 def permute(a: Any, axes: Any) -> Any:

@@ -2,7 +2,7 @@
 
 In: Values, as in elementwise.py. Out: a Value. Invariant: `compute` is one NumPy expression for arrays of every size,
 so it is the body of a loop as well; its error is stated and tested.
-Next: reduce.py.
+Next: activation.py.
 """
 
 import math

@@ -1,14 +1,15 @@
 """Tuples of Tensors as Values, so that an op can have several outputs.
 
 In: Values. Out: a TensorTuple, or one of its members. Invariant: the gradient of a tuple is a tuple.
-Next: __init__.py, the list of all names; then ../device.py.
+Next: join.py, which makes and takes tuples.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from needle.dtype import is_float
 from needle.errors import IndexRangeError
-from needle.value import TensorOp, TensorTupleOp
+from needle.value import TensorTupleOp, TupleMember
 
 _MEMBER = "{op}: the tuple has {length} members, so the index goes from 0 to {last}"
 
@@ -25,7 +26,7 @@ class MakeTensorTuple(TensorTupleOp):
 
 
 @dataclass(frozen=True)
-class TensorTupleGetItem(TensorOp):
+class TensorTupleGetItem(TupleMember):
     """Member `index` of a tuple."""
 
     index: int
@@ -36,9 +37,15 @@ class TensorTupleGetItem(TensorOp):
         return a[self.index]
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        (members,) = node.inputs
-        nothing = [(m > m) * 1.0 for m in members]  # not m * 0, which is not a number where m is infinite
-        return MakeTensorTuple()(*(out_grad if i == self.index else zeros for i, zeros in enumerate(nothing)))
+        return self.collect({self.index: out_grad}, node.inputs[0])
+
+    def collect(self, grads: dict[int, Any], whole: Any) -> Any:
+        return MakeTensorTuple()(*(_zeros(m) if i not in grads else grads[i] for i, m in enumerate(whole)))
+
+
+def _zeros(a: Any) -> Any:
+    """Zeros like `a`: not a * 0, which is not a number where a is infinite."""
+    return (a > a).astype(a.dtype if is_float(a.dtype) else "float64")
 
 
 def make_tuple(*tensors: Any) -> Any:

@@ -1,0 +1,109 @@
+"""Attention: each query takes a mean of values, weighted by how well it fits their keys.
+
+In: queries (..., steps, features), keys and values (..., others, features). Out: (..., steps, features). Invariant:
+made of products and softmax, so it is differentiable to any order; what may not be seen has the weight 0, exactly.
+Next: nn/module.py.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from needle.dtype import is_float
+from needle.errors import ArgumentError, DTypeError, ShapeError
+from needle.functional import dropout, softmax
+from needle.ops import concatenate, where
+from needle.ops.order import counting
+from needle.tensor import Tensor
+from needle.value import broadcast_shapes
+
+_NDIM = "{name}: needs Tensors of shape (..., steps, features), but {what} has shape {shape}"
+_FIT = "{name}: queries {query}, keys {key} and values {value}: {rule}"
+_FEATURES = "queries and keys must have equally many features"
+_STEPS = "there must be a value for each key"
+_MASK = "{name}: mask of shape {mask} does not broadcast to that of the weights, {weights}"
+_MASK_DTYPE = "{name}: mask must be of bool (True: may be seen) or of floats, which are added, not {dtype}"
+_ODD = "rotary: turns pairs of features, so it needs an even number of them, not shape {shape}"
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any = None,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(query key^T * scale) value: (..., steps, features of a value) (Vaswani et al., 2017).
+
+    Args:
+        query: (..., steps, features). key: (..., others, features). value: (..., others, features of a value).
+        mask: broadcasts to (..., steps, others). Booleans: True where a query may see a key. Numbers are added to the
+            logits. A query that may see nothing gets NaN.
+        causal: query i sees the keys 0 to i, and no others.
+        dropout_p: the probability of dropping a weight.
+        scale: 1 / sqrt(features) where it is None.
+    """
+    _check(query, key, value)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    logits = query @ key.transpose() * scale  # (..., steps, others)
+    if causal:
+        steps, others = logits.shape[-2:]
+        row, column = counting(logits.detach(), steps).reshape((steps, 1)), counting(logits.detach(), others)
+        logits = where(row >= column, logits, -math.inf)
+    if mask is not None:
+        logits = _masked(logits, mask)
+    weights = softmax(logits, -1)
+    return (dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def _check(query: Any, key: Any, value: Any) -> None:
+    name = "scaled_dot_product_attention"
+    for what, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            shape = getattr(x, "shape", type(x).__name__)
+            raise ShapeError(_NDIM.format(name=name, what=what, shape=shape))
+    shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
+    if query.shape[-1] != key.shape[-1]:
+        raise ShapeError(_FIT.format(name=name, rule=_FEATURES, **shapes))
+    if key.shape[-2] != value.shape[-2]:
+        raise ShapeError(_FIT.format(name=name, rule=_STEPS, **shapes))
+
+
+def _masked(logits: Tensor, mask: Any) -> Tensor:
+    name = "scaled_dot_product_attention"
+    mask = mask if isinstance(mask, Tensor) else Tensor(mask, requires_grad=False)
+    try:
+        fits = broadcast_shapes(name, mask.shape, logits.shape) == logits.shape
+    except ShapeError:
+        fits = False
+    if not fits:
+        raise ShapeError(_MASK.format(name=name, mask=mask.shape, weights=logits.shape))
+    if mask.dtype == bool:
+        return where(mask, logits, -math.inf)
+    if not is_float(mask.dtype):
+        raise DTypeError(_MASK_DTYPE.format(name=name, dtype=mask.dtype))
+    return logits + mask
+
+
+def rotary(x: Tensor, base: float = 10000.0, first: int = 0) -> Tensor:
+    """Turn each pair of features by an angle that grows with the position: (..., steps, features) (Su et al., 2021).
+
+    Feature i is paired with feature i + features / 2, and turned by position * base ** (-2 i / features); the first
+    position is `first`. A product of two such vectors depends on the difference of their positions alone.
+    """
+    if x.ndim < 2 or x.shape[-1] % 2:
+        raise ShapeError(_ODD.format(shape=x.shape))
+    if not base > 0:
+        raise ArgumentError(f"rotary: base must be a number above 0, not {base!r}")
+    half = x.shape[-1] // 2
+    speed = base ** (-np.arange(half) / half)
+    angle = (np.arange(x.shape[-2]) + first)[:, None] * speed  # (steps, features / 2)
+    cosine, sine = (
+        Tensor(np.concatenate([part, part], -1), dtype=x.dtype, requires_grad=False)
+        for part in (np.cos(angle), np.sin(angle))
+    )
+    quarter = concatenate([-x[..., half:], x[..., :half]], -1)  # each pair (a, b) as (-b, a)
+    return x * cosine + quarter * sine

@@ -1,0 +1,74 @@
+"""A moving average of parameters, which often predicts better than the last ones.
+
+In: parameters while they are trained. Out: their average, which can take their place. Invariant: training is not
+changed by it; `swap` twice changes nothing.
+Next: data/dataset.py.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from needle.backward import no_grad
+from needle.dtype import Array, in_range
+from needle.errors import ArgumentError, CheckpointError
+from needle.ops import lerp
+from needle.tensor import Tensor
+from needle.tracing import active
+
+_DECAY = "MovingAverage: decay must be a number of at least 0 and below 1, not {value!r}"
+_STATE = "MovingAverage.load_state_dict: needs an array of shape {shape} under the name {name!r}"
+
+
+class MovingAverage:
+    """Each average = decay * average + (1 - decay) * parameter (Polyak and Juditsky, 1992).
+
+        average = ndl.MovingAverage(model.parameters(), decay=0.999)
+        ...                    # after each optimizer.step(): average.update(), also inside ndl.compile
+        with average:          # the parameters are the averages here
+            evaluate(model)
+
+    The averages start at the parameters as they are.
+    """
+
+    def __init__(self, params: Iterable[Tensor], decay: float = 0.999) -> None:
+        if not in_range(decay, 0, 1):
+            raise ArgumentError(_DECAY.format(value=decay))
+        self.params = list(params)
+        self.averages = [Tensor(p, requires_grad=False) for p in self.params]
+        self.decay = decay
+
+    @no_grad()
+    def update(self) -> None:
+        """Move the averages towards the parameters."""
+        if active.tracer is not None:
+            active.tracer.visit(self)  # compiled again if decay changes
+        for average, p in zip(self.averages, self.params, strict=True):
+            average.data = lerp(average, p.detach(), 1 - self.decay)
+
+    def swap(self) -> None:
+        """Exchange the parameters and their averages."""
+        for average, p in zip(self.averages, self.params, strict=True):
+            average.cached_data, p.cached_data = p.cached_data, average.cached_data
+
+    def __enter__(self) -> None:
+        self.swap()
+
+    def __exit__(self, *exception: object) -> None:
+        self.swap()
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the averages: "average.0", ..."""
+        return {f"average.{i}": average.numpy().copy() for i, average in enumerate(self.averages)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the averages. Raises `CheckpointError`, and changes nothing, unless all are there and fit."""
+        fresh: list[Array] = []
+        for i, average in enumerate(self.averages):
+            name = f"average.{i}"
+            if name not in state or np.shape(state[name]) != average.shape:
+                raise CheckpointError(_STATE.format(shape=average.shape, name=name))
+            fresh.append(np.array(state[name], average.dtype))
+        for average, array in zip(self.averages, fresh, strict=True):
+            average.cached_data = array

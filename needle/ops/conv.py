@@ -1,0 +1,319 @@
+"""Convolutions: sums of products over a window that slides along the middle axes.
+
+In: (batch, ..., channels) and a kernel (..., channels / groups, outputs), with one or more axes in place of the dots.
+Out: (batch, ..., outputs). Invariant: both gradients are convolutions again, of a dilated gradient with a flipped
+kernel, and of the input with the gradient as its kernel; so they have gradients of any order.
+Next: pool.py.
+
+`compute` lays all windows beside each other and makes one matrix product. `decompose` says the same by a Gather at
+positions that are counted, and a MatMul.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from needle.errors import ArgumentError, ShapeError
+from needle.ops.contract import MatMul
+from needle.ops.index import Gather
+from needle.ops.movement import Embed, Permute, Range, Reshape, Slice, flip
+from needle.ops.order import counting
+from needle.value import Shape, Spec, TensorOp, as_tuple, probe_dtype
+
+PerAxis = int | tuple[int, ...]
+Padding = int | tuple[Any, ...]
+
+BLOCK = 1 << 18
+"""About how many elements of windows are laid out at once: what stays in the cache is not read from memory again."""
+
+_NDIM = (
+    "{op}: input of shape {a} and kernel of shape {b}: both need the same number of axes, at least 3: "
+    "(batch, ..., channels) and (..., channels / groups, outputs)"
+)
+_CHANNELS = (
+    "{op}: input of shape {a} has {channels} channels, but the kernel of shape {b} takes {taken} "
+    "({each} in each of {groups} groups); the last axis of the input and the second-to-last of the kernel must fit"
+)
+_OUTPUTS = "{op}: {outputs} outputs of the kernel of shape {b} cannot be divided into {groups} equal groups"
+_LARGE = (
+    "{op}: the kernel reaches over {extent} elements of axis {axis}, but the input of shape {a} has only {n} there, "
+    "padding included; use a smaller kernel, or more padding"
+)
+_PER_AXIS = "{name}: {argument} must be {rule}, or one of them for each of the {count} sliding axes, not {value!r}"
+_PADDING = (
+    "{name}: padding must be a whole number of at least 0, one for each of the {count} sliding axes, "
+    "or a pair (before, after) for each, not {value!r}"
+)
+_GROUPS = "{name}: groups must be a whole number of at least 1, not {value!r}"
+_OUTPUT_PADDING = "{name}: output_padding {value} must be below the stride {stride}, which is what it makes unique"
+
+
+def per_axis(name: str, argument: str, value: Any, count: int, low: int = 1) -> tuple[int, ...]:
+    """A number for each of `count` axes. Raises `ArgumentError` unless all are whole and at least `low`."""
+    several = isinstance(value, tuple | list)
+    numbers: Any = as_tuple(value) * (1 if several else count)
+    if len(numbers) != count or not all(hasattr(n, "__index__") and n >= low for n in numbers):
+        rule = f"a whole number of at least {low}"
+        raise ArgumentError(_PER_AXIS.format(name=name, argument=argument, rule=rule, count=count, value=value))
+    return tuple(int(n) for n in numbers)
+
+
+def _pairs(padding: Padding, count: int) -> tuple[tuple[int, int], ...]:
+    """(before, after) for each axis; a negative number crops."""
+    each: Any = padding if isinstance(padding, tuple) else (padding,) * count
+    return tuple((p, p) if hasattr(p, "__index__") else p for p in each)
+
+
+def _each(value: PerAxis, count: int) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,) * count
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """The numbers of one convolution, axis by axis."""
+
+    size: Shape  # of the input, without batch and channels
+    kernel: Shape
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """How many elements a window reaches over."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        return tuple(n + sum(pair) for n, pair in zip(self.size, self.padding, strict=True))
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """How many windows there are."""
+        return tuple((n - e) // s + 1 for n, e, s in zip(self.padded, self.extent, self.stride, strict=True))
+
+    def ranges(self) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+        """Which elements of the input are used, and where they stand among zeros."""
+        kept: list[Range] = []
+        placed: list[Range] = []
+        for n, (before, after) in zip(self.size, self.padding, strict=True):
+            count = max(n + min(before, 0) + min(after, 0), 0)
+            kept.append((max(-before, 0), count, 1))
+            placed.append((max(before, 0), count, 1))
+        return tuple(kept), tuple(placed)
+
+
+@dataclass(frozen=True)
+class Conv(TensorOp):
+    """out[n, i, o] = sum over k, c of a[n, i * stride + k * dilation - padding, c] * b[k, c, o].
+
+    i and k stand for one or more sliding axes, for each of which `stride`, `padding` and `dilation` have a number (or
+    one for all); padding may be a pair (before, after). Channels of group g, and no others, make outputs of group g.
+    """
+
+    stride: PerAxis = 1
+    padding: Padding = 0
+    dilation: PerAxis = 1
+    groups: int = 1
+
+    def geometry(self, a: Shape, b: Shape) -> _Geometry:
+        """The numbers for inputs of these shapes."""
+        count = len(a) - 2
+        each = (_each(self.stride, count), _pairs(self.padding, count), _each(self.dilation, count))
+        return _Geometry(a[1:-1], b[:-2], *each)
+
+    def infer(self, *inputs: Spec) -> Spec:
+        a, b = (s.shape for s in inputs)
+        if len(a) != len(b) or len(a) < 3:
+            raise ShapeError(_NDIM.format(op=self, a=a, b=b))
+        if a[-1] != b[-2] * self.groups:
+            counts = {"channels": a[-1], "taken": b[-2] * self.groups, "each": b[-2], "groups": self.groups}
+            raise ShapeError(_CHANNELS.format(op=self, a=a, b=b, **counts))
+        if b[-1] % self.groups:
+            raise ShapeError(_OUTPUTS.format(op=self, outputs=b[-1], b=b, groups=self.groups))
+        geometry = self.geometry(a, b)
+        for axis, (n, extent) in enumerate(zip(geometry.padded, geometry.extent, strict=True), 1):
+            if n < extent:
+                raise ShapeError(_LARGE.format(op=self, extent=extent, axis=axis, a=a, n=n))
+        return Spec((a[0], *geometry.out, b[-1]), probe_dtype(MatMul(), *(Spec((1, 1), s.dtype) for s in inputs)))
+
+    def compute(self, a: Any, b: Any) -> Any:
+        spec = self.infer(Spec(a.shape, a.dtype), Spec(b.shape, b.dtype))  # a wrong stride would read foreign memory
+        windows = _windows(a, self.geometry(a.shape, b.shape), self.groups)  # (groups, batch, *out, *kernel, c)
+        groups, each = self.groups, spec.shape[-1] // self.groups
+        depth = prod(b.shape[:-1])
+        kernels = b.reshape((depth, groups, each)).swapaxes(0, 1)  # (groups, depth, each)
+        places = prod(spec.shape[1:-1])
+        out = np.empty((groups, spec.shape[0] * places, each), spec.dtype)
+        step = max(BLOCK // max(places * depth, 1), 1)  # pictures at once
+        for g in range(groups):
+            for start in range(0, spec.shape[0], step):
+                target = out[g, start * places : (start + step) * places]
+                rows = windows[g, start : start + step].reshape((len(target), depth))
+                np.matmul(rows, kernels[g], out=target)
+        if groups == 1:
+            return out.reshape(spec.shape)
+        return np.moveaxis(out, 0, -2).reshape(spec.shape)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        a, b = node.inputs
+        geometry = self.geometry(a.shape, b.shape)
+        by_input = input_gradient(out_grad, b, geometry, self.groups) if a.requires_grad else None
+        return by_input, kernel_gradient(a, out_grad, geometry, self.groups) if b.requires_grad else None
+
+    def decompose(self, *inputs: Any) -> Any:
+        a, b = inputs
+        spec = self.infer(a.spec, b.spec)
+        geometry, groups = self.geometry(a.shape, b.shape), self.groups
+        count, each, channels = len(geometry.size), spec.shape[-1] // groups, b.shape[-2]
+        windows = Gather(tuple(range(1, count + 1)))(_among_zeros(a, geometry), *_positions(a, geometry))
+        if groups == 1:
+            rows = Reshape((prod(spec.shape[:-1]), prod(b.shape[:-1])))(windows)
+            return Reshape(spec.shape)(MatMul()(rows, Reshape((prod(b.shape[:-1]), each))(b)))
+        place, taps = prod(spec.shape[:-1]), prod(geometry.kernel)
+        split = Permute((2, 0, 1, 3))(Reshape((place, taps, groups, channels))(windows))
+        kernels = Permute((1, 0, 2))(Reshape((taps * channels, groups, each))(b))
+        product = MatMul()(Reshape((groups, place, taps * channels))(split), kernels)
+        return Reshape(spec.shape)(Permute((1, 0, 2))(product))
+
+
+def _windows(a: Any, geometry: _Geometry, groups: int) -> Any:
+    """A view (groups, batch, *out, *kernel, channels / groups) of the padded input."""
+    kept, placed = geometry.ranges()
+    if any(pair != (0, 0) for pair in geometry.padding):
+        out = np.zeros((a.shape[0], *geometry.padded, a.shape[-1]), a.dtype)
+        target = tuple(slice(start, start + n) for start, n, _ in placed)
+        out[:, *target] = a[:, *(slice(start, start + n) for start, n, _ in kept)]
+        a = out
+    batch, *along, last = a.strides
+    channels = a.shape[-1] // groups
+    jumps = [n * s for n, s in zip(along, geometry.stride, strict=True)]
+    taps = [n * d for n, d in zip(along, geometry.dilation, strict=True)]
+    shape = (groups, a.shape[0], *geometry.out, *geometry.kernel, channels)
+    return as_strided(a, shape, (last * channels, batch, *jumps, *taps, last), writeable=False)
+
+
+def _among_zeros(a: Any, geometry: _Geometry) -> Any:
+    """The input with its padding."""
+    kept, placed = geometry.ranges()
+    outer, inner = (0, a.shape[0], 1), (0, a.shape[-1], 1)
+    if any(start or n != m for (start, n, _), m in zip(kept, geometry.size, strict=True)):
+        a = Slice((outer, *kept, inner))(a)
+    if geometry.padded != a.shape[1:-1]:
+        a = Embed((outer, *placed, inner), (a.shape[0], *geometry.padded, a.shape[-1]))(a)
+    return a
+
+
+def _positions(a: Any, geometry: _Geometry) -> list[Any]:
+    """For each sliding axis the positions that windows read, in a form that broadcasts to (*out, *kernel)."""
+    found: list[Any] = []
+    count = len(geometry.size)
+    for i, (n, k) in enumerate(zip(geometry.out, geometry.kernel, strict=True)):
+        start = counting(a, n).reshape((n, *[1] * (2 * count - 1 - i))) * geometry.stride[i]
+        found.append(start + counting(a, k).reshape((k, *[1] * (count - 1 - i))) * geometry.dilation[i])
+    return found
+
+
+def _spread(out_grad: Any, geometry: _Geometry) -> Any:
+    """The gradient with stride - 1 zeros between its elements."""
+    if all(s == 1 for s in geometry.stride):
+        return out_grad
+    ends = tuple((n - 1) * s + 1 for n, s in zip(geometry.out, geometry.stride, strict=True))
+    ranges = tuple((0, n, s) for n, s in zip(geometry.out, geometry.stride, strict=True))
+    shape = out_grad.shape
+    return Embed(((0, shape[0], 1), *ranges, (0, shape[-1], 1)), (shape[0], *ends, shape[-1]))(out_grad)
+
+
+def input_gradient(out_grad: Any, b: Any, geometry: _Geometry, groups: int) -> Any:
+    """The gradient of a convolution by its input: each output element goes back to all elements that it was made of."""
+    count, channels, outputs = len(geometry.size), b.shape[-2], b.shape[-1]
+    spread = _spread(out_grad, geometry)
+    turned = flip(b, tuple(range(count)))
+    if groups == 1:
+        turned = turned.transpose()
+    else:  # (*kernel, channels, groups, each) -> (*kernel, each, groups * channels)
+        parts = Reshape((*geometry.kernel, channels, groups, outputs // groups))(turned)
+        parts = Permute((*range(count), count + 2, count + 1, count))(parts)
+        turned = Reshape((*geometry.kernel, outputs // groups, groups * channels))(parts)
+    before = [e - 1 - p for e, (p, _) in zip(geometry.extent, geometry.padding, strict=True)]
+    known = zip(geometry.size, spread.shape[1:-1], before, geometry.extent, strict=True)
+    padding = tuple((q, n - m - q + e - 1) for n, m, q, e in known)
+    return Conv(1, padding, geometry.dilation, groups)(spread, turned)
+
+
+def kernel_gradient(a: Any, out_grad: Any, geometry: _Geometry, groups: int) -> Any:
+    """The gradient of a convolution by its kernel: the input, convolved with the gradient.
+
+    The batch is what is summed over, so it takes the place of the channels, which become the batch.
+    """
+    count = len(geometry.size)
+    middle = tuple(range(1, count + 1))
+    batch, channels = a.shape[0], a.shape[-1] // groups
+    split = Reshape((*a.shape[:-1], groups, channels))(a)
+    lines = Permute((count + 2, *middle, count + 1, 0))(split)  # (channels, ..., groups, batch)
+    lines = Reshape((channels, *geometry.size, groups * batch))(lines)
+    kernel = Permute((*middle, 0, count + 1))(out_grad)  # (*out, batch, outputs)
+    reach = [(n - 1) * s + 1 for n, s in zip(geometry.out, geometry.stride, strict=True)]
+    known = zip(geometry.size, geometry.padding, geometry.extent, reach, strict=True)
+    padding = tuple((p, e - 1 + r - n - p) for n, (p, _), e, r in known)
+    found = Conv(geometry.dilation, padding, geometry.stride, groups)(lines, kernel)
+    return Permute((*middle, 0, count + 1))(found)  # (*kernel, channels, outputs)
+
+
+def _numbers(name: str, a: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Conv:
+    """The Conv for arguments as people write them, checked."""
+    count = max(a.ndim - 2, 1)
+    several = isinstance(padding, tuple | list)
+    flat: Any = [
+        as_tuple(p) * (1 if isinstance(p, tuple | list) else 2) for p in as_tuple(padding) * (1 if several else count)
+    ]
+    good = all(len(p) == 2 and all(hasattr(n, "__index__") and n >= 0 for n in p) for p in flat)
+    if len(flat) != count or not good:
+        raise ArgumentError(_PADDING.format(name=name, count=count, value=padding))
+    if not hasattr(groups, "__index__") or groups < 1:
+        raise ArgumentError(_GROUPS.format(name=name, value=groups))
+    steps = (per_axis(name, what, n, count) for what, n in (("stride", stride), ("dilation", dilation)))
+    strides, dilations = steps
+    return Conv(strides, tuple(map(tuple, flat)), dilations, int(groups))
+
+
+def conv(a: Any, b: Any, stride: Any = 1, padding: Any = 1, dilation: Any = 1, groups: int = 1) -> Any:
+    """The convolution of (batch, ..., channels) with a kernel (..., channels / groups, outputs): see `Conv`.
+
+    Args:
+        stride, padding, dilation: a number for all sliding axes, or one for each; padding also as (before, after).
+        groups: channels and outputs are divided into so many independent convolutions; with one channel in each it is
+            called depthwise.
+
+    Raises:
+        ShapeError: shapes do not fit. ArgumentError: a number outside its range.
+    """
+    return _numbers("conv", a, stride, padding, dilation, groups)(a, b)
+
+
+def conv_transpose(
+    a: Any, b: Any, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
+    """The transpose of `conv` as a matrix: what takes a gradient of its output to one of its input.
+
+    `b` is the kernel of that convolution, so it is (..., outputs / groups, channels). A length n becomes
+    (n - 1) * stride - padding before and after + dilation * (kernel - 1) + 1 + output_padding.
+    """
+    op = _numbers("conv_transpose", a, stride, padding, dilation, groups)
+    count = a.ndim - 2
+    strides, pairs, dilations = _each(op.stride, count), _pairs(op.padding, count), _each(op.dilation, count)
+    extra = per_axis("conv_transpose", "output_padding", output_padding, count, 0)
+    if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
+        raise ArgumentError(_OUTPUT_PADDING.format(name="conv_transpose", value=extra, stride=strides))
+    if b.ndim != a.ndim:
+        raise ShapeError(_NDIM.format(op="conv_transpose", a=a.shape, b=b.shape))
+    if a.shape[-1] != b.shape[-1] or a.shape[-1] % groups:
+        counts = {"channels": a.shape[-1], "taken": b.shape[-1], "each": b.shape[-1] // groups, "groups": groups}
+        raise ShapeError(_CHANNELS.format(op="conv_transpose", a=a.shape, b=b.shape, **counts))
+    known = zip(a.shape[1:-1], strides, pairs, dilations, b.shape[:-2], extra, strict=True)
+    size = tuple((n - 1) * s - sum(p) + d * (k - 1) + 1 + e for n, s, p, d, k, e in known)
+    geometry = _Geometry(size, b.shape[:-2], strides, pairs, dilations)
+    return input_gradient(a, b, geometry, groups)

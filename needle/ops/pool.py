@@ -1,0 +1,127 @@
+"""Pooling: one number for each window, along some axes.
+
+In: a Value and the axes along which windows slide. Out: a Value that is shorter there. Invariant: made of slices and
+elementwise ops, or of a reshape and a reduction where windows do not overlap; a window of several axes is pooled along
+one axis after the other, because a maximum of maxima, or a sum of sums, is that of the whole window.
+Next: __init__.py, the list of all names; then ../device.py.
+"""
+
+import math
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from needle.errors import ArgumentError, ShapeError
+from needle.ops.contract import MatMul
+from needle.ops.conv import per_axis
+from needle.ops.elementwise import Add, Maximum
+from needle.ops.join import part
+from needle.ops.movement import Permute, Reshape, Slice, pad
+from needle.ops.reduce import Max, Summation
+from needle.value import Axes, as_axes
+
+_LARGE = (
+    "{name}: a window reaches over {extent} elements of axis {axis}, but shape {shape} has only {n} there, "
+    "padding included; use a smaller window, or more padding"
+)
+_HALF = "{name}: padding {padding} is more than half of the window {kernel}, so some windows would hold padding only"
+_SIZES = "adaptive_avg_pool: sizes must be whole numbers of at least 1, one for each of the axes {axes}, not {sizes!r}"
+
+
+def max_pool(
+    a: Any, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, axes: Axes = (-2, -1)
+) -> Any:
+    """The largest element of each window along `axes`. Where several are equal they share the gradient.
+
+    Args:
+        kernel, stride, padding, dilation: the window's length, the way from one to the next (the length, for None), how
+            many elements of -inf stand on either side, and the way from one element of a window to the next; a number
+            for all axes, or one for each.
+    """
+    lowest: Any = -math.inf if a.dtype.kind == "f" else False if a.dtype.kind == "b" else np.iinfo(a.dtype).min
+    numbers = _numbers("max_pool", a, kernel, stride, padding, dilation, axes)
+    for axis, k, s, p, d in numbers:
+        a = _along("max_pool", a, axis, k, s, p, d, lowest, Maximum(), Max)
+    return a
+
+
+def avg_pool(
+    a: Any, kernel: Any, stride: Any = None, padding: Any = 0, count_padding: bool = True, axes: Axes = (-2, -1)
+) -> Any:
+    """The mean of each window along `axes`; see `max_pool` for the arguments. Padding is of zeros.
+
+    `count_padding` says whether these zeros count as elements.
+    """
+    for axis, k, s, p, _ in _numbers("avg_pool", a, kernel, stride, padding, 1, axes):
+        n = a.shape[axis]
+        a = _along("avg_pool", a, axis, k, s, p, 1, 0, Add(), Summation)
+        if p and not count_padding:
+            starts = np.arange(int(a.shape[axis])) * s - p
+            counts = np.minimum(starts + k, n) - np.maximum(starts, 0)
+            a = a / counts.astype(a.dtype).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
+        else:
+            a = a / k
+    return a
+
+
+def adaptive_avg_pool(a: Any, sizes: Any, axes: Axes = (-2, -1)) -> Any:
+    """Means of windows so that the lengths along `axes` become `sizes`: a number for all axes, or one for each.
+
+    Window i of m goes from element floor(i * n / m) up to, not including, ceil((i + 1) * n / m).
+    """
+    places = as_axes("adaptive_avg_pool", axes, a.shape)
+    wanted = per_axis("adaptive_avg_pool", "sizes", sizes, len(places))
+    for axis, m in zip(places, wanted, strict=True):
+        n = a.shape[axis]
+        if not n % m and n:
+            a = avg_pool(a, n // m, axes=axis)
+        else:
+            a = _by_matrix(a, axis, m)
+    return a
+
+
+def _by_matrix(a: Any, axis: int, m: int) -> Any:
+    """Means of windows of different lengths: a product with the matrix of their weights."""
+    n = a.shape[axis]
+    weights = np.zeros((n, m), a.dtype if a.dtype.kind == "f" else "float64")
+    for i in range(m):
+        first, last = i * n // m, -(-(i + 1) * n // m)
+        weights[first:last, i] = 1 / max(last - first, 1)
+    order = [i for i in range(a.ndim) if i != axis] + [axis]
+    back = tuple(order.index(i) for i in range(a.ndim))
+    moved = Permute(tuple(order))(a)
+    product = MatMul()(Reshape((-1, n) if a.size else (0, n))(moved), weights)
+    return Permute(back)(Reshape((*moved.shape[:-1], m))(product))
+
+
+def _numbers(name: str, a: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, axes: Axes) -> Any:
+    """(axis, kernel, stride, padding, dilation) for each axis, checked."""
+    places = as_axes(name, axes, a.shape)
+    count = len(places)
+    kernels = per_axis(name, "kernel", kernel, count)
+    strides = kernels if stride is None else per_axis(name, "stride", stride, count)
+    paddings, dilations = per_axis(name, "padding", padding, count, 0), per_axis(name, "dilation", dilation, count)
+    for axis, k, p, d in zip(places, kernels, paddings, dilations, strict=True):
+        n, extent = a.shape[axis] + 2 * p, d * (k - 1) + 1
+        if p > k / 2:
+            raise ArgumentError(_HALF.format(name=name, padding=p, kernel=k))
+        if n < extent:
+            raise ShapeError(_LARGE.format(name=name, extent=extent, axis=axis, shape=a.shape, n=n))
+    return list(zip(places, kernels, strides, paddings, dilations, strict=True))
+
+
+def _along(
+    name: str, a: Any, axis: int, k: int, s: int, p: int, d: int, empty: Any, combine: Callable[..., Any], whole: Any
+) -> Any:
+    """Windows along one axis, combined to one element each."""
+    if p:
+        a = pad(a, [(p, p) if i == axis else (0, 0) for i in range(a.ndim)], empty)
+    count = (a.shape[axis] - (d * (k - 1) + 1)) // s + 1
+    if s == k and d == 1:  # side by side: an axis of its own for the elements of a window
+        used = Slice(part(a.shape, axis, 0, count * k))(a) if count * k != a.shape[axis] else a
+        return whole(axis + 1)(Reshape((*a.shape[:axis], count, k, *a.shape[axis + 1 :]))(used))
+    every = [(i * d, count, s) for i in range(k)]
+    ranges = [tuple(r if i == axis else (0, n, 1) for i, n in enumerate(a.shape)) for r in every]
+    return reduce(combine, [Slice(r)(a) for r in ranges])
