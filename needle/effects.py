@@ -55,11 +55,12 @@ class Effects:
     def __init__(self, name: str, guard: Guard) -> None:
         self.name, self.guard = name, guard
         self.refused: TraceError | None = None
-        self._seen: set[types.CodeType] = set()
+        self._seen: dict[int, types.CodeType] = {}
 
     def __enter__(self) -> "Effects":
         self._numpy, self._python = np.random.get_state(), random.getstate()
         self._profiler = sys.getprofile()
+        self._chained = self._profiler if callable(self._profiler) else None
         self._collects = gc.isenabled()
         gc.disable()  # a collection calls what others have registered, in the midst of the function
         sys.setprofile(self._notice)
@@ -76,12 +77,12 @@ class Effects:
 
     def _notice(self, frame: types.FrameType, event: Any, argument: Any) -> None:
         """What Python calls for each function that runs in this thread."""
-        if callable(self._profiler):
-            self._profiler(frame, event, argument)
+        if self._chained is not None:
+            self._chained(frame, event, argument)
         if event == "call":
             code = frame.f_code
-            if code not in self._seen:
-                self._seen.add(code)
+            if id(code) not in self._seen:  # equal code may stand in two places, and its hash takes long
+                self._seen[id(code)] = code
                 self.guard.enter(code, frame.f_globals)
                 if code is _HANDLE:
                     self._refuse("logging", "prints")

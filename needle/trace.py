@@ -247,8 +247,8 @@ class Trace:
 
     def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
         """A Tensor for `op(*inputs)`, and a node for it."""
-        values = inputs if all(isinstance(v, Value) for v in inputs) else as_values(inputs)
-        requires_grad = recording.enabled and any(v.requires_grad for v in values)
+        values = inputs if all([isinstance(v, Value) for v in inputs]) else as_values(inputs)  # noqa: C419 - quicker
+        requires_grad = recording.enabled and any([v.requires_grad for v in values])  # noqa: C419
         kept = (op, tuple(values)) if requires_grad else (None, ())
         kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
         if values and isinstance(values[0], TensorTuple):
@@ -279,7 +279,9 @@ class Trace:
     def _wrap(self, kind: Any, kept: tuple[Any, Any], data: Any, requires_grad: bool) -> Any:
         value = object.__new__(kind)
         value.op, value.inputs = kept
-        value.cached_data, value.requires_grad, value.grad = data, requires_grad, None
+        _DATA.__set__(value, data)  # it is this trace's own: the properties in front of the slots are for others
+        _REQUIRES.__set__(value, requires_grad)
+        _GRAD.__set__(value, None)
         value.device, value.origin = default_device(), None
         return value
 

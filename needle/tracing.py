@@ -65,15 +65,28 @@ def owner_of(file: str, module: str) -> str:
     return LIBRARY if file.startswith(_LIBRARY) and not installed else USER
 
 
+_owners: dict[str, str] = {}
+"""File -> whose it is, for files that have been asked for."""
+
+
 def owner_of_frame(frame: Any) -> str:
     """Whose code a frame runs."""
-    return owner_of(frame.f_code.co_filename, frame.f_globals.get("__name__") or "")
+    file = frame.f_code.co_filename
+    if file in _owners:
+        return _owners[file]
+    owner = owner_of(file, frame.f_globals.get("__name__") or "")
+    if file[:1] != "<":
+        _owners[file] = owner
+    return owner
 
 
 def user_site() -> str:
     """File and line of the innermost frame of the user."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and owner_of_frame(frame) is not USER:
+    while frame.f_back is not None:
+        file = frame.f_code.co_filename
+        if (_owners[file] if file in _owners else owner_of_frame(frame)) is USER:
+            break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
