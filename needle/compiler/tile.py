@@ -53,10 +53,25 @@ def even(total: int, most: int) -> list[int]:
     return [size + (i < larger) for i in range(pieces)]
 
 
-def scratch_bytes(kernel: Kernel) -> int:
-    """Memory for packing that each thread needs."""
+def packs(kernel: Kernel) -> tuple[bool, bool]:
+    """Whether the left and the right side of a product are packed."""
     p = kernel.product
-    return kept_lines(kernel, LANES)[1] if p is None else _right_bytes(p) + p.length * LEFT * p.dtype.itemsize
+    if p is None or not p.length:
+        return False, False
+    rank = len(kernel.shape)
+    far = p.a.strides[rank] * kernel.slots[p.a.slot].itemsize >= FAR
+    left = p.a.strides[rank - 2] == 1 and far and p.length >= LEFT_LENGTH
+    large = p.length * kernel.shape[-1] * p.dtype.itemsize > PACK_BYTES
+    return left, p.b.strides[rank - 1] != 1 or large
+
+
+def scratch_bytes(kernel: Kernel) -> int:
+    """Memory that each thread needs for packing, or for the lines that it keeps."""
+    p = kernel.product
+    if p is None:
+        return kept_lines(kernel, LANES)[1]
+    left, right = packs(kernel)
+    return _right_bytes(p) * (left or right) + p.length * LEFT * p.dtype.itemsize * left
 
 
 def _right_bytes(p: Product) -> int:
@@ -82,11 +97,7 @@ class _Tile(Loops):
         self.batch, self.row, self.column = self.axes[:-2], self.axes[-2], self.axes[-1]
         self.vector = self.column
         self.k = rank  # the product's own axis comes last in its strides
-        by_vector = self.product.b.strides[self.column.source]
-        size = self.product.length * self.column.extent * self.product.dtype.itemsize
-        far = self.product.a.strides[self.k] * self.kernel.slots[self.product.a.slot].itemsize >= FAR
-        self.left_packed = self.product.a.strides[self.row.source] == 1 and far and self.product.length >= LEFT_LENGTH
-        self.packed = (by_vector != 1 or size > PACK_BYTES) and self.product.length > 0
+        self.left_packed, self.packed = packs(kernel)
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
