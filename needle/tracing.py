@@ -23,6 +23,7 @@ from needle.value import Op, Shape, Spec
 _NEEDLE = str(Path(__file__).parent) + os.sep
 _SITE = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
 _LIBRARY = (sysconfig.get_path("stdlib") + os.sep, str(Path(np.__file__).parent) + os.sep)
+_PROGRAMS = tuple(_NEEDLE + part for part in ("nn", "train", "models.py", "cli.py"))
 NEEDLE, LIBRARY, USER = "needle", "library", "user"
 """Whose code a file is; packages that were installed beside needle count as the user's."""
 
@@ -81,14 +82,17 @@ def owner_of_frame(frame: Any) -> str:
 
 
 def user_site() -> str:
-    """File and line of the innermost frame of the user."""
+    """File and line of the innermost frame of the user; under the command, of needle's own loop or layer."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    own = ""
     while frame.f_back is not None:
         file = frame.f_code.co_filename
         if (_owners[file] if file in _owners else owner_of_frame(frame)) is USER:
-            break
+            return f"{file}:{frame.f_lineno}"
+        if not own and file.startswith(_PROGRAMS):
+            own = f"{file}:{frame.f_lineno}"
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return own or f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class Symbol:
