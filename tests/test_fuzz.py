@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import interpreted
 import needle as ndl
 from interpreted import compile_module
 from needle.compiler.interpret import _FUNCTIONS as FUNCTIONS
+from needle.compiler.interpret import interpret
+from needle.compiler.kernel import Kernel
 from needle.errors import IndexRangeError
-from random_programs import WAYS, failure, failures, make, run_eager, shrink
+from random_programs import WAYS, failure, failures, make, run_compiled, run_eager, shrink
 
 INTERPRETED, NATIVE = 2000, 400
 
@@ -58,6 +61,23 @@ def test_random_programs_use_everything() -> None:
         "one_hot",
     ):
         assert text.count(word) >= 5, word
+
+
+def test_random_programs_become_kernels_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the text of programs does not tell: sweeps that wait for each other, lines that are kept, and the rest."""
+    kernels: list[str] = []
+
+    def noted(kernel: Kernel, *rest: Any) -> None:
+        kernels.append(str(kernel))
+        interpret(kernel, *rest)
+
+    monkeypatch.setattr(interpreted, "interpret", noted)
+    for seed in range(100):
+        run_compiled([make(seed)], "interpret")
+    text = "\n".join(kernels)
+    for word in ("acc = sum", "= add", "= max", "t0 = ", "kept0 = ", "checked("):
+        assert text.count(word) >= 5, word
+    assert sum(kernel.count("  over ") >= 3 for kernel in kernels) >= 5
 
 
 def test_a_failing_program_is_made_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ movement only changes the index. What must exist in memory, or must be combined 
     products and reductions; what a product, a gather or a general reshape reads; outputs and updates;
     an expensive or long expression that several roots need.
 
-A root joins the latest group whose loops fit (same domain, same reduced axes), unless it needs a result of that group
-at another index, or of a later group. Otherwise it opens a group.
+A root joins the group whose loops it fits best (same domain, same reduced axes; see `_fit`), of equals the latest,
+unless it needs a result of that group at another index, or of a later group. Otherwise it opens a group. At last the
+groups are put in an order that frees memory early.
 """
 
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ SPREAD = 24
 """The same for an expression of a single array of its size: who needs it reads that array in its place."""
 
 USES, SHARES, STRANGE = 3, 2, 1
-"""How well a node fits into loops: it uses their results, it reads an array that they read, or it is as large."""
+"""How well a node fits into loops: it uses their results, it reads an array that they read, or it is a reduction
+over an equal domain."""
 
 LARGE = 1 << 14
 """Elements from which on loops take in nothing that reads other arrays: too many at a time slow all of them down."""

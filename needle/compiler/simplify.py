@@ -1,7 +1,7 @@
 """Simplify: the same results from fewer nodes.
 
-In: a Graph. Out: a new Graph. Invariant: each rule keeps values, shapes and dtypes exactly; a rule is a line of the
-table `RULES`. Common subexpressions are merged because ops compare by their fields.
+In: a Graph. Out: a new Graph. Invariant: each rule keeps shapes and dtypes exactly, and values up to the order of a
+sum; a rule is a line of the table `RULES`. Common subexpressions are merged because ops compare by their fields.
 Next: fuse.py.
 """
 

@@ -1,8 +1,9 @@
 """Tile: a matrix product in registers, with what follows it.
 
-In: a Kernel with a Product. Out: one LLVM function. Invariants: any strides on the left; the right side is read in
-vectors along j, and is copied (packed) into consecutive memory first where it is not consecutive or too large for the
-cache; each thread computes its own rows (or columns, where rows are few).
+In: a Kernel with a Product. Out: one LLVM function. Invariants: any strides on the left, which is packed only where
+each k is in another page; the right side is read in vectors along j, and is copied (packed) into consecutive memory
+first where it is not consecutive or too large for the cache; each thread computes its own rows (or columns, where rows
+are few).
 Next: plan.py.
 
 C[i, j] = sum over k of A[i, k] * B[k, j]. A tile is `rows` x `vectors` accumulators, all in registers: for each k it
@@ -38,7 +39,7 @@ AHEAD = 24
 """So many k ahead the packing asks the memory for what it will copy: no processor guesses steps of several pages."""
 
 LONG_EPILOGUE = 1
-"""More operations than this are written once, in a loop over the tile's rows, to keep the code short."""
+"""More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
 
 
 def tile_rows(machine: Machine, vectors: int) -> int:
