@@ -17,6 +17,7 @@ groups are put in an order that frees memory early.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from math import prod
 from typing import Any
 
@@ -89,6 +90,12 @@ class Group:
     reads: set[int] = field(default_factory=set[int])  # arrays as large as the domain
     before: int = 0  # bit set of the groups that this one depends on, directly or not
 
+    def shapes(self) -> list[Shape]:
+        """The shapes that have a position."""
+        inner = self.reduced
+        kept = tuple([n for i, n in enumerate(self.shape) if i not in inner])
+        return [self.shape, kept, tuple([1 if i in inner else n for i, n in enumerate(self.shape)])]
+
     def position(self, shape: Shape) -> tuple[Where, ...] | None:
         """Where an array of `shape` stands in these loops: at every point, or once for each outer point."""
         if shape == self.shape:
@@ -126,6 +133,15 @@ class Grouping:
     """Roots that cut an expression that became too long: they are stored, whoever reads them."""
     leaves: dict[tuple[int, tuple[Where, ...] | None], list[Leaf]] = field(default_factory=dict[Any, Any])
     free: dict[int, Node] = field(default_factory=dict[int, Node])  # roots that need no other: they go to their user
+    by_shape: dict[Shape, list[Group]] = field(default_factory=dict[Shape, list[Group]])
+    """The groups in whose loops an array of this shape has a place."""
+
+    def file(self, group: Group) -> None:
+        """Note a group, or that it reduces now, under the shapes that have a place in it."""
+        for shape in group.shapes():
+            alike = self.by_shape.setdefault(shape, [])
+            if group not in alike:
+                alike.append(group)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.groups))
@@ -309,7 +325,8 @@ def _place(result: Grouping, node: Node) -> None:
     reason = "a product starts its own loops" if isinstance(node.op, MatMul) else "no earlier loops over this domain"
     if not isinstance(node.op, MatMul):
         best: tuple[int, Group | None] = (0, None)
-        for group in reversed(result.groups):
+        alike = result.by_shape.get(domain if reduced else node.shape, [])
+        for group in sorted(alike, key=lambda g: -g.number):
             fits, problem = _fit(result, group, node, domain, reduced)
             best = max(best, (fits, group), key=lambda b: b[0])
             reason = problem or reason
@@ -351,7 +368,7 @@ def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) 
             group.roots.append(leaf)
             result.owner[id(leaf)] = group
     group.roots.append(node)
-    group.reduced = group.reduced or reduced
+    result.file(group)
     group.reads |= {id(leaf) for leaf, _ in leaves(result, node, None) if prod(leaf.shape) >= prod(group.shape)}
     result.owner[id(node)] = group
     _depend(result, group, node)
@@ -464,27 +481,36 @@ def _ordered(result: Grouping) -> list[Group]:
     """
     graph = result.graph
     lasting = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
+    by_number = {group.number: group for group in result.groups}
     reads = {group.number: _reads(result, group) for group in result.groups}
-    users: dict[int, int] = {}
-    for found in reads.values():
+    readers: dict[int, set[int]] = {}
+    for number, found in reads.items():
         for leaf in found:
-            users[leaf] = users.get(leaf, 0) + 1
-
-    def gain(group: Group) -> int:
-        freed = sum(size for leaf, size in reads[group.number].items() if users[leaf] == 1)
+            readers.setdefault(leaf, set()).add(number)
+    gains: dict[int, int] = {}  # what is freed by a group now, less what it takes; it only grows
+    for group in result.groups:
         roots = group.roots if group.into is None else [group.into]
-        return freed - sum(_bytes(r) for r in roots if id(r) in users and id(r) not in lasting)
-
+        taken = sum(_bytes(r) for r in roots if id(r) in readers and id(r) not in lasting)
+        gains[group.number] = sum(n for x, n in reads[group.number].items() if len(readers[x]) == 1) - taken
     done, order = 0, list[Group]()
-    waiting = list(result.groups)
-    while waiting:
-        ready = [g for g in waiting if g.before & ~done == 0]
-        best = max(ready, key=lambda g: (max(gain(g), 0), -g.number))
-        waiting.remove(best)
-        order.append(best)
-        done |= 1 << best.number
-        for leaf in reads[best.number]:
-            users[leaf] -= 1
+    blocked, ready = list(result.groups), list[tuple[int, int]]()
+    while len(order) < len(result.groups):
+        opened = [g for g in blocked if g.before & ~done == 0]
+        blocked = [g for g in blocked if g.before & ~done] if opened else blocked
+        for group in opened:
+            heappush(ready, (-max(gains[group.number], 0), group.number))
+        _, number = heappop(ready)
+        if done >> number & 1:  # it was there twice, because its gain had grown
+            continue
+        order.append(by_number[number])
+        done |= 1 << number
+        for leaf, size in reads[number].items():
+            readers[leaf].discard(number)
+            if len(readers[leaf]) == 1:
+                (last,) = readers[leaf]
+                gains[last] += size
+                if by_number[last].before & ~done == 0:
+                    heappush(ready, (-max(gains[last], 0), last))
     return order
 
 
