@@ -325,9 +325,13 @@ class Adam(Optimizer):
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
-        m, v = state
         if self.weight_decay:
             grad = grad + p * self.weight_decay
+        change, m, v = self.averaged(grad, *state)
+        return p - change, m, v
+
+    def averaged(self, grad: Any, m: Any, v: Any) -> Any:
+        """What a parameter moves by, and the new averages."""
         m *= self.beta1
         m += grad * (1 - self.beta1)
         v *= self.beta2
@@ -336,21 +340,14 @@ class Adam(Optimizer):
         correction = (1 - self.beta2**self.t) ** 0.5
         scale = v**0.5
         scale += self.eps * correction
-        return p - m / scale * (self.lr * correction / (1 - self.beta1**self.t)), m, v
+        return m / scale * (self.lr * correction / (1 - self.beta1**self.t)), m, v
 
 
-class AdamW(Optimizer):
+class AdamW(Adam):
     """Adam with weight decay apart from the gradient (Loshchilov and Hutter, 2019).
 
     p = p * (1 - lr * weight_decay), then Adam's step without its L2 decay.
     """
-
-    state_names = ("m", "v")
-    numbers: ClassVar = Adam.numbers
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
 
     def __init__(
         self,
@@ -361,19 +358,12 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr, beta1, beta2, eps, weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
-        m, v = state
-        m *= self.beta1
-        m += grad * (1 - self.beta1)
-        v *= self.beta2
-        v += grad * grad * (1 - self.beta2)
-        correction = (1 - self.beta2**self.t) ** 0.5
-        scale = v**0.5
-        scale += self.eps * correction
         kept = p * (1 - self.lr * self.weight_decay) if self.weight_decay else p
-        return kept - m / scale * (self.lr * correction / (1 - self.beta1**self.t)), m, v
+        change, m, v = self.averaged(grad, *state)
+        return kept - change, m, v
 
 
 class RMSprop(Optimizer):
