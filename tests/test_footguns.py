@@ -7,6 +7,7 @@ Next: test_fuzz.py.
 """
 
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import functools
@@ -919,6 +920,24 @@ def test_a_tensor_that_leaked_says_where_it_was_made() -> None:
     for read in (Tensor.numpy, str, lambda leaked: leaked + 1):
         with pytest.raises(TraceError, match=r"test_footguns\.py:\d+: this Tensor was made inside"):
             read(kept[0])
+
+
+def test_a_tensor_that_leaked_into_a_list_that_no_name_leads_to() -> None:
+    box: contextvars.ContextVar[list[Any]] = contextvars.ContextVar("box")
+    box.set([])
+    ndl.compile(lambda x: [box.get().append(x * 2), x][1])(X)
+    (leaked,) = box.get()
+    for read in (Tensor.numpy, str, lambda leaked: leaked + 1):
+        with pytest.raises(TraceError, match=r"test_footguns\.py:\d+: this Tensor was made inside"):
+            read(leaked)
+
+
+def test_a_result_that_was_given_another_shape_is_not_written_into() -> None:
+    double = ndl.compile(lambda x: x * 2)
+    for change in (lambda a: setattr(a.flags, "writeable", False), lambda a: a.resize((1, 4), refcheck=False)):
+        change(double(X).numpy())
+        for found in (double(X).numpy(), double(X).numpy()):
+            assert (found.shape, found.tolist(), found.flags.writeable) == ((2,), (2 * X.numpy()).tolist(), True)
 
 
 @row()
