@@ -180,3 +180,22 @@ def test_nan_and_infinity_in_what_takes_two() -> None:
                 result.numpy().astype("float64"), wanted.astype("float64"), rtol=1e-6, atol=SMALLEST, equal_nan=True
             )
             assert near.all(), f"{name} of {PAIRS[:, np.flatnonzero(~near)[:3] % PAIRS.shape[1]].T}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "divisors"),
+    [
+        ("float32", [1e-36, 1e-30, 1.0, 3.0, 1e30, 8e37, 9e37, 3.4e38, np.inf]),
+        ("float64", [1e-300, 1.0, 3.0, 4e307, 1.7e308]),
+        ("float16", [1e-4, 1.0, 3.0, 20000.0, 65000.0]),
+    ],
+)
+def test_a_quotient_by_what_stays_the_same_in_a_loop(dtype: str, divisors: list[float]) -> None:
+    """It is a product with the inverse, which is less than any normal number where the divisor is very large."""
+    d = np.array(divisors, dtype)[:, None]
+    x = np.linspace(0.25, 1, 100).astype(dtype) * np.minimum(d, np.finfo(dtype).max)
+    rows = ndl.compile(lambda x, d: x / d)(ndl.Tensor(x), ndl.Tensor(d)).numpy()
+    columns = ndl.compile(lambda x, d: (x / d).sum(0))(ndl.Tensor(x.T.copy()), ndl.Tensor(d.T.copy())).numpy()
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(rows, x / d, rtol=4 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(columns, (x / d).astype("float64").sum(1), rtol=100 * np.finfo(dtype).eps)

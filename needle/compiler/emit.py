@@ -366,15 +366,24 @@ class Loops:
                     self.value(s)
             else:
                 pending += reversed(s.args)
-                if s.kind == "div" and s.dtype.kind == "f" and self._depth(s.args[1]) <= level:
+                if s.kind == "div" and s.dtype.kind == "f" and s.dtype.itemsize > 2 and self._depth(s.args[1]) <= level:
                     self._inverse(s.args[1])
 
-    def _inverse(self, s: Scalar) -> Reg:
-        """1 / s: a division inside a loop by what does not change there becomes a product."""
-        key = -1 - s.number
+    def _inverse(self, s: Scalar) -> tuple[Reg | None, Reg]:
+        """A division inside a loop by what does not change there becomes a product: x * small * (1 / (s * small)).
+
+        1 / s alone could be less than any normal number (in half precision even that is not enough): `small` is 1/4
+        where s is above 1, else 1, and None where s is known to be no such number.
+        """
+        c, key = self.code, -1 - 2 * s.number
         if key not in self.values:
-            self.values[key] = self.code.binary("div", self.code.constant(1, s.dtype), self.value(s))
-        return self.values[key]
+            divisor, one = self.value(s), c.constant(1, s.dtype)
+            if s.kind != "const" or abs(s.param) > 1 / (4 * np.finfo(s.dtype).tiny):
+                small = c.select(c.compare("gt", absolute(c, divisor), one), c.constant(0.25, s.dtype), one)
+                self.values[key - 1] = small
+                divisor = c.binary("mul", divisor, small)
+            self.values[key] = c.binary("div", one, divisor)
+        return self.values.get(key - 1), self.values[key]
 
     def value(self, s: Scalar) -> Reg:
         """The register of a Scalar at the current place."""
@@ -399,8 +408,10 @@ class Loops:
             return self._lane_index(*s.param)
         if s.kind == "kept":
             return c.load(self._line(s.param, s.dtype), s.dtype, self._width())
-        if s.kind == "div" and -1 - s.args[1].number in self.values:
-            return c.binary("mul", self.value(s.args[0]), self._inverse(s.args[1]))
+        if s.kind == "div" and -1 - 2 * s.args[1].number in self.values:
+            small, inverse = self._inverse(s.args[1])
+            a = self.value(s.args[0])
+            return c.binary("mul", a if small is None else c.binary("mul", a, small), inverse)
         if s.kind == "uniform":
             return self._uniform(s)
         if s.kind == "eq" and s.args[1].kind == "index" and self._depth(s.args[0]) < self._depth(s.args[1]):
