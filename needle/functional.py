@@ -72,8 +72,7 @@ def cross_entropy(
         weight: (classes,), how much each class counts; the mean is weighted by it too.
 
     Raises:
-        ShapeError, DTypeError, IndexRangeError, ArgumentError: shapes, dtype or range do not fit. A compiled function
-        with `ignore_index` does not find labels out of range: such a row counts as if no class were right.
+        ShapeError, DTypeError, IndexRangeError, ArgumentError: shapes, dtype or range do not fit.
     """
     _check_tensor("cross_entropy", logits)
     if not isinstance(labels, Tensor):

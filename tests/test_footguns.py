@@ -910,6 +910,14 @@ def test_a_wrong_label_changes_nothing(label: float) -> None:
     assert (w.numpy().tolist(), optimizer.t) == (before.tolist(), t_before)
 
 
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_wrong_label_beside_ignored_ones_is_found(label: int) -> None:
+    f, logits = ndl.compile(lambda x, y: ndl.cross_entropy(x, y, ignore_index=-100)), t(*range(12)).reshape((4, 3))
+    assert f(logits, Tensor([0, 1, 2, -100])).numpy() == ndl.cross_entropy(logits[:3], Tensor([0, 1, 2])).numpy()
+    with pytest.raises(IndexRangeError, match=f"one_hot: {label} is not one of 3 classes"):
+        f(logits, Tensor([0, 1, label, -100]))
+
+
 # --------------------------------------------------------------------------------------- 11: nesting, threads, leaks
 
 
