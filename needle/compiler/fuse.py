@@ -32,7 +32,6 @@ from needle.ops import (
     Exp,
     Gather,
     Log,
-    MatMul,
     Permute,
     Power,
     PowerScalar,
@@ -42,9 +41,10 @@ from needle.ops import (
     Sin,
     Slice,
     Tanh,
+    Windows,
 )
 from needle.ops.create import Creation, Uniform
-from needle.value import Elementwise, Movement, Op, Reduction, Shape, as_axes
+from needle.value import Contraction, Elementwise, Movement, Op, Reduction, Shape, as_axes
 
 EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
 LONG = 8
@@ -66,8 +66,12 @@ HUGE = 128
 DEEP = 24
 """What an op counts whose `compute` is itself a long expression."""
 
-Where = tuple[int, int, int]
-"""(kernel axis or -1, step, start): the index along one axis of a node is start + step * index of that kernel axis."""
+Where = tuple[tuple[tuple[int, int], ...], int]
+"""((kernel axis, step), ...) and start: the index along one axis of a node is start + the sum of step * index of that
+kernel axis."""
+
+STILL: Where = ((), 0)
+"""Along an axis of length 1."""
 
 _UNSUPPORTED = (
     "{site}: {op} cannot be compiled yet. Leave the function that uses it without ndl.compile, "
@@ -157,30 +161,44 @@ def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Wher
     """The inputs of an elementwise or movement node, and at which index each is needed for the node's index `where`."""
     op = node.op
     if isinstance(op, Permute):
-        source = [(-1, 1, 0)] * len(where)
+        source = [STILL] * len(where)
         for i, axis in enumerate(op.axes):
             source[axis] = where[i]
         return [(node.inputs[0], tuple(source))]
     if isinstance(op, Slice):
-        moved = [
-            (axis, step * s, start + s * at) for (axis, step, at), (start, _, s) in zip(where, op.ranges, strict=True)
-        ]
-        return [(node.inputs[0], tuple(moved))]
+        steps = zip(where, op.ranges, strict=True)
+        return [(node.inputs[0], tuple([_moved(at, s, start) for at, (start, _, s) in steps]))]
+    if isinstance(op, Windows):
+        count, first = len(op.out), op.first
+        places, taps = where[first : first + count], where[first + count : first + 2 * count]
+        steps = zip(places, op.stride, taps, op.dilation, strict=True)
+        inside = [_sum(_moved(place, s), _moved(tap, d)) for place, s, tap, d in steps]
+        return [(node.inputs[0], (*where[:first], *inside, *where[first + 2 * count :]))]
     if isinstance(op, Reshape):
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
-        return [(node.inputs[0], tuple((-1, 1, 0) if n == 1 else next(named) for n in node.inputs[0].shape))]
+        return [(node.inputs[0], tuple(STILL if n == 1 else next(named) for n in node.inputs[0].shape))]
     return [(a, aligned(a.shape, where)) for a in node.inputs]
+
+
+def _moved(where: Where, step: int, start: int = 0) -> Where:
+    """start + step * where."""
+    moves, at = where
+    return tuple([(axis, s * step) for axis, s in moves]), start + step * at
+
+
+def _sum(a: Where, b: Where) -> Where:
+    return (*a[0], *b[0]), a[1] + b[1]
 
 
 def whole(shape: Shape) -> tuple[Where, ...]:
     """The index of every element in loops over `shape`: an axis of length 1 does not move."""
-    return tuple([(-1 if n == 1 else i, 1, 0) for i, n in enumerate(shape)])
+    return tuple([STILL if n == 1 else (((i, 1),), 0) for i, n in enumerate(shape)])
 
 
 def aligned(shape: Shape, where: tuple[Where, ...]) -> tuple[Where, ...]:
     """Broadcasting: axes are matched from the right; one of length 1 does not move."""
     offset = len(where) - len(shape)
-    return tuple((-1, 1, 0) if n == 1 else where[offset + i] for i, n in enumerate(shape))
+    return tuple(STILL if n == 1 else where[offset + i] for i, n in enumerate(shape))
 
 
 def is_virtual(node: Node, roots: set[int]) -> bool:
@@ -189,7 +207,7 @@ def is_virtual(node: Node, roots: set[int]) -> bool:
         return False
     if isinstance(node.op, Reshape):
         return is_unit_reshape(node)
-    return isinstance(node.op, Elementwise | BroadcastTo | Permute | Slice | Creation)
+    return isinstance(node.op, Elementwise | BroadcastTo | Permute | Slice | Windows | Creation)
 
 
 def storage(node: Node, roots: set[int]) -> Node:
@@ -215,7 +233,7 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             users[id(a)] = users.get(id(a), 0) + 1
     roots = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
     for node in nodes:
-        if isinstance(node.op, MatMul):
+        if isinstance(node.op, Contraction):
             roots |= {id(storage(a, roots)) for a in node.inputs} | {id(node)}
         elif isinstance(node.op, Reduction):
             roots.add(id(node))
@@ -322,8 +340,9 @@ def _place(result: Grouping, node: Node) -> None:
     if isinstance(node.op, Reduction):
         domain = node.inputs[0].shape
         reduced = as_axes(node.op, node.op.axes, domain)
-    reason = "a product starts its own loops" if isinstance(node.op, MatMul) else "no earlier loops over this domain"
-    if not isinstance(node.op, MatMul):
+    is_product = isinstance(node.op, Contraction)
+    reason = "a product starts its own loops" if is_product else "no earlier loops over this domain"
+    if not is_product:
         best: tuple[int, Group | None] = (0, None)
         alike = result.by_shape.get(domain if reduced else node.shape, [])
         for group in sorted(alike, key=lambda g: -g.number):
@@ -334,12 +353,12 @@ def _place(result: Grouping, node: Node) -> None:
             _join(result, best[1], node, reduced)
             return
     group = Group(-1, domain, reduced, reason)
-    where = None if isinstance(node.op, MatMul) else whole(domain)
+    where = None if is_product else whole(domain)
     for leaf, at in list(leaves(result, node, where)):  # what these new loops cannot hold stands before them
         if id(leaf) in result.free and (at is None or at != group.position(leaf.shape)):
             _place(result, leaf)
     group.number = len(result.groups)
-    group.product = node if isinstance(node.op, MatMul) else None
+    group.product = node if is_product else None
     result.groups.append(group)
     _join(result, group, node, reduced)
 
@@ -434,7 +453,7 @@ def leaves(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> lis
 
 
 def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iterator[Leaf]:
-    if isinstance(node.op, MatMul | Opaque):
+    if isinstance(node.op, Contraction | Opaque):
         yield from ((storage(a, result.roots), None) for a in node.inputs)
         return
     if isinstance(node.op, Gather):
@@ -457,7 +476,7 @@ def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iter
         if is_virtual(current, result.roots):
             pending += _inputs(current, at)
         elif isinstance(current.op, Reshape) and id(current) not in result.roots:
-            yield storage(current, result.roots), ((-2, 0, 0),)  # read from memory: never at a register's index
+            yield storage(current, result.roots), ((((-1, 0),), 0),)  # read from memory: never at a register's index
         else:
             yield current, at
 

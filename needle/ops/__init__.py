@@ -16,7 +16,7 @@ from needle.ops.activation import (
     silu,
     softplus,
 )
-from needle.ops.contract import MatMul, matmul
+from needle.ops.contract import Contract, MatMul, matmul
 from needle.ops.conv import Conv, conv, conv_transpose
 from needle.ops.einsum import einsum
 from needle.ops.elementwise import (
@@ -92,6 +92,7 @@ from needle.ops.movement import (
     Reshape,
     Slice,
     Transpose,
+    Windows,
     broadcast_to,
     dilate,
     flip,
@@ -140,6 +141,7 @@ __all__ = [
     "Center",
     "Clip",
     "Concatenate",
+    "Contract",
     "Conv",
     "CumSum",
     "DivScalar",
@@ -198,6 +200,7 @@ __all__ = [
     "TensorTupleOp",
     "Transpose",
     "Where",
+    "Windows",
     "absolute",
     "adaptive_avg_pool",
     "add",
