@@ -14,6 +14,7 @@ import harness
 import products
 import steps
 import workloads
+from networks import NETWORKS
 
 
 def test_every_side_runs_once_per_round_in_rotated_order():
@@ -85,9 +86,17 @@ def test_distance_to_the_limit():
 
 
 def test_operations_of_the_taught_step():
-    shapes = [array.shape for array in workloads.weights(workloads.MLPS["mlp"]) if array.ndim == 2]
+    shapes = [array.shape for array in NETWORKS["mlp"].weights() if array.ndim == 2]
     first, *others = [2 * 100 * rows * columns for rows, columns in shapes]
-    assert workloads.MLPS["mlp"].flops == 2 * first + 3 * sum(others)
+    assert NETWORKS["mlp"].flops == 2 * first + 3 * sum(others)
+
+
+def test_products_with_padding_are_no_work():
+    count = {3: sum(x + k in range(4) for x in range(4) for k in (-1, 0, 1)), 1: 4}
+    assert workloads.convolution_flops(1, 4, 1) == 6 * count[3] ** 2
+    places = [(number, start + k - 3) for number, start in enumerate(range(0, 32, 4)) for k in range(7)]
+    inside = sum(0 <= place < 32 for _, place in places)
+    assert NETWORKS["resnet9"].flops > 2 * 128 * 2 * inside**2 * 3 * 16
 
 
 @pytest.mark.parametrize("side", ["torch", "torch_compile", "jax"])
