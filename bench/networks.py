@@ -193,7 +193,7 @@ NETWORKS: dict[str, Size] = {
     "lstm": Lstm(10_000, 128, 40, 16),
     "gpt": Gpt(65, 384, 6, 6, 256, 8),
     "mlp_tiny": Mlp(8, 8, 4),
-    "resnet9_tiny": ResNet9(16),
+    "resnet9_tiny": ResNet9(8),
     "lstm_tiny": Lstm(50, 16, 8, 4),
     "gpt_tiny": Gpt(20, 32, 2, 2, 16, 4),
 }

@@ -8,9 +8,11 @@ import argparse
 import json
 import sys
 
+import numpy as np
 import pytest
 
 import harness
+import networks
 import products
 import steps
 import workloads
@@ -92,11 +94,16 @@ def test_operations_of_the_taught_step():
 
 
 def test_products_with_padding_are_no_work():
-    count = {3: sum(x + k in range(4) for x in range(4) for k in (-1, 0, 1)), 1: 4}
-    assert workloads.convolution_flops(1, 4, 1) == 6 * count[3] ** 2
-    places = [(number, start + k - 3) for number, start in enumerate(range(0, 32, 4)) for k in range(7)]
-    inside = sum(0 <= place < 32 for _, place in places)
-    assert NETWORKS["resnet9"].flops > 2 * 128 * 2 * inside**2 * 3 * 16
+    def inside(kernel, stride, side):
+        line = np.pad(np.ones(side), kernel // 2)
+        return sum(line[start : start + kernel].sum() for start in range(0, side, stride)) ** 2
+
+    first, *others = [
+        inside(kernel, stride, side) * inputs * outputs
+        for inputs, outputs, kernel, stride, side in networks.CONVOLUTIONS
+    ]
+    assert NETWORKS["resnet9"].flops == 2 * 128 * (2 * first + 3 * sum(others) + 3 * 128 * (128 + 10))
+    assert workloads.convolution_flops(1, 4, 1) == 6 * inside(3, 1, 4)
 
 
 @pytest.mark.parametrize("side", ["torch", "torch_compile", "jax"])
