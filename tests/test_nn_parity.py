@@ -153,6 +153,14 @@ def rotated(t: Any, F: Any, p: dict[str, Any], x: Any) -> Any:
     return t.cat([turned.real, turned.imag], -1)
 
 
+def rotated_attention(t: Any, F: Any, p: dict[str, Any], x: Any) -> Any:
+    """Causal attention with 2 heads of 4 features, whose queries and keys are turned."""
+    names = ("query", "key", "value")
+    q, k, v = ((x @ p[f"{n}.weight"] + p[f"{n}.bias"]).unflatten(-1, (2, 4)).transpose(1, 2) for n in names)
+    mixed = F.scaled_dot_product_attention(rotated(t, F, p, q), rotated(t, F, p, k), v, is_causal=True)
+    return mixed.transpose(1, 2).flatten(2) @ p["output.weight"] + p["output.bias"]
+
+
 class Joined(nn.Module):
     """Outputs and last state of a recurrent layer as one Tensor, with a state to begin with where one is given."""
 
@@ -340,6 +348,12 @@ ROWS: list[Row] = [
         ((2, 3, 4), (2, 2, 4), np.array([[False, True], [False, False]]), np.array([[False, True]] * 3)),
     ),
     Row("rotary", lambda: Table(nn.Identity(), lambda f, x: ndl.attention.rotary(f(x))), rotated, ((2, 3, 6),)),
+    Row(
+        "MultiHeadAttention, rotary",
+        lambda: nn.MultiHeadAttention(8, 2, causal=True, rotary=True),
+        rotated_attention,
+        ((2, 3, 8),),
+    ),
     Row(
         "TransformerEncoderLayer",
         lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0),
