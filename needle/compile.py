@@ -30,7 +30,6 @@ from needle.effects import Effects
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
 from needle.explain import PARTS, Explanation
 from needle.guard import Guard
-from needle.ops.create import Uniform
 from needle.optim import Optimizer
 from needle.tensor import Tensor
 from needle.trace import BEYOND_RESULT, Beyond, Cell, Shadow, Trace, shadowing, state_of
@@ -154,7 +153,7 @@ class Compiled:
             made = Graph(trace.inputs, [node])
             if isinstance(node.op, Input):
                 self.labels.append((node.op.index, n))
-            elif not any(isinstance(m.op, Uniform) for m in made.nodes()):
+            else:
                 self.labels.append((made, n))
         self.numbers = list(trace.numbers)
 

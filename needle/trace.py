@@ -18,14 +18,14 @@ from typing import Any, cast
 import numpy as np
 
 from needle.backward import no_grad, recording
-from needle.compiler.graph import Input, Node, infer
+from needle.compiler.graph import Graph, Input, Node, infer
 from needle.compiler.opaque import as_opaque, is_native
 from needle.device import default_device
 from needle.dtype import Array, as_dtype
 from needle.errors import TraceError
 from needle.guard import Guard
 from needle.nn.module import Module
-from needle.ops import Cast, Equal, Gather
+from needle.ops import Cast, Equal, Gather, equal, gather, where
 from needle.ops.create import Arange, Full, Uniform
 from needle.optim import Optimizer
 from needle.tensor import Tensor, TensorTuple, as_values
@@ -318,10 +318,15 @@ class Trace:
         return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
 
     def one_hot(self, n: int, i: Any) -> Tensor:
-        """Comparison with 0 ... n - 1; the labels are checked before each call."""
-        labels = i if isinstance(i, Tensor) else Tensor(i, requires_grad=False)
-        self.labels.append((self.node_of(labels), n))
-        return Equal()(labels.detach().reshape((*labels.shape, 1)), self.create(Arange(n)))
+        """Comparison with 0 ... n - 1; labels are checked before each call, or as indices where the call draws them."""
+        labels = (i if isinstance(i, Tensor) else Tensor(i, requires_grad=False)).detach()
+        node = self.node_of(labels)
+        if any(isinstance(m.op, Uniform) for m in Graph(self.inputs, [node]).nodes()):
+            whole = labels.astype("int64")
+            labels = gather(self.create(Arange(n)), where(equal(whole, labels) * (whole >= 0), whole, n))
+        else:
+            self.labels.append((node, n))
+        return Equal()(labels.reshape((*labels.shape, 1)), self.create(Arange(n)))
 
     def visit(self, module: Module) -> None:
         """A module is used: its attributes and its mode are guards."""

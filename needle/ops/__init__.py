@@ -103,7 +103,7 @@ from needle.ops.movement import (
     undilate,
 )
 from needle.ops.order import ArgMax, ArgSort, CumSum, argmax, argsort, cumsum, sort, take_along, topk
-from needle.ops.pool import adaptive_avg_pool, avg_pool, max_pool
+from needle.ops.pool import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
 from needle.ops.reduce import (
     Center,
     LogSoftmax,
@@ -203,6 +203,7 @@ __all__ = [
     "Windows",
     "absolute",
     "adaptive_avg_pool",
+    "adaptive_max_pool",
     "add",
     "add_scalar",
     "argmax",
