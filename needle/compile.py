@@ -173,14 +173,13 @@ class Compiled:
         for leaf in leaves:
             if id(leaf) in self.outside and all(leaf is not tensor for _, tensor in self.bound):
                 return None
-        state = self.state(leaves)
-        if not self.program.accepts(state, self.arguments):
-            return None
-        return [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + state
+        arrays = self.inputs(leaves)
+        return arrays if self.program.accepts(arrays) else None
 
-    def state(self, leaves: list[Any]) -> list[Array]:
-        """The arrays of all inputs that are not arguments."""
-        arrays = list(map(_get_data, self.tensors))
+    def inputs(self, leaves: list[Any]) -> list[Array]:
+        """The arrays of all inputs."""
+        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        arrays += map(_get_data, self.tensors)
         if self.entry_grads:
             holders = [leaves[holder] if isinstance(holder, int) else holder for holder in self.entry_grads]
             arrays += [holder.grad.cached_data for holder in holders]
@@ -195,7 +194,7 @@ class Compiled:
 
     def explain(self, name: str, leaves: list[Any]) -> Explanation:
         """The artefacts of this compilation."""
-        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + self.state(leaves)
+        arrays = self.inputs(leaves)
         random = np.random.get_state()
         numbers = [number.compute() for number in self.numbers]
         np.random.set_state(random)
