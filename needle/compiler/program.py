@@ -231,6 +231,7 @@ class Program:
         if self.callback is not None:
             self.words[-1] = ctypes.cast(self.callback, ctypes.c_void_p).value or 0
         self.last: list[Any] = [None] * len(graph.inputs)
+        self.specs = [node.spec for node in graph.inputs]
         self.seen: tuple[Any, list[int]] = (None, [])  # what `accepts` was given, and which of it was new
         self.updates = [(i, word(("update", i), graph), node, i in plan.in_place) for i, node in graph.updates.items()]
         self.given: dict[int, list[Array]] = {}  # the last two arrays for each result
@@ -267,8 +268,8 @@ class Program:
         """Whether these arrays have the shapes and dtypes that the code was made for."""
         new = self._new(arrays)
         for i in new:
-            array, node = arrays[i], self.graph.inputs[i]
-            if array.shape != node.shape or array.dtype != node.dtype:
+            shape, dtype = self.specs[i]
+            if arrays[i].shape != shape or arrays[i].dtype != dtype:
                 return False
         self.seen = arrays, new
         return True
@@ -303,7 +304,7 @@ class Program:
         results: list[Array] = []
         for at, node in self.outputs:
             fresh = self._fresh(at, node)
-            self.words[at] = fresh.__array_interface__["data"][0]
+            self.words[at] = _address(fresh)
             results.append(fresh)
 
         def settle() -> None:
@@ -342,7 +343,7 @@ class Program:
             contiguous = array.flags.c_contiguous
             if not contiguous:
                 copies.append(array := np.ascontiguousarray(array))
-            self.words[FIRST + i] = array.__array_interface__["data"][0]
+            self.words[FIRST + i] = _address(array)
             if contiguous:
                 last[i] = array
         return copies
@@ -357,7 +358,7 @@ class Program:
                 self.words[at] = self.words[FIRST + i]
             else:
                 updates[i] = fresh = np.empty(node.shape, node.dtype)
-                self.words[at] = fresh.__array_interface__["data"][0]
+                self.words[at] = _address(fresh)
         self.moved = bool(updates)
         return updates
 
@@ -379,6 +380,14 @@ class Program:
                     r for r, n in zip(results, self.graph.outputs, strict=True) if n is node and r is not target
                 )
         target[...] = source
+
+
+def _address(array: Array) -> int:
+    """Where the elements of a contiguous array lie: through its buffer, which takes a quarter of the time."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # read-only, or empty
+        return array.__array_interface__["data"][0]
 
 
 def _inside(index: Array, n: int) -> bool:
