@@ -34,7 +34,7 @@ from needle.ops.create import Uniform
 from needle.optim import Optimizer
 from needle.tensor import Tensor
 from needle.trace import BEYOND_RESULT, Beyond, Cell, Shadow, Trace, shadowing, state_of
-from needle.tracing import Symbol, active
+from needle.tracing import Symbol, active, computer_of
 from needle.value import Spec
 
 _FUSED_GRADIENT = (
@@ -156,7 +156,7 @@ class Compiled:
                 self.labels.append((node.op.index, n))
             elif not any(isinstance(m.op, Uniform) for m in made.nodes()):
                 self.labels.append((made, n))
-        self.numbers = list(trace.numbers)
+        self.numbers = computer_of(list(trace.numbers))
 
     # -------------------------------------------------------------------------------------------------- each call
 
@@ -196,7 +196,7 @@ class Compiled:
         """The artefacts of this compilation."""
         arrays = self.inputs(leaves)
         random = np.random.get_state()
-        numbers = [number.compute() for number in self.numbers]
+        numbers = self.numbers()
         np.random.set_state(random)
         return Explanation(name, self.program, arrays, numbers, self.seconds)
 
@@ -204,7 +204,7 @@ class Compiled:
         """One call: compute, and write back."""
         for source, n in self.labels:
             _check_labels(arrays[source] if isinstance(source, int) else _evaluate(source, arrays), n)
-        numbers = [number.compute() for number in self.numbers]
+        numbers = self.numbers()
         steps = [(optimizer, optimizer.t + count) for optimizer, count in self.steps]
 
         def write_back(updates: dict[int, Array]) -> None:
