@@ -184,9 +184,10 @@ class Compiled:
             holders = [leaves[holder] if isinstance(holder, int) else holder for holder in self.entry_grads]
             arrays += [holder.grad.cached_data for holder in holders]
         if self.whole is not None:
-            found = list(chain.from_iterable(chain.from_iterable([o.state for o in self.whole])))
-            if len(found) == len(self.states):
-                return [*arrays, *found, *self.constants]
+            states = chain.from_iterable(chain.from_iterable([o.state for o in self.whole]))
+            found = [*arrays, *states, *self.constants]
+            if len(found) == len(self.graph.inputs):
+                return found
         for optimizer, i, j in self.states:
             p = optimizer.params[i]
             arrays.append(state_of(optimizer, i, j, p.shape, p.dtype))

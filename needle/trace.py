@@ -359,7 +359,8 @@ class Trace:
             value: Any = optimizer.number(name, group)
             if not mine and (value or name == "lr"):
                 key = (id(optimizer), name, group)
-                value = HostNumber(key, lambda name=name: float(optimizer.number(name, group)), nonzero=name != "lr")
+                read: Callable[[], float] = lambda name=name: float(optimizer.number(name, group))  # noqa: E731
+                value = HostNumber(key, read, nonzero=name != "lr")
             space[name] = value
         return shadow
 
@@ -416,10 +417,10 @@ class Trace:
 
 def _draw() -> float:
     """One draw of 32 bits from NumPy's generator: that of `randint`, which takes four times as long."""
-    generator: Any = np.random.get_bit_generator()
-    if type(generator) is np.random.MT19937:
-        return float(generator.random_raw())
-    return float(cast("Any", np.random).randint(0, 2**32, dtype=np.int64))
+    random = cast("Any", np.random)
+    generator = random.get_bit_generator()
+    raw = type(generator) is np.random.MT19937  # other generators keep half of a draw for later
+    return float(generator.random_raw() if raw else random.randint(0, 2**32, dtype=np.int64))
 
 
 def state_of(optimizer: Optimizer, parameter: int, number: int, shape: Any, dtype: Any) -> Array:

@@ -180,36 +180,36 @@ class HostNumber:
             return True
         raise TraceError(f"{user_site()}: this number changes from call to call, but `if` would decide once for all")
 
-    def _with(self, name: str, other: Any, compute: Callable[[Any, Any], Any], swap: bool = False) -> Any:
+    def _with(self, name: str, other: Any, swap: bool = False) -> Any:
         if not isinstance(other, HostNumber | int | float):
             return NotImplemented
         a, b = (other, self) if swap else (self, other)
         key = (name, *(x.key if isinstance(x, HostNumber) else x for x in (a, b)))
-        return HostNumber(key, compute, operands=(a, b))
+        return HostNumber(key, getattr(operator, name), operands=(a, b))
 
     def __add__(self, other: Any) -> Any:
-        return self._with("+", other, operator.add)
+        return self._with("add", other)
 
     def __sub__(self, other: Any) -> Any:
-        return self._with("-", other, operator.sub)
+        return self._with("sub", other)
 
     def __rsub__(self, other: Any) -> Any:
-        return self._with("-", other, operator.sub, swap=True)
+        return self._with("sub", other, swap=True)
 
     def __mul__(self, other: Any) -> Any:
-        return self._with("*", other, operator.mul)
+        return self._with("mul", other)
 
     def __truediv__(self, other: Any) -> Any:
-        return self._with("/", other, operator.truediv)
+        return self._with("truediv", other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return self._with("/", other, operator.truediv, swap=True)
+        return self._with("truediv", other, swap=True)
 
     def __pow__(self, other: Any) -> Any:
-        return self._with("**", other, operator.pow)
+        return self._with("pow", other)
 
     def __neg__(self) -> Any:
-        return self._with("*", -1.0, operator.mul)
+        return self._with("mul", -1.0)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -222,20 +222,20 @@ def computer_of(numbers: Sequence[HostNumber]) -> Callable[[], list[float]]:
     def find(number: Any) -> None:
         for operand in getattr(number, "operands", ()):
             find(operand)
-        found.setdefault(_name(number), number)
+        found.setdefault(_identity(number), number)
 
     for number in numbers:
         find(number)
     constants = [n for n in found.values() if not isinstance(n, HostNumber)]
     read = [n for n in found.values() if isinstance(n, HostNumber) and not n.operands]
     made = [n for n in found.values() if isinstance(n, HostNumber) and n.operands]
-    place = {_name(n): i for i, n in enumerate([*constants, *read, *made])}
+    place = {_identity(n): i for i, n in enumerate([*constants, *read, *made])}
     readers = [n.compute for n in read]
-    lines = [(n.compute, *(place[_name(operand)] for operand in n.operands)) for n in made]
-    wanted = [place[_name(n)] for n in numbers]
+    lines = [(n.compute, *(place[_identity(operand)] for operand in n.operands)) for n in made]
+    wanted = [place[_identity(n)] for n in numbers]
 
     def compute() -> list[float]:
-        values: list[Any] = [*constants, *[reader() for reader in readers]]
+        values = [*constants, *[reader() for reader in readers]]
         for function, a, b in lines:
             values.append(function(values[a], values[b]))
         return [values[i] for i in wanted]
@@ -243,5 +243,5 @@ def computer_of(numbers: Sequence[HostNumber]) -> Callable[[], list[float]]:
     return compute
 
 
-def _name(number: Any) -> Any:
+def _identity(number: Any) -> Any:
     return number.key if isinstance(number, HostNumber) else repr(number)  # 0.0 == -0.0

@@ -382,7 +382,7 @@ class Program:
         target[...] = source
 
 
-def _address(array: Array) -> int:
+def _address(array: Any) -> int:
     """Where the elements of a contiguous array lie: through its buffer, which takes a quarter of the time."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))
