@@ -314,8 +314,7 @@ class Trace:
         """Random numbers, keyed by one draw from NumPy's generator for each call of the function."""
         self.draws += 1
         shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else tuple(shape)
-        seed = HostNumber(("seed",), lambda: float(cast("Any", np.random).randint(0, 2**32, dtype=np.int64)))
-        return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
+        return self.create(Uniform(HostNumber(("seed",), _draw), shape, self.draws))  # pyright: ignore[reportArgumentType]
 
     def one_hot(self, n: int, i: Any) -> Tensor:
         """Comparison with 0 ... n - 1; labels are checked before each call, or as indices where the call draws them."""
@@ -365,7 +364,8 @@ class Trace:
             value: Any = optimizer.number(name, group)
             if not mine and (value or name == "lr"):
                 key = (id(optimizer), name, group)
-                value = HostNumber(key, lambda name=name: float(optimizer.number(name, group)), nonzero=name != "lr")
+                read: Callable[[], float] = lambda name=name: float(optimizer.number(name, group))  # noqa: E731
+                value = HostNumber(key, read, nonzero=name != "lr")
             space[name] = value
         return shadow
 
@@ -418,6 +418,14 @@ class Trace:
         for shadow in self.shadows.values():
             if shadow.argument is not None and shadow.differentiated and shadow.tensor.op is not None:
                 raise TraceError(_BEYOND_ARGUMENT.format(site=user_site()))
+
+
+def _draw() -> float:
+    """One draw of 32 bits from NumPy's generator: that of `randint`, which takes four times as long."""
+    random = cast("Any", np.random)
+    generator = random.get_bit_generator()
+    raw = type(generator) is np.random.MT19937  # other generators keep half of a draw for later
+    return float(generator.random_raw() if raw else random.randint(0, 2**32, dtype=np.int64))
 
 
 def state_of(optimizer: Optimizer, parameter: int, number: int, shape: Any, dtype: Any) -> Array:
