@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from needle.data.dataset import Array, ColourDataset, as_floats
 from needle.data.files import FETCH_AGAIN, FileName, mismatch, places, read_bytes
-from needle.data.pickled import as_array, parse_pickle
+from needle.data.pickled import Call, as_array, parse_pickle
 from needle.errors import DataError
 
 BATCHES_FOLDER = "cifar-10-batches-py"
@@ -124,9 +124,10 @@ def _read_batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     content = read_bytes(file, _BATCH, _FIND)
     try:
         match parse_pickle(content):
-            case {"data": data, "labels": labels}:
+            case {"data": data, "labels": Call() as labels}:
+                pixels, numbers = as_array(data), as_array(labels).tolist()
+            case {"data": data, "labels": [*numbers]}:
                 pixels = as_array(data)
-                numbers: Any = labels if isinstance(labels, list) else as_array(labels)
             case _:
                 raise ValueError('a pickle without "data" and "labels"')
     except ValueError as error:
@@ -137,7 +138,7 @@ def _read_batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def _read_npz(file: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     names = f"x_{part}", f"y_{part}"
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stored, np.load(stored, allow_pickle=False) as arrays:
             pixels, labels = (arrays[name] for name in names)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         found = f"a file without them ({error})"

@@ -148,15 +148,16 @@ class ColourDataset(Dataset):
 
     def __getitem__(self, index: Index) -> Fields:
         labels = rows(self, self.y, index)
-        pictures: Any = self._pictures(index)
+        pictures = self._pictures(index)
         if np.ndim(labels) == 0:
             return self._changed(pictures), labels
-        if self.transforms and len(pictures):
-            pictures = [self._changed(picture) for picture in pictures]
-        if len(shapes := {picture.shape for picture in pictures}) > 1:
+        if not len(pictures) or not (self.transforms or isinstance(pictures, list)):
+            return np.asarray(pictures), labels
+        changed = [self._changed(picture) for picture in pictures]
+        if len(shapes := {picture.shape for picture in changed}) > 1:
             shown = " and ".join(map(str, sorted(shapes)))
             raise ShapeError(_UNEQUAL_IMAGES.format(name=type(self).__name__, shapes=shown))
-        return (np.stack(pictures) if isinstance(pictures, list) and pictures else np.asarray(pictures)), labels
+        return np.stack(changed), labels
 
     def __len__(self) -> int:
         return len(self.y)
@@ -168,7 +169,7 @@ class ColourDataset(Dataset):
     def _pictures(self, index: Any) -> Any:
         raise NotImplementedError(_NOT_DEFINED.format(name=type(self).__name__, method="_pictures(index)"))
 
-    def _changed(self, picture: Array) -> Array:
+    def _changed(self, picture: Any) -> Array:
         if not self.transforms:
             return picture
         changed = np.asarray(self.apply_transforms(picture.transpose(1, 2, 0)))

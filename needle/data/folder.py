@@ -65,10 +65,10 @@ class ImageFolderDataset(ColourDataset):
         self.y = np.repeat(np.arange(len(folders)), [len(files) for files in pictures])
 
     def _pictures(self, index: Any) -> Any:
-        numbers: Any = np.arange(len(self))[index]
-        if numbers.ndim == 0:
-            return read_image(self.files[numbers], self.size)
-        return [read_image(self.files[number], self.size) for number in numbers]
+        numbers = np.arange(len(self))[index]
+        if np.ndim(numbers) == 0:
+            return read_image(self.files[int(numbers)], self.size)
+        return [read_image(self.files[number], self.size) for number in numbers.tolist()]
 
 
 def read_image(file: Path, size: tuple[int, int] | None = None) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import math
 import pickletools
 import reprlib
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -51,10 +52,12 @@ def parse_pickle(content: bytes) -> Any:
     """The value of a pickle. Raises ValueError with a reason for one that is damaged, or names more than an array."""
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "STOP":
-                break
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in the strings of protocol 0, which is refused in any case
+            for opcode, argument, _ in pickletools.genops(content):
+                if opcode.name == "STOP":
+                    break
+                machine.step(opcode.name, argument)
         return machine.pop()
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError("a damaged pickle") from error
