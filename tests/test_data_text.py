@@ -30,9 +30,7 @@ def test_a_corpus_numbers_words_in_the_order_of_first_use(corpus: ndl.data.Corpu
     assert ndl.data.Corpus(tmp_path, max_lines=1).train == [0, 1, 2, 3]
     assert corpus.tokenize(tmp_path / "test.txt", max_lines=1) == [0, 7, 3]
     (tmp_path / "test.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(
-        DataError, match=r"test.txt: expected text in UTF-8, found .* position 3; save the file as UTF-8"
-    ):
+    with pytest.raises(DataError, match=r"test.txt: expected text in UTF-8, found .* position 3; save"):
         ndl.data.Corpus(tmp_path)
     with pytest.raises(DataError, match="found no such file; a Corpus is a folder with the files train.txt and"):
         ndl.data.Corpus(tmp_path / "none")

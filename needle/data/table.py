@@ -89,7 +89,7 @@ def _number(path: FileName, line: int, column: str, cell: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not abs(number) <= np.finfo(np.float32).max:
+    if not abs(number) <= float(np.finfo(np.float32).max):
         facts = {"expected": "a finite number", "found": repr(text), "advice": _FILL}
         raise DataError(_CELL.format(file=path, line=line, column=column, **facts))
     return number
