@@ -151,9 +151,9 @@ class ColourDataset(Dataset):
         pictures = self._pictures(index)
         if np.ndim(labels) == 0:
             return self._changed(pictures), labels
-        if not len(pictures) or not (self.transforms or isinstance(pictures, list)):
+        if not len(pictures) or not (self.transforms or type(pictures) is list):
             return np.asarray(pictures), labels
-        changed = [self._changed(picture) for picture in pictures]
+        changed: list[Array] = list(map(self._changed, pictures))
         if len(shapes := {picture.shape for picture in changed}) > 1:
             shown = " and ".join(map(str, sorted(shapes)))
             raise ShapeError(_UNEQUAL_IMAGES.format(name=type(self).__name__, shapes=shown))

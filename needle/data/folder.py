@@ -68,7 +68,7 @@ class ImageFolderDataset(ColourDataset):
         numbers = np.arange(len(self))[index]
         if np.ndim(numbers) == 0:
             return read_image(self.files[int(numbers)], self.size)
-        return [read_image(self.files[number], self.size) for number in numbers.tolist()]
+        return [read_image(self.files[int(number)], self.size) for number in numbers]
 
 
 def read_image(file: Path, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
