@@ -9,7 +9,7 @@ Next: transforms.py, which changes samples on their way out.
 import math
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,7 @@ class ColourDataset(Dataset):
             return self._changed(pictures), labels
         if not len(pictures) or not (self.transforms or type(pictures) is list):
             return np.asarray(pictures), labels
-        changed: list[Array] = list(map(self._changed, pictures))
+        changed: list[Array] = [self._changed(picture) for picture in cast(list[Array], pictures)]
         if len(shapes := {picture.shape for picture in changed}) > 1:
             shown = " and ".join(map(str, sorted(shapes)))
             raise ShapeError(_UNEQUAL_IMAGES.format(name=type(self).__name__, shapes=shown))
