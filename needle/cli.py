@@ -22,12 +22,12 @@ from needle.compile import compile
 from needle.data.loader import DataLoader
 from needle.errors import ArgumentError, DataError, NeedleError
 from needle.explain import PARTS
+from needle.extras import MissingExtraError
 from needle.models import MODELS
 from needle.nn import SoftmaxLoss
 from needle.runtime import cache
 from needle.tensor import Tensor
 from needle.train.checkpoint import INDEX, load_checkpoint
-from needle.train.extras import MissingExtraError
 from needle.train.files import check_free, claim_folder, make_folder
 from needle.train.fit import evaluate
 from needle.train.info import describe
