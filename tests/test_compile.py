@@ -238,6 +238,7 @@ OUTSIDE: list[tuple[str, Callable[..., Any], list[float]]] = [  # all of a table
     ("where it is not used", lambda x, i: ndl.where(i < 4, x[:, 0][i + 0], 0.0), [0, 3, 4]),
     ("into a product", lambda x, i: x[i + 1] @ x.transpose(), [0, 1, 3]),
     ("on two axes", lambda x, i: x[i + 0, i * 1], [0, 2, 3]),
+    ("by one index on two axes", lambda x, i: x[i + 1, i + 1], [0, 1, 2]),
     ("along an axis", lambda x, i: ndl.take_along(x[:3], (i * 1).reshape((3, 1)), 1), [0, 1, 3]),
     ("of an embedding", lambda x, i: nn.Embedding(4, 2, padding_idx=0)(i + 1), [0, 1, 3]),
     ("of an embedding, not whole", lambda x, i: nn.Embedding(4, 2)(i), [0.0, 1.0, 1.5]),

@@ -93,7 +93,8 @@ class _Run:
         grid = np.indices((*self.kernel.shape, *p.lengths), sparse=True)
         a, b = self.arrays[p.a.slot], self.arrays[p.b.slot]
         inner = tuple(range(len(self.kernel.shape), len(grid)))
-        return (a[_index(p.a, grid, a)] * b[_index(p.b, grid, b)]).sum(axis=inner, dtype=p.dtype)
+        terms = np.broadcast_to(a[_index(p.a, grid, a)] * b[_index(p.b, grid, b)], (*self.kernel.shape, *p.lengths))
+        return terms.sum(axis=inner, dtype=p.dtype)
 
     def _reduce(self, statement: Reduce) -> None:
         value = np.broadcast_to(self.value(statement.value), self.kernel.shape)

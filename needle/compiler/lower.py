@@ -152,7 +152,8 @@ class _Lowering:
             return ()
         axes: tuple[int, ...] = node.op.axes
         middle = len(here) - (len(node.shape) - len(axes))
-        indices = [self._index(node, a, aligned(a.shape, here[axes[0] : axes[0] + middle])) for a in node.inputs[1:]]
+        among = here[axes[0] : axes[0] + middle]
+        indices = [self._index(node, k, aligned(a.shape, among)) for k, a in enumerate(node.inputs[1:])]
         where = (*here[: axes[0]], *[STILL] * len(axes), *here[axes[0] + middle :])
         strides, offset = self._strides(own, where)
         access = Access(self._slot(node, True), strides, offset)
@@ -160,12 +161,11 @@ class _Lowering:
         self.passes[0].full.append(statement)
         return tuple(range(axes[0], axes[0] + middle))
 
-    def _index(self, node: Node, index: Node, where: tuple[Where, ...]) -> Scalar:
-        """An index that is data: from the end if negative, and checked."""
-        at = node.inputs.index(index) - 1 if node.inputs.count(index) == 1 else 0
+    def _index(self, node: Node, k: int, where: tuple[Where, ...]) -> Scalar:
+        """Index k, which is data: from the end if negative, and checked."""
         shape = node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
-        n = shape[node.op.axes[at]]
-        value = self.pool.cast(self.value(index, where), np.dtype("int64"))
+        n = shape[node.op.axes[k]]
+        value = self.pool.cast(self.value(node.inputs[1 + k], where), np.dtype("int64"))
         return self.pool.make("checked", (value,), np.dtype("int64"), n)
 
     def _root(self, root: Node) -> None:
@@ -258,10 +258,10 @@ class _Lowering:
         axes: tuple[int, ...] = node.op.axes
         middle = len(node.shape) - (len(source.shape) - len(axes))
         indices: list[Scalar] = []
-        for a in node.inputs[1:]:
+        for k, a in enumerate(node.inputs[1:]):
             at = gather_index(node, a, where)
             assert at is not None  # noqa: S101
-            indices.append(self._index(node, a, at))
+            indices.append(self._index(node, k, at))
         access = self._access(source, (*where[: axes[0]], *[STILL] * len(axes), *where[axes[0] + middle :]))
         own = row_major(source.shape)
         return self.pool.make("gather", tuple(indices), node.dtype, (access, tuple(own[a] for a in axes)))
