@@ -255,14 +255,15 @@ def kernel_gradient(a: Any, out_grad: Any, geometry: _Geometry, groups: int) -> 
     count = len(geometry.size)
     middle = tuple(range(1, count + 1))
     batch, channels = a.shape[0], a.shape[-1] // groups
+    reach = [(n - 1) * s + e for n, s, e in zip(geometry.out, geometry.stride, geometry.extent, strict=True)]
+    a = _among_zeros(a, geometry)  # as forward, so that a compiled step makes it once
+    if geometry.padded != tuple(reach):
+        a = Slice(((0, batch, 1), *((0, n, 1) for n in reach), (0, a.shape[-1], 1)))(a)
     split = Reshape((*a.shape[:-1], groups, channels))(a)
     lines = Permute((count + 2, *middle, count + 1, 0))(split)  # (channels, ..., groups, batch)
-    lines = Reshape((channels, *geometry.size, groups * batch))(lines)
+    lines = Reshape((channels, *reach, groups * batch))(lines)
     kernel = Permute((*middle, 0, count + 1))(out_grad)  # (*out, batch, outputs)
-    reach = [(n - 1) * s + 1 for n, s in zip(geometry.out, geometry.stride, strict=True)]
-    known = zip(geometry.size, geometry.padding, geometry.extent, reach, strict=True)
-    padding = tuple((p, e - 1 + r - n - p) for n, (p, _), e, r in known)
-    found = Conv(geometry.dilation, padding, geometry.stride, groups)(lines, kernel)
+    found = Conv(geometry.dilation, 0, geometry.stride, groups)(lines, kernel)
     return Permute((*middle, 0, count + 1))(found)  # (*kernel, channels, outputs)
 
 
