@@ -13,10 +13,11 @@ import numpy as np
 from needle.dtype import is_float
 from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.functional import dropout, softmax
-from needle.ops import concatenate, where
+from needle.ops import MatMul, concatenate, where
+from needle.ops.attention import BLOCK, Attention
 from needle.ops.order import counting
 from needle.tensor import Tensor
-from needle.value import broadcast_shapes
+from needle.value import Shape, broadcast_shapes
 
 _NDIM = "{name}: needs Tensors of shape (..., steps, features), but {what} has shape {shape}"
 _FIT = "{name}: queries {query}, keys {key} and values {value}: {rule}"
@@ -48,15 +49,34 @@ def scaled_dot_product_attention(
     """
     _check(query, key, value)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = query @ key.transpose() * scale  # (..., steps, others)
+    shape = MatMul().infer(query.spec, key.transpose().spec).shape  # of the logits: (..., steps, others)
+    mask = None if mask is None else _fitting(mask, shape)
+    if not dropout_p and min(shape[-2:]) > BLOCK and _one_float(query, key, value):
+        if mask is None or not mask.requires_grad:
+            return _in_blocks(query * scale, key, value, mask, causal)
+    logits = query @ key.transpose() * scale
     if causal:
-        steps, others = logits.shape[-2:]
+        steps, others = shape[-2:]
         row, column = counting(logits.detach(), steps).reshape((steps, 1)), counting(logits.detach(), others)
         logits = where(row >= column, logits, -math.inf)
     if mask is not None:
-        logits = _masked(logits, mask)
+        logits = where(mask, logits, -math.inf) if mask.dtype == bool else logits + mask
     weights = softmax(logits, -1)
     return (dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """The same, where the weights are too many to be kept."""
+    steps, others = query.shape[-2], key.shape[-2]
+    masks = [] if mask is None else [mask.reshape((1,) * (2 - mask.ndim) + mask.shape)]
+    if causal and steps < others:  # what no query sees
+        key, value = key[..., :steps, :], value[..., :steps, :]
+        masks = [m if m.shape[-1] == 1 else m[..., :steps] for m in masks]
+    return Attention(causal)(query, key, value, *masks)[0]
+
+
+def _one_float(*tensors: Tensor) -> bool:
+    return is_float(tensors[0].dtype) and all(t.dtype == tensors[0].dtype for t in tensors)
 
 
 def _check(query: Any, key: Any, value: Any) -> None:
@@ -72,20 +92,19 @@ def _check(query: Any, key: Any, value: Any) -> None:
         raise ShapeError(_FIT.format(name=name, rule=_STEPS, **shapes))
 
 
-def _masked(logits: Tensor, mask: Any) -> Tensor:
+def _fitting(mask: Any, weights: Shape) -> Tensor:
+    """The mask as a Tensor. Raises `ShapeError` or `DTypeError` where it does not fit the weights."""
     name = "scaled_dot_product_attention"
     mask = mask if isinstance(mask, Tensor) else Tensor(mask, requires_grad=False)
     try:
-        fits = broadcast_shapes(name, mask.shape, logits.shape) == logits.shape
+        fits = broadcast_shapes(name, mask.shape, weights) == weights
     except ShapeError:
         fits = False
     if not fits:
-        raise ShapeError(_MASK.format(name=name, mask=mask.shape, weights=logits.shape))
-    if mask.dtype == bool:
-        return where(mask, logits, -math.inf)
-    if not is_float(mask.dtype):
+        raise ShapeError(_MASK.format(name=name, mask=mask.shape, weights=weights))
+    if mask.dtype != bool and not is_float(mask.dtype):
         raise DTypeError(_MASK_DTYPE.format(name=name, dtype=mask.dtype))
-    return logits + mask
+    return mask
 
 
 def rotary(x: Tensor, base: float = 10000.0, first: int = 0) -> Tensor:
