@@ -1,8 +1,8 @@
 """Attention: each query takes a mean of values, weighted by how well it fits their keys.
 
-In: queries (..., steps, features), keys and values (..., others, features). Out: (..., steps, features). Invariant:
-made of products and softmax, so it is differentiable to any order; what may not be seen has the weight 0, exactly.
-Next: nn/module.py.
+In: queries (..., steps, features), keys and values (..., others, features). Out: (..., steps, features). Invariants:
+differentiable to any order; what may not be seen has the weight 0, exactly; memory grows with steps and others, not
+with their product, unless weights are dropped, or the mask has a gradient. Next: nn/module.py.
 """
 
 import math
@@ -17,7 +17,7 @@ from needle.ops import MatMul, concatenate, where
 from needle.ops.attention import BLOCK, Attention
 from needle.ops.order import counting
 from needle.tensor import Tensor
-from needle.value import Shape, broadcast_shapes
+from needle.value import Shape, Spec, broadcast_shapes
 
 _NDIM = "{name}: needs Tensors of shape (..., steps, features), but {what} has shape {shape}"
 _FIT = "{name}: queries {query}, keys {key} and values {value}: {rule}"
@@ -39,6 +39,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(query key^T * scale) value: (..., steps, features of a value) (Vaswani et al., 2017).
 
+    Short sequences are products and a softmax; long ones are `ops.attention.Attention`.
+
     Args:
         query: (..., steps, features). key: (..., others, features). value: (..., others, features of a value).
         mask: broadcasts to (..., steps, others). Booleans: True where a query may see a key. Numbers are added to the
@@ -49,12 +51,14 @@ def scaled_dot_product_attention(
     """
     _check(query, key, value)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    shape = MatMul().infer(query.spec, key.transpose().spec).shape  # of the logits: (..., steps, others)
+    turned = key.transpose()
+    shape = MatMul().infer(query.spec, turned.spec).shape  # of the logits: (..., steps, others)
     mask = None if mask is None else _fitting(mask, shape)
-    if not dropout_p and min(shape[-2:]) > BLOCK and _one_float(query, key, value):
-        if mask is None or not mask.requires_grad:
-            return _in_blocks(query * scale, key, value, mask, causal)
-    logits = query @ key.transpose() * scale
+    constant = mask is None or mask.dtype == bool or not mask.requires_grad
+    if min(shape[-2:]) > BLOCK and constant and not dropout_p and _one_float(query, key, value):
+        MatMul().infer(Spec(shape, query.dtype), value.spec)
+        return _in_blocks(query * scale, key, value, mask, causal)
+    logits = query @ turned * scale
     if causal:
         steps, others = shape[-2:]
         row, column = counting(logits.detach(), steps).reshape((steps, 1)), counting(logits.detach(), others)
@@ -66,13 +70,13 @@ def scaled_dot_product_attention(
 
 
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The same, where the weights are too many to be kept."""
+    """The same for long sequences, whose weights would be too many to keep."""
     steps, others = query.shape[-2], key.shape[-2]
     masks = [] if mask is None else [mask.reshape((1,) * (2 - mask.ndim) + mask.shape)]
-    if causal and steps < others:  # what no query sees
+    if causal and steps < others:  # no query sees the other keys
         key, value = key[..., :steps, :], value[..., :steps, :]
         masks = [m if m.shape[-1] == 1 else m[..., :steps] for m in masks]
-    return Attention(causal)(query, key, value, *masks)[0]
+    return Attention(bool(causal))(query, key, value, *masks)[0]
 
 
 def _one_float(*tensors: Tensor) -> bool:

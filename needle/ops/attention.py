@@ -53,7 +53,8 @@ class _InBlocks(TensorTupleOp):
     block: int = BLOCK
 
     def compute(self, *arrays: Any) -> Any:
-        return self.blocks(*arrays)
+        with np.errstate(divide="ignore"):  # the logarithm of 0, where nothing is seen
+            return self.blocks(*arrays)
 
     def decompose(self, *inputs: Any) -> Any:
         return MakeTensorTuple()(*self.blocks(*inputs))
@@ -75,10 +76,13 @@ class _InBlocks(TensorTupleOp):
             position = _positions(logits, row, rows).reshape((rows, 1))
             seen = _run(GreaterEqual(), position, _positions(logits, column, columns))
             logits = _run(Where(), seen, logits, -math.inf)
-        for whole in mask:
-            shown = _cut(_cut(whole, -2, row, row + rows), -1, column, column + columns)
-            logits = _run(Where(), shown, logits, -math.inf) if whole.dtype == bool else logits + shown
+        for shown in _block_of(mask, row, column, rows, columns):
+            logits = _run(Where(), shown, logits, -math.inf) if shown.dtype == bool else logits + shown
         return logits
+
+
+def _block_of(mask: tuple[Any, ...], row: int, column: int, rows: int, columns: int) -> list[Any]:
+    return [_cut(_cut(whole, -2, row, row + rows), -1, column, column + columns) for whole in mask]
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class AttentionGradient(_InBlocks):
     """
 
     def blocks(self, query: Any, key: Any, value: Any, *more: Any) -> tuple[Any, ...]:
-        total, grad, delta, *mask = more
+        total, grad, delta, mask = *more[:3], more[3:]
         steps, others = query.shape[-2], key.shape[-2]
         by_query: list[Any] = []  # of the rows that no later key is seen from
         by_key: list[Any] = []
@@ -131,9 +135,11 @@ class AttentionGradient(_InBlocks):
             row = start if self.causal else 0
             q, g, t, d = (_cut(a, -2, row, steps) for a in (query, grad, total, delta))
             k, v = (_cut(a, -2, start, stop) for a in (key, value))
-            weights = _run(Exp(), self.logits(q, k, row, start, tuple(mask)) - t)
+            weights = _run(Exp(), self.logits(q, k, row, start, mask) - t)
             by_value.append(_turned(weights) @ g)
             slope = weights * (g @ _turned(v) - d)
+            for shown in _block_of(mask, row, start, steps - row, stop - start):
+                slope = _run(Where(), shown, slope, 0) if shown.dtype == bool else slope
             by_key.append(_turned(slope) @ q)
             share = slope @ k
             open_rows = share if open_rows is None else share + open_rows
