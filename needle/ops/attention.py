@@ -142,7 +142,7 @@ class AttentionGradient(_InBlocks):
                 slope = _run(Where(), shown, slope, 0) if shown.dtype == bool else slope
             by_key.append(_turned(slope) @ q)
             share = slope @ k
-            open_rows = share if open_rows is None else share + open_rows
+            open_rows = share if open_rows is None else open_rows + share
             if self.causal and stop < others:
                 by_query.append(_cut(open_rows, -2, 0, stop - start))
                 open_rows = _cut(open_rows, -2, stop - start, steps - row)
