@@ -8,7 +8,7 @@ Most nodes are not computed where they stand: an elementwise node is written int
 movement only changes the index. What must exist in memory, or must be combined from many elements, is a *root*:
 
     products and reductions; what a product, a gather or a general reshape reads; outputs and updates;
-    an expensive or long expression that several roots need.
+    an expensive or long expression that several roots need; a large product, added to others.
 
 A root joins the group whose loops it fits best (same domain, same reduced axes; see `_fit`), of equals the latest,
 unless it needs a result of that group at another index, or of a later group. Otherwise it opens a group. At last the
