@@ -45,7 +45,7 @@ from needle.ops import (
     Tanh,
 )
 from needle.ops.create import Creation, Uniform
-from needle.value import Elementwise, Movement, Op, Reduction, Shape, as_axes
+from needle.value import Contraction, Elementwise, Movement, Op, Reduction, Shape, as_axes
 
 EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
 LONG = 8
@@ -257,10 +257,10 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
 def _adds_products(node: Node, roots: set[int], users: dict[int, int]) -> bool:
     """Whether a large product is added to others. Then it is best added where it is made: a sum of many so takes no
     more memory than one."""
-    if prod(node.shape) < HEAVY or not any(isinstance(x.op, MatMul) and users[id(x)] == 1 for x in node.inputs):
+    if prod(node.shape) < HEAVY or not any(isinstance(x.op, Contraction) and users[id(x)] == 1 for x in node.inputs):
         return False
     terms = [storage(x, roots) for x in node.inputs]
-    return all(isinstance(x.op, MatMul | Add) and id(x) in roots for x in terms)
+    return all(isinstance(x.op, Contraction | Add) and id(x) in roots for x in terms)
 
 
 def _arrays(node: Node, arrays: dict[int, set[int]], roots: set[int]) -> set[int]:

@@ -24,7 +24,8 @@ from needle.ops.tuples import MakeTensorTuple
 from needle.value import TensorTupleOp, Value
 
 BLOCK = 256
-"""Queries, or keys, in a block: with as few, all weights at once take no more memory than the queries' gradient."""
+"""Queries, or keys, in a block. No more than these are better taken all at once: their weights are few enough to keep,
+and it takes fewer kernels."""
 
 
 def _run(op: Any, *inputs: Any) -> Any:
