@@ -8,7 +8,7 @@ Most nodes are not computed where they stand: an elementwise node is written int
 movement only changes the index. What must exist in memory, or must be combined from many elements, is a *root*:
 
     products and reductions; what a product, a gather or a general reshape reads; outputs and updates;
-    an expensive or long expression that several roots need.
+    an expensive or long expression that several roots need; a large product, added to others.
 
 A root joins the group whose loops it fits best (same domain, same reduced axes; see `_fit`), of equals the latest,
 unless it needs a result of that group at another index, or of a later group. Otherwise it opens a group. At last the
@@ -25,6 +25,7 @@ from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
+    Add,
     BroadcastTo,
     Cos,
     Embed,
@@ -59,6 +60,9 @@ over an equal domain."""
 
 LARGE = 1 << 14
 """Elements from which on loops take in nothing that reads other arrays: too many at a time slow all of them down."""
+
+HEAVY = 1 << 20
+"""Elements from which on products are added up one after the other; smaller ones may wait in the cache."""
 
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
@@ -245,6 +249,8 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots.add(id(node))
         elif isinstance(node.op, Opaque):
             roots |= {id(node), *map(id, node.inputs)}
+        elif isinstance(node.op, Add) and _adds_products(node, roots, users):
+            roots.add(id(node))
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
@@ -264,6 +270,15 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
     return roots | huge, huge
+
+
+def _adds_products(node: Node, roots: set[int], users: dict[int, int]) -> bool:
+    """Whether a large product is added to others. Then it is best added where it is made: a sum of many so takes no
+    more memory than one."""
+    if prod(node.shape) < HEAVY or not any(isinstance(x.op, Contraction) and users[id(x)] == 1 for x in node.inputs):
+        return False
+    terms = [storage(x, roots) for x in node.inputs]
+    return all(isinstance(x.op, Contraction | Add) and id(x) in roots for x in terms)
 
 
 def _arrays(node: Node, arrays: dict[int, set[int]], roots: set[int]) -> set[int]:

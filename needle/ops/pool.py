@@ -3,7 +3,7 @@
 In: a Value and the axes along which windows slide. Out: a Value that is shorter there. Invariant: made of slices and
 elementwise ops, or of a reshape and a reduction where windows do not overlap; a window of several axes is pooled along
 one axis after the other, because a maximum of maxima, or a sum of sums, is that of the whole window.
-Next: __init__.py, the list of all names; then ../device.py.
+Next: attention.py.
 """
 
 import math
