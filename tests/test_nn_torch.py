@@ -45,8 +45,9 @@ PAIRS: dict[str, Pair] = {
 
 def same(ours: nn.Module, theirs: Any, shape: tuple[int, ...]) -> None:
     x = np.random.randn(*shape).astype("float32")
-    found, wanted = ours.eval()(ndl.Tensor(x)), theirs.eval()(torch.tensor(x))
-    found, wanted = (y[0] if isinstance(y, tuple) else y for y in (found, wanted))
+    results: list[Any] = [ours.eval()(ndl.Tensor(x)), theirs.eval()(torch.tensor(x))]
+    outputs: list[Any] = [y[0] if type(y) is tuple else y for y in results]
+    found, wanted = outputs
     np.testing.assert_allclose(found.numpy(), wanted.detach().numpy(), atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from needle.dtype import Array
 from needle.errors import CheckpointError
@@ -72,7 +72,8 @@ def load_torch(module: Module, source: str | Path | Mapping[str, Any]) -> None:
 
 def save_torch(module: Module, path: str | Path) -> None:
     """Write all parameters and buffers as safetensors that PyTorch's `load_state_dict` takes."""
-    save_file({name: np.ascontiguousarray(array) for name, array in torch_state(module).items()}, path)
+    state = {name: np.ascontiguousarray(array) for name, array in torch_state(module).items()}
+    Path(path).write_bytes(save(state))
 
 
 def torch_state(module: Module) -> dict[str, Array]:
@@ -88,7 +89,7 @@ def torch_state(module: Module) -> dict[str, Array]:
 
 def _read(path: str | Path) -> dict[str, Array]:
     try:
-        return load_file(path)
+        return load(Path(path).read_bytes())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(_UNREADABLE.format(path=path, error=error)) from error
 
