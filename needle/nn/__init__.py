@@ -28,6 +28,7 @@ from needle.nn.pool import (
     MaxPool2d,
 )
 from needle.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from needle.nn.torch import load_torch, save_torch
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -83,4 +84,6 @@ __all__ = [
     "Tanh",
     "TransformerDecoderLayer",
     "TransformerEncoderLayer",
+    "load_torch",
+    "save_torch",
 ]
