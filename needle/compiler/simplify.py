@@ -124,11 +124,11 @@ def _later(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Nod
 
     So loops go through memory in order, and the Permute that a layer does last meets the one that the next does first.
     """
-    large = [a for a in inputs if a.shape == like.shape and not isinstance(a.op, Creation)]
+    large: list[Any] = [a for a in inputs if a.shape == like.shape and not isinstance(a.op, Creation)]
     if not large or not all(isinstance(a.op, Permute) for a in large):
         return None
-    order: tuple[int, ...] = cast("Any", large[0].op).axes
-    if any(cast("Any", a.op).axes != order for a in large):
+    order: tuple[int, ...] = large[0].op.axes
+    if any(a.op.axes != order for a in large):
         return None
     count, back = len(order), _inverse(order)
     spec = Spec(tuple([like.shape[i] for i in back]), like.dtype)
@@ -172,7 +172,7 @@ def _reduced_later(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node
     if not isinstance(a.op, Permute):
         return None
     order: tuple[int, ...] = a.op.axes
-    axes = tuple(sorted(order[i] for i in op.axes))
+    axes = tuple(sorted([order[int(i)] for i in op.axes]))
     left = [axis for i, axis in enumerate(order) if i not in op.axes]
     places = tuple([sorted(left).index(axis) for axis in left])
     shape = tuple([a.inputs[0].shape[axis] for axis in sorted(left)])
