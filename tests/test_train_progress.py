@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from needle.train.info import describe
 from tqdm import tqdm
 
 from needle.train import EpochMetrics, FitState, Progress, Totals
-from needle.train.info import describe
 from needle.train.metrics import HEADER, row
 
 METRICS = EpochMetrics(1, 0.1, 0.5, 0.25, 0.4, 0.2, 1000.0, 2.0)

@@ -1,22 +1,23 @@
-"""Where the data of a run comes from: MNIST when it is found or can be fetched, else the digits that come with needle.
+"""Where digits come from: MNIST when it is found or can be fetched, else the digits that come with needle.
 
 In: "auto", "mnist" or "digits", a folder, and whether the network may be used. Out: `DataSets`.
 Invariant: what is used, and why, is said in one line; damaged files are an error, never a reason to use other data.
-Next: run.py.
+Next: classification.py.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from needle import config
-from needle.data.dataset import ImageDataset
 from needle.data.digits import DigitsDataset
 from needle.data.download import download_mnist
 from needle.data.mnist import FileName, MNISTDataset, find_mnist
 from needle.errors import ArgumentError, DataError
-from needle.train.settings import DATA_SETS
+
+DATA_SETS = ("mnist", "digits")
 
 TIMEOUT = 20.0  # seconds of silence
 AUTO_TIMEOUT = 5.0  # whoever did not ask for MNIST should not wait long for a network that is not there
@@ -36,16 +37,26 @@ class DataSets:
     """A training and a test set of pictures in `classes` classes, and a sentence that says where they are from."""
 
     name: str
-    train: ImageDataset
-    test: ImageDataset
+    train: Any
+    test: Any
     origin: str
     classes: int = CLASSES
 
     @property
     def input_shape(self) -> tuple[int, int]:
         """Height and width of a picture."""
-        height, width = self.train.images.shape[1:]
+        height, width = self.train.images.shape[1:3]
         return height, width
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Shape of a picture, and number of classes."""
+        return {"input_shape": list(self.input_shape), "classes": self.classes}
+
+    def describe(self) -> str:
+        """How many pictures of which size."""
+        shape = " x ".join(map(str, self.input_shape))
+        return f"{len(self.train):,} training and {len(self.test):,} test pictures of {shape} pixels"
 
 
 def open_data(

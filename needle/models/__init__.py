@@ -1,0 +1,28 @@
+"""Networks, as plain Modules.
+
+In: the files below. Out: their public names.
+Invariant: nothing here knows of data or training; names, shapes and numbers of parameters are those of the field.
+Next: mlp_resnet.py.
+"""
+
+from needle.models.generate import GPTDecoder, RecurrentDecoder, generate
+from needle.models.gpt import GPT
+from needle.models.language_model import CausalTransformer, LanguageModel
+from needle.models.mlp_resnet import MLPResNet, ResidualBlock
+from needle.models.resnet9 import ConvBN, DavidNet, ResNet9
+from needle.models.vae import VAE
+
+__all__ = [
+    "GPT",
+    "VAE",
+    "CausalTransformer",
+    "ConvBN",
+    "DavidNet",
+    "GPTDecoder",
+    "LanguageModel",
+    "MLPResNet",
+    "RecurrentDecoder",
+    "ResNet9",
+    "ResidualBlock",
+    "generate",
+]
