@@ -1,4 +1,4 @@
-"""needle/train/source.py: MNIST where it can be had, else the embedded digits, and a line that says so.
+"""needle/programs/source.py: MNIST where it can be had, else the embedded digits, and a line that says so.
 
 In: folders with and without a tiny MNIST, and a download that works or fails. Out: a verdict.
 Invariant: nothing here uses the network. Next: test_train_report.py.
@@ -12,7 +12,7 @@ import pytest
 
 from needle.data.mnist import TEST_FILES, TRAIN_FILES
 from needle.errors import ArgumentError, DataError
-from needle.train import open_data
+from needle.programs import open_data
 
 
 def write_mnist(folder: Path, labels: int = 3) -> Path:
@@ -35,7 +35,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def offline(*_: object, **__: object) -> Path:
         raise DataError("no mirror answered")
 
-    monkeypatch.setattr("needle.train.source.download_mnist", offline)
+    monkeypatch.setattr("needle.programs.source.download_mnist", offline)
     return []
 
 
@@ -55,7 +55,7 @@ def test_auto_downloads_then_uses_mnist(tmp_path: Path, lines: list[str], monkey
         assert not progress or timeout
         return write_mnist(folder or tmp_path / "fetched")
 
-    monkeypatch.setattr("needle.train.source.download_mnist", download)
+    monkeypatch.setattr("needle.programs.source.download_mnist", download)
     assert open_data("auto", say=lines.append).origin == f"MNIST in {tmp_path / 'fetched'}"
     assert open_data("mnist", tmp_path / "wanted").origin == f"MNIST in {tmp_path / 'wanted'}"
     assert lines == ["MNIST was not found on this machine: downloading it (11 MB)."]

@@ -40,11 +40,13 @@ class Rows(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.weight = Tensor(np.ascontiguousarray(layer.weight.numpy().T), requires_grad=False)
-        self.bias = layer.bias
+        parts = 2 - layer.in_features % 2
+        rows = np.ascontiguousarray(layer.weight.numpy().T).reshape(layer.out_features, parts, -1)
+        self.weight, self.bias = Tensor(rows, requires_grad=False), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = (self.weight * x).sum(-1).reshape((1, 1, self.weight.shape[0]))  # x: (1, 1, in)
+        halves = x.reshape(self.weight.shape[1:])  # x is (1, 1, in); in another shape it is computed before the sum
+        y = (self.weight * halves).sum((1, 2)).reshape((1, 1, self.weight.shape[0]))
         return y if self.bias is None else y + self.bias
 
 

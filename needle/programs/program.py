@@ -15,6 +15,7 @@ import numpy as np
 
 from needle import nn
 from needle.data.loader import SampleSource
+from needle.errors import ArgumentError
 from needle.programs.settings import Settings
 from needle.tensor import Tensor
 from needle.train.metrics import EpochMetrics, Score
@@ -67,6 +68,11 @@ class Program(Settings):
     """What the table shows beside the loss."""
     files: ClassVar[tuple[str, ...]] = ("report.png",)
     """What `write_report` writes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data not in self.data_sets:
+            raise ArgumentError(f"--data must be one of {', '.join(self.data_sets)}, but it is {self.data!r}")
 
     @classmethod
     def open_data(cls, name: str, data_dir: Path | None, download: bool, say: Callable[[str], None] | None) -> Any:
