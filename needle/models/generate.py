@@ -131,7 +131,26 @@ def generate(
     """`count` tokens that follow `prompt`, each as soon as it is chosen; see `choose` for the numbers."""
     if not prompt:
         raise ArgumentError(_EMPTY)
-    random, new = np.random.RandomState(seed), list(prompt)
+    for name, value, rule, holds in (
+        ("count", count, "0 or more", count >= 0),
+        ("temperature", temperature, "0 or more", 0 <= temperature < np.inf),
+        ("top_k", top_k, "0 or more", top_k >= 0),
+        ("top_p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
+    ):
+        if not holds:
+            raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=value))
+    return _generate(decoder, list(prompt), count, temperature, top_k, top_p, np.random.RandomState(seed))
+
+
+def _generate(
+    decoder: Decoder,
+    new: list[int],
+    count: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    random: np.random.RandomState,
+) -> Iterator[int]:
     for _ in range(count):
         new = [choose(decoder.read(new), random, temperature, top_k, top_p)]
         yield new[0]

@@ -14,7 +14,7 @@ from needle import init, nn
 from needle.attention import scaled_dot_product_attention
 from needle.errors import ArgumentError, ShapeError
 from needle.functional import softmax
-from needle.ops import concatenate, gelu, stack, where
+from needle.ops import concatenate, gelu, minimum, stack, where
 from needle.tensor import Tensor
 
 _HEADS = "GPT: width {width} cannot be divided into {heads} equal heads"
@@ -132,6 +132,7 @@ class GPT(nn.Module):
         past: (layers, 2, batch, heads, context, width / heads), of which the first `used` places count.
         """
         place = Tensor(np.arange(tokens.shape[1]), requires_grad=False) + used
+        place = minimum(place, self.context - 1)  # what fills up the last chunk of a text may reach beyond
         x = self.wte(tokens) + self.wpe(place)
         kept: list[Tensor] = []
         for block, old in zip(self.h, past, strict=True):

@@ -71,8 +71,9 @@ class ColourPictures(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: Any) -> Any:
-        pictures, labels = self.take(np.arange(len(self))[np.atleast_1d(index)])
-        return (pictures, labels) if np.ndim(labels) == np.ndim(self.labels[index]) else (pictures[0], labels[0])
+        chosen = np.arange(len(self))[index]
+        pictures, labels = self.take(np.atleast_1d(chosen))
+        return (pictures, labels) if chosen.ndim else (pictures[0], labels[0])
 
     def take(self, indices: Any) -> Any:
         """The batch of samples `indices`, as new arrays."""

@@ -29,13 +29,14 @@ class MLPResNetProgram(Classification):
 
     name: ClassVar[str] = "mlp_resnet"
     about: ClassVar[str] = "residual perceptrons for handwritten digits"
-    expect: ClassVar[str] = "98.4 % of MNIST right after 10 epochs, in half a minute"
+    expect: ClassVar[str] = "98.5 % of MNIST right after 15 epochs, in a minute"
     data_sets: ClassVar[tuple[str, ...]] = DATA_SETS
 
     data: str = "mnist"
-    hidden_dim: int = 200
+    epochs: int = 15
+    hidden_dim: int = 400
     num_blocks: int = 3
-    dropout: float = 0.1
+    dropout: float = 0.3
 
     @classmethod
     def open_data(cls, name: str, data_dir: Path | None, download: bool, say: Callable[[str], None] | None) -> DataSets:

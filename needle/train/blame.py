@@ -6,7 +6,7 @@ changes, and NumPy's generator goes on where it was.
 Next: step.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from needle.device import cpu
 from needle.dtype import Array
 from needle.tensor import Tensor
 from needle.tracing import user_site
-from needle.value import Op
+from needle.value import Op, as_tuple
 
 _INPUT = "The batch itself holds numbers that are not finite."
 _PARAMETER = "The parameter {name} is not finite: {reason}."
@@ -52,16 +52,16 @@ def _finite(array: Array) -> bool:
 
 
 @contextmanager
-def _watched() -> Iterator[list[str]]:
+def _watched() -> Generator[list[str]]:
     """Within it, the list gets a sentence about each op that makes the first numbers that are not finite."""
     found: list[str] = []
     device: Any = cpu()
     run = device.run
 
     def look(op: Op, arrays: list[Any]) -> Any:
-        result = run(op, arrays)
-        outputs = result if isinstance(result, tuple) else (result,)
-        if not found and not all(_finite(np.asarray(out)) for out in outputs) and all(map(_finite, arrays)):
+        result: Any = run(op, arrays)
+        outputs = map(np.asarray, as_tuple(result))
+        if not found and not all(map(_finite, outputs)) and all(map(_finite, arrays)):
             shapes = " and ".join(str(np.shape(array)) for array in arrays) or "nothing"
             found.append(_FOUND.format(op=op, site=user_site(), shapes=f"shapes {shapes}" if arrays else shapes))
         return result

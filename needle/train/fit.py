@@ -47,13 +47,9 @@ def fit(
 ) -> list[EpochMetrics]:
     """Train until `epochs` epochs are complete, counting those in `state`; returns one EpochMetrics per epoch.
 
-        history = fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=10, callbacks=[Progress()])
-
     Args:
         loss_fn: the mean loss of a batch, from `model(inputs)` and the targets.
-        test_loader: what the model is tested on after each epoch.
-        wrong: counts the wrong answers of a batch, from the same as `loss_fn`; None where there is no right and wrong.
-        schedule: its `step()` is called after each step.
+        wrong: counts wrong answers, from the same as `loss_fn`; None where there is no right and wrong.
         clip: the largest joint norm of all gradients; 0 leaves them as they are.
         accumulate: into how many parts each batch is cut, whose gradients are added: less memory, the same step.
         compiled: run each step as one native function (see `needle.compile`).
@@ -74,9 +70,7 @@ def fit(
                 step(inputs, targets, state)
                 if schedule is not None:
                     schedule.step()
-            test = None if test_loader is None else Totals()
-            if test is not None and test_loader is not None:
-                _evaluate(model, _watched("test", test_loader, state, test, callbacks), test_step, test)
+            test = None if test_loader is None else _test(model, test_loader, test_step, state, callbacks)
             state.compile_seconds = step.compile_seconds + getattr(test_step, "seconds", 0.0)
             state.finish_epoch(test)
             for callback in callbacks:
@@ -101,6 +95,21 @@ def _watched(
             callback.after_batch(phase, state, totals)
 
 
+def _test(
+    model: nn.Module, loader: Loader, step: Callable[..., Any], state: FitState, callbacks: Sequence[Callback]
+) -> Totals:
+    """Loss and error of `model` in eval mode; its mode is what it was afterwards."""
+    totals, was_training = Totals(), model.training
+    model.eval()
+    with no_grad(), np.errstate(over="ignore", invalid="ignore"):
+        for inputs, targets in _watched("test", loader, state, totals, callbacks):
+            loss, errors = step(inputs, targets)
+            totals.add(loss.item(), count(errors), len(inputs))
+    if was_training:
+        model.train()
+    return totals
+
+
 def evaluate(
     model: nn.Module,
     loader: Loader,
@@ -110,20 +119,4 @@ def evaluate(
     compiled: bool = False,
 ) -> Totals:
     """Loss and error of `model` in eval mode over all of `loader`; changes nothing and draws nothing."""
-    totals = Totals()
-    batches = _watched("test", loader, FitState(), totals, ())
-    _evaluate(model, batches, make_test_step(model, loss_fn, wrong, compiled), totals)
-    return totals
-
-
-def _evaluate(
-    model: nn.Module, batches: Iterator[tuple[Tensor, ...]], step: Callable[..., Any], totals: Totals
-) -> None:
-    was_training = model.training
-    model.eval()
-    with no_grad(), np.errstate(over="ignore", invalid="ignore"):
-        for inputs, targets in batches:
-            loss, errors = step(inputs, targets)
-            totals.add(loss.item(), count(errors), len(inputs))
-    if was_training:
-        model.train()
+    return _test(model, loader, make_test_step(model, loss_fn, wrong, compiled), FitState(), ())
