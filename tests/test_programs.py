@@ -28,7 +28,7 @@ from needle.run import Run, load_model
 from needle.train import Callback, FitState, Totals, load_checkpoint
 from needle.train.checkpoint import ARRAY_FILES, INDEX
 
-PARAMETERS = {"mlp_resnet": 281_710, "resnet9": 431_946, "davidnet": 412_944, "lstm": 350_593, "gpt": 818_048}
+PARAMETERS = {"mlp_resnet": 803_410, "resnet9": 431_946, "davidnet": 412_944, "lstm": 350_593, "gpt": 818_048}
 PARAMETERS["vae"] = 961_604
 SIZES = {"hidden_dim": 8, "num_blocks": 1, "heads": 2, "context": 16, "latent_dim": 2, "batch_size": 20}
 ALL = pytest.mark.parametrize("kind", PROGRAMS.values(), ids=list(PROGRAMS))
