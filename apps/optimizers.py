@@ -19,7 +19,7 @@ import numpy as np
 
 import needle as ndl
 import needle.nn as nn
-from needle.train.extras import MissingExtraError, load_extra
+from needle.extras import MissingExtraError, load_extra
 from needle.train.files import replace_file
 
 PENALTY = 1e-4  # the one of 1e-2, 1e-3 and 1e-4 with the lowest held-out error

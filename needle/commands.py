@@ -17,6 +17,7 @@ import numpy as np
 from needle.data.loader import DataLoader
 from needle.errors import ArgumentError, DataError
 from needle.explain import PARTS
+from needle.extras import MissingExtraError
 from needle.info import describe
 from needle.models.generate import generate
 from needle.programs import DEFAULT, PROGRAMS, Program, find_program
@@ -26,7 +27,6 @@ from needle.run import BEST, FILES, Run, check_data, load_model, program_of
 from needle.runtime import cache
 from needle.train.callbacks import EarlyStopping, KeepBest, TensorBoardLog
 from needle.train.checkpoint import INDEX, load_checkpoint
-from needle.train.extras import MissingExtraError
 from needle.train.files import check_free, claim_folder, make_folder
 from needle.train.fit import evaluate
 from needle.train.metrics import counted, duration, loss_text, percent, score_text

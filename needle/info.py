@@ -14,7 +14,8 @@ from typing import Any, cast
 import numpy as np
 
 from needle import __version__, config
-from needle.data.mnist import FileName, find_mnist
+from needle.data.files import FileName
+from needle.data.mnist import find_mnist
 from needle.device import all_devices
 from needle.programs.source import places
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import optimizers
-from needle.train.extras import MissingExtraError
+from needle.extras import MissingExtraError
 
 ITERATIONS = 20
 

@@ -7,10 +7,12 @@ Next: test_data_loader.py.
 
 import gzip
 import hashlib
+import io
 import os
 import signal
 import socket
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +21,16 @@ from pathlib import Path
 import pytest
 
 from needle.data import download as module
-from needle.data.download import MNIST_FILES, MNIST_MIRRORS, RemoteFile, download, download_mnist
+from needle.data.cifar10 import BATCHES_FOLDER, TEST_BATCHES, TRAIN_BATCHES
+from needle.data.download import (
+    MNIST_FILES,
+    MNIST_MIRRORS,
+    RemoteFile,
+    download,
+    download_cifar10,
+    download_mnist,
+    download_shakespeare,
+)
 from needle.data.mnist import TEST_FILES, TRAIN_FILES
 from needle.errors import DataError
 
@@ -172,6 +183,42 @@ def test_download_mnist_fetches_all_four_into_the_cache(
     folder = download_mnist(mirrors=[server + "good/"], progress=False)
     assert folder == tmp_path / "data" / "mnist"
     assert listing(folder) == sorted(TRAIN_FILES + TEST_FILES)
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A small archive in place of CIFAR-10's; one of its files would leave the folder."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as files:
+        for name in ("../escaped", *(f"{BATCHES_FOLDER}/{name}" for name in TRAIN_BATCHES + TEST_BATCHES)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(name)
+            files.addfile(entry, io.BytesIO(name.encode()))
+    stored = content.getvalue()
+    sums = RemoteFile("cifar-10-python.tar.gz", len(stored), hashlib.sha256(stored).hexdigest(), gzipped=False)
+    monkeypatch.setattr(module, "CIFAR10_ARCHIVE", sums)
+    return stored
+
+
+def test_download_cifar10_unpacks_the_batches_and_nothing_else(tmp_path: Path, archive: bytes) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(archive)  # as an interrupted call leaves it
+    folder = download_cifar10(root, mirrors=[], progress=False)
+    assert (listing(tmp_path), listing(root)) == (["data"], [BATCHES_FOLDER])
+    assert listing(folder) == sorted(TRAIN_BATCHES + TEST_BATCHES)
+    assert (folder / "test_batch").read_bytes() == f"{BATCHES_FOLDER}/test_batch".encode()
+    assert download_cifar10(root, mirrors=[], progress=False) == folder
+
+
+def test_a_plain_file_has_the_sum_of_the_file(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RemoteFile("input.txt", len(STORED), hashlib.sha256(STORED).hexdigest(), gzipped=False)
+    monkeypatch.setattr(module, "SHAKESPEARE", file)
+    folder = download_shakespeare(tmp_path, mirrors=[server + "good/"], progress=False)
+    assert (folder / "input.txt").read_bytes() == STORED
+    monkeypatch.setattr(module, "SHAKESPEARE", RemoteFile("input.txt", len(STORED), "0", gzipped=False))
+    with pytest.raises(DataError, match="expected content with SHA-256 0, found"):
+        download_shakespeare(tmp_path / "b", mirrors=[server + "good/"], progress=False)
 
 
 def test_the_sums_are_those_of_the_real_files(data_dir: Path) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST_FUNCTION = 50  # lines, with its docstring
 TEST_SHARE = 1.5  # lines of tests for each line of the package
 # Files that may load a module by a call, at its first use: what needle can do without, and LLVM, which takes long.
-LATE = ("needle/train/extras.py", "needle/runtime/native.py")
+LATE = ("needle/extras.py", "needle/runtime/native.py")
 PRINTING = ("needle/cli.py", "needle/train/")  # the files that may talk to a person
 NOT_LOADED = ("matplotlib", "torch", "PIL", "llvmlite", "tqdm", "safetensors", "needle.train", "urllib.request")
 ENTRY = re.compile(r"^( *)([\w.]+/?)(?: +(L\d+))?(?: +(\*))?(?:  +\S.*)?$")

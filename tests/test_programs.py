@@ -21,9 +21,7 @@ from needle.cli import main
 from needle.errors import ArgumentError, DataError
 from needle.models import DavidNet
 from needle.programs import PROGRAMS, Program
-from needle.programs.classification import ColourPictures
 from needle.programs.settings import Settings
-from needle.programs.text import Text, Windows
 from needle.run import Run, load_model
 from needle.train import Callback, FitState, Totals, load_checkpoint
 from needle.train.checkpoint import ARRAY_FILES, INDEX
@@ -118,32 +116,20 @@ def test_a_compiled_run_learns_and_repeats(name: str, small_data: Path) -> None:
     assert losses[0][-1] < losses[0][0]
 
 
-def test_windows_begin_anywhere_but_never_reach_into_the_test_part() -> None:
-    text = Text("text", "abcdefghij" * 30, "here")
-    program = PROGRAMS["gpt"](context=7)
+def test_windows_never_reach_into_the_test_part_and_test_pictures_never_change(small_data: Path) -> None:
+    program, text = small(PROGRAMS["gpt"])
     train, test = program.datasets(text)
     inputs, targets = train.take(np.arange(len(train)))
     assert (inputs[:, 1:] == targets[:, :-1]).all()
-    assert ((inputs + 1) % 10 == targets).all()
-    assert len(set(inputs[:, 0].tolist())) > 5  # the place of a window is not always the same
-    assert [len(inputs), len(test)] == [269 // 7, 29 // 7]
-    first, _ = test.take(np.arange(2))
-    assert first.tolist() == [list(range(7)), [7, 8, 9, 0, 1, 2, 3]]
-    short = Windows(np.arange(9), 7, anywhere=True)
-    assert all(short[0][1][-1] <= 8 for _ in range(20))
-
-
-def test_colour_pictures_change_in_training_alone() -> None:
-    images, labels = np.full((3, 32, 32, 3), 255, np.uint8), np.array([1, 2, 3], np.uint8)
-    plain = ColourPictures(images, labels)
-    pictures, found = plain.take(np.array([0, 2]))
-    assert (pictures.shape, found.tolist()) == ((2, 3, 32, 32), [1, 3])
-    np.testing.assert_allclose(
-        pictures[0, :, 0, 0], [(1 - 0.4914) / 0.247, (1 - 0.4822) / 0.2435, (1 - 0.4465) / 0.2616], 1e-5
-    )
-    picture, label = plain[1]
-    assert (picture.shape, label) == ((3, 32, 32), 2)
-    assert plain[:2][0].shape == (2, 3, 32, 32)
+    assert len(set(inputs[:, 0].tolist())) > 5  # a window begins anywhere
+    assert [len(inputs), len(test)] == [944 // 16, 104 // 16]
+    assert test[0][0].tolist() == text.test[:16].tolist()
+    colours, pictures = small(PROGRAMS["davidnet"])
+    train, test = colours.datasets(pictures)
+    assert np.array_equal(test[0][0], test[0][0])
+    assert not np.array_equal([train[i][0] for i in range(8)], [train[i][0] for i in range(8)])
+    expected = (pictures.test.X[0].mean((1, 2)) - [0.4914, 0.4822, 0.4465]) / [0.2470, 0.2435, 0.2616]
+    np.testing.assert_allclose(test[0][0].mean((1, 2)), expected, rtol=1e-4)
 
 
 @ALL

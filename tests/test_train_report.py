@@ -14,8 +14,8 @@ import pytest
 import needle as ndl
 import needle.nn as nn
 from needle.data import DataLoader, NDArrayDataset
+from needle.extras import MissingExtraError, load_extra
 from needle.train import EpochMetrics, Predictions, draw_report, predict
-from needle.train.extras import MissingExtraError, load_extra
 from needle.train.predict import probabilities
 from needle.train.report import COLUMNS, CURVES, HEAD, LABEL, ROW, ROWS, SUBTITLE
 

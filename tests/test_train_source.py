@@ -8,11 +8,12 @@ import gzip
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from needle.data.mnist import TEST_FILES, TRAIN_FILES
 from needle.errors import ArgumentError, DataError
-from needle.programs import open_data
+from needle.programs.source import open_data, open_shakespeare
 
 
 def write_mnist(folder: Path, labels: int = 3) -> Path:
@@ -99,3 +100,25 @@ def test_mnist_by_name_is_never_replaced_by_something_else(tmp_path: Path, lines
         open_data("auto", tmp_path / "damaged", say=lines.append)
     with pytest.raises(ArgumentError, match="--data must be one of auto, mnist, digits, but it is 'cifar'"):
         open_data("cifar")
+
+
+def test_cifar10_and_shakespeare_are_found_or_fetched(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="CIFAR-10 was not found in .*, and --no-download was given"):
+        open_data("cifar10", download=False)
+
+    def fetch(folder: Path | None, **_: object) -> Path:
+        assert folder is not None
+        (folder / "input.txt").write_text("to be or not to be, ")
+        colours = np.zeros((2, 32, 32, 3), np.uint8)
+        np.savez(folder / "cifar10.npz", x_train=colours, y_train=[0, 1], x_test=colours[:1], y_test=[9])
+        return folder
+
+    monkeypatch.setattr("needle.programs.source.download_cifar10", fetch)
+    monkeypatch.setattr("needle.programs.source.download_shakespeare", fetch)
+    data = open_data("cifar10", tmp_path, say=lines.append)
+    assert (data.input_shape, len(data.train), len(data.test)) == ((3, 32, 32), 2, 1)
+    assert lines == ["CIFAR-10 was not found on this machine: downloading it (170 MB)."]
+    text = open_shakespeare(tmp_path, download=False)
+    assert (text.characters.decode(text.train), text.characters.decode(text.test)) == ("to be or not to be", ", ")

@@ -9,7 +9,7 @@ Next: transforms.py, which changes samples on their way out.
 import math
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,11 @@ _NO_SUCH_SAMPLE = (
     "{name} holds {count:,} samples, and {index} is not the index of one; give a whole number below {count:,}, a "
     "slice, or an array of whole numbers"
 )
+_UNEQUAL_IMAGES = (
+    "{name}: the pictures of a batch have shapes {shapes}; a batch needs equal shapes: give the data set a size, "
+    "resize in a transform, or use batch_size=1"
+)
+_NOT_AN_IMAGE = "{name}: a transform gave shape {shape}; transforms take and give (height, width, channels)"
 
 
 class Dataset:
@@ -76,7 +81,7 @@ class NDArrayDataset(Dataset):
             raise ShapeError(_UNEQUAL.format(lengths=" and ".join(map(str, lengths))))
 
     def __getitem__(self, index: Index) -> Fields:
-        return tuple(_rows(self, array, index) for array in self.arrays)
+        return tuple(rows(self, array, index) for array in self.arrays)
 
     def __len__(self) -> int:
         return len(self.arrays[0])
@@ -109,7 +114,7 @@ class ImageDataset(Dataset):
         self.white = white
 
     def __getitem__(self, index: Index) -> Fields:
-        pixels = _rows(self, self.images, index)
+        pixels = rows(self, self.images, index)
         # Bytes become floats here, a batch at a time: a float32 copy of the data set would take four times the memory.
         pictures = np.divide(pixels, self.white, dtype=np.float32)
         if pictures.ndim == 2:
@@ -131,12 +136,60 @@ class ImageDataset(Dataset):
         return np.asarray(self.apply_transforms(picture[:, :, None])).reshape(-1)  # (height, width, 1) -> flat
 
 
-def _rows(dataset: Dataset, array: Array, index: Index) -> Any:
+class ColourDataset(Dataset):
+    """Base class of labelled pictures in colour: `dataset[i]` is (float32 (3, height, width) in [0, 1], label).
+
+    A slice or an array of indices gives (n, 3, height, width) and (n,). With `transforms`, each picture goes through
+    them as (height, width, 3). A subclass has the labels `y` and defines `_pictures(index)`: one picture for a number,
+    an array or a list of them otherwise. Raises `ShapeError` where pictures of a batch differ in size.
+    """
+
+    y: NDArray[np.int64]
+
+    def __getitem__(self, index: Index) -> Fields:
+        labels = rows(self, self.y, index)
+        pictures = self._pictures(index)
+        if np.ndim(labels) == 0:
+            return self._changed(pictures), labels
+        if not len(pictures) or not (self.transforms or type(pictures) is list):
+            return np.asarray(pictures), labels
+        changed: list[Array] = [self._changed(picture) for picture in cast(list[Array], pictures)]
+        if len(shapes := {picture.shape for picture in changed}) > 1:
+            shown = " and ".join(map(str, sorted(shapes)))
+            raise ShapeError(_UNEQUAL_IMAGES.format(name=type(self).__name__, shapes=shown))
+        return np.stack(changed), labels
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, indices: Array) -> Fields:
+        """The batch of samples `indices`, as new arrays."""
+        return self[indices]
+
+    def _pictures(self, index: Any) -> Any:
+        raise NotImplementedError(_NOT_DEFINED.format(name=type(self).__name__, method="_pictures(index)"))
+
+    def _changed(self, picture: Any) -> Array:
+        if not self.transforms:
+            return picture
+        changed = np.asarray(self.apply_transforms(picture.transpose(1, 2, 0)))
+        if changed.ndim != 3:
+            raise ShapeError(_NOT_AN_IMAGE.format(name=type(self).__name__, shape=changed.shape))
+        return np.ascontiguousarray(changed.transpose(2, 0, 1))
+
+
+def rows(dataset: Dataset, array: Array, index: Index) -> Any:
+    """`array[index]`, or `IndexRangeError`."""
     try:
         return array[index]
     except IndexError as error:  # NumPy's own speaks of axes, which a data set does not have
         facts = {"name": type(dataset).__name__, "count": len(dataset), "index": reprlib.repr(index)}
         raise IndexRangeError(_NO_SUCH_SAMPLE.format(**facts)) from error
+
+
+def as_floats(pixels: Array) -> Array:
+    """Bytes as float32 in [0, 1]; floats as they are."""
+    return np.divide(pixels, 255, dtype=np.float32) if pixels.dtype == np.uint8 else pixels
 
 
 def as_rows(pictures: NDArray[np.float32]) -> NDArray[np.float32]:

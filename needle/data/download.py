@@ -2,7 +2,7 @@
 
 In: addresses and what the content must be. Out: the file under its final name.
 Invariant: the final name appears only after size and SHA-256 are right; an error or an interrupt leaves nothing behind.
-The sums are those of the uncompressed content: mirrors keep differently compressed copies of the same files.
+The sums of gzip files are those of their content: mirrors keep differently compressed copies of the same files.
 Next: loader.py.
 
 `needle.data` does not import it, because the network modules of the standard library would slow `import needle` down.
@@ -12,6 +12,8 @@ import gzip
 import hashlib
 import http.client
 import os
+import shutil
+import tarfile
 import urllib.error
 import urllib.request
 import zlib
@@ -23,6 +25,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from needle import config
+from needle.data.cifar10 import BATCHES_FOLDER, TEST_BATCHES, TRAIN_BATCHES
+from needle.data.files import FETCH_AGAIN, mismatch, replacing
+from needle.data.text import SHAKESPEARE_FILE
 from needle.errors import DataError
 
 _CHUNK = 1 << 16
@@ -33,6 +38,8 @@ MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
+CIFAR10_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
+SHAKESPEARE_MIRRORS = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",)
 
 _ALL_FAILED = "{name}: could not be downloaded to {folder}:\n{reasons}\n{advice}"
 _ADVICE = (
@@ -48,11 +55,15 @@ _TOO_LONG = "expected at most {limit} bytes, but the server sends more"
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A gzip file on a mirror: its name, and the size in bytes and SHA-256 of its uncompressed content."""
+    """A file on a mirror: its name, and the size in bytes and SHA-256 of its content.
+
+    `gzipped`: whether these are of what the file holds uncompressed, and not of the file as it is.
+    """
 
     name: str
     size: int
     sha256: str
+    gzipped: bool = True
 
 
 MNIST_FILES = (
@@ -64,6 +75,15 @@ MNIST_FILES = (
         "t10k-images-idx3-ubyte.gz", 7840016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
     ),
     RemoteFile("t10k-labels-idx1-ubyte.gz", 10008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+)
+CIFAR10_ARCHIVE = RemoteFile(
+    "cifar-10-python.tar.gz",
+    170498071,
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    gzipped=False,
+)
+SHAKESPEARE = RemoteFile(
+    SHAKESPEARE_FILE, 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", gzipped=False
 )
 
 
@@ -83,10 +103,69 @@ def download_mnist(
     `folder` defaults to data/mnist in the cache folder, where `find_mnist()` looks. `timeout` is in seconds of silence.
     Raises `DataError` with the reason of each mirror where no mirror gives the right file.
     """
-    target = config.cache_dir() / "data" / "mnist" if folder is None else Path(folder).expanduser()
+    target = _folder(folder, "mnist")
     for file in MNIST_FILES:
         download(file, target, mirrors, timeout=timeout, progress=progress)
     return target
+
+
+def download_cifar10(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    mirrors: Sequence[str] = CIFAR10_MIRRORS,
+    timeout: float = _TIMEOUT,
+    progress: bool = True,
+) -> Path:
+    """Fetch CIFAR-10 (170 MB) unless it is there, and return the folder with its batches: cifar-10-batches-py.
+
+    That folder is made in `folder`, which defaults to data in the cache folder, where `find_cifar10()` looks. An
+    interrupted call is continued by the next one. Raises `DataError` as `download_mnist`.
+    """
+    root = _folder(folder)
+    target = root / BATCHES_FOLDER
+    names = TRAIN_BATCHES + TEST_BATCHES
+    if not all((target / name).is_file() for name in names):
+        archive = download(CIFAR10_ARCHIVE, root, mirrors, timeout=timeout, progress=progress)
+        _unpack(archive, target, names)
+        archive.unlink()
+    return target
+
+
+def download_shakespeare(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    mirrors: Sequence[str] = SHAKESPEARE_MIRRORS,
+    timeout: float = _TIMEOUT,
+    progress: bool = True,
+) -> Path:
+    """Fetch tiny Shakespeare (1.1 MB) unless `folder` has it, and return the folder.
+
+    `folder` defaults to data/tiny_shakespeare in the cache folder. Raises `DataError` as `download_mnist`.
+    """
+    target = _folder(folder, "tiny_shakespeare")
+    download(SHAKESPEARE, target, mirrors, timeout=timeout, progress=progress)
+    return target
+
+
+def _folder(named: str | os.PathLike[str] | None, *below: str) -> Path:
+    return config.cache_dir().joinpath("data", *below) if named is None else Path(named).expanduser()
+
+
+def _unpack(archive: Path, target: Path, names: Sequence[str]) -> None:
+    """Write these files of `archive`, and no others, into `target`: where they go is decided here, not in there."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive) as files:
+            for name in names:
+                stored = files.extractfile(f"{target.name}/{name}")
+                if stored is None:
+                    raise KeyError(name)
+                with stored, replacing(target / name) as file:
+                    shutil.copyfileobj(stored, file)
+    except (tarfile.TarError, EOFError, zlib.error, KeyError) as error:
+        raise mismatch(archive, "an archive with " + ", ".join(names), str(error), FETCH_AGAIN) from error
+    except OSError as error:
+        raise DataError(_DISK.format(name=archive.name, folder=target, reason=error)) from error
 
 
 def download(
@@ -160,7 +239,7 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
     """What is wrong with the file at `path`, or None."""
     digest, size = hashlib.sha256(), 0
     try:
-        with gzip.open(path) as content:
+        with gzip.open(path) if file.gzipped else path.open("rb") as content:
             while size <= file.size and (chunk := content.read(_CHUNK)):
                 digest.update(chunk)
                 size += len(chunk)

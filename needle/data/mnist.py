@@ -11,7 +11,6 @@ big-endian integer, then the values. Y. LeCun, C. Cortes, C. J. C. Burges, "The 
 
 import gzip
 import math
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from needle import config
 from needle.data.dataset import ImageDataset, as_rows
+from needle.data.files import FETCH_AGAIN, FileName, mismatch, places, read_bytes
 from needle.errors import DataError
 
-FileName = str | os.PathLike[str]
 Bytes = NDArray[np.uint8]
 
 TRAIN_FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
@@ -34,8 +32,6 @@ CLASSES = 10
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801
 _CONTENT = {_IMAGES_MAGIC: "images", _LABELS_MAGIC: "labels"}
 
-_MISMATCH = "{file}: expected {expected}, found {found}; {advice}"
-_FETCH_AGAIN = "the file is damaged or incomplete: delete it and download it again"
 _CHECK_NAME = (
     "check the file name; `needle train --data mnist` downloads MNIST, NEEDLE_DATA names the folder that has it"
 )
@@ -71,7 +67,7 @@ class MNISTDataset(ImageDataset):
         """The training or test part, from the folder that `find_mnist(folder)` finds; `DataError` if it finds none."""
         found = find_mnist(folder)
         if found is None:
-            searched = ", ".join(map(str, _places(folder)))
+            searched = ", ".join(map(str, places(folder, "mnist")))
             raise DataError(
                 _NOT_FOUND.format(files=", ".join(TRAIN_FILES + TEST_FILES), folders=searched, advice=_CHECK_NAME)
             )
@@ -85,7 +81,7 @@ def find_mnist(data_dir: FileName | None = None) -> Path | None:
     Looks in `data_dir`, then in each folder of `config.data_dirs()` (NEEDLE_DATA, then the cache), and in the folder
     `mnist` inside each of these.
     """
-    for folder in _places(data_dir):
+    for folder in places(data_dir, "mnist"):
         if all((folder / name).is_file() for name in TRAIN_FILES + TEST_FILES):
             return folder
     return None
@@ -115,13 +111,8 @@ def read_mnist(image_filename: FileName, label_filename: FileName) -> tuple[Byte
     if len(outside):
         at = int(outside[0])
         found = f"label {labels[at]} at position {at} ({len(outside)} labels are outside)"
-        raise _mismatch(label_filename, f"labels from 0 to {CLASSES - 1}", found, _FETCH_AGAIN)
+        raise mismatch(label_filename, f"labels from 0 to {CLASSES - 1}", found, FETCH_AGAIN)
     return images, labels
-
-
-def _places(data_dir: FileName | None) -> list[Path]:
-    named = [] if data_dir is None else [Path(data_dir).expanduser()]
-    return [place for folder in named + config.data_dirs() for place in (folder, folder / "mnist")]
 
 
 def _read_idx(filename: FileName, magic: int) -> Bytes:
@@ -131,23 +122,18 @@ def _read_idx(filename: FileName, magic: int) -> Bytes:
     found, *shape = (int.from_bytes(content[at : at + 4], "big") for at in range(0, header, 4))
     if len(content) >= 4 and found != magic:
         advice = _SWAPPED if found in _CONTENT else _NOT_IDX
-        raise _mismatch(filename, _describe(magic), _describe(found), advice)
+        raise mismatch(filename, _describe(magic), _describe(found), advice)
     if len(content) < header:
-        raise _mismatch(filename, f"an IDX header of {header} bytes", f"{len(content)} bytes", _FETCH_AGAIN)
+        raise mismatch(filename, f"an IDX header of {header} bytes", f"{len(content)} bytes", FETCH_AGAIN)
     size = math.prod(shape)  # of Python integers: the lengths in a damaged header must not overflow
     if len(content) != header + size:
         expected = f"{header} + {size} bytes for {_CONTENT[magic]} of shape {tuple(shape)}"
-        raise _mismatch(filename, expected, f"{len(content)} bytes", _FETCH_AGAIN)
+        raise mismatch(filename, expected, f"{len(content)} bytes", FETCH_AGAIN)
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
 def _gunzip(filename: FileName, expected: str) -> bytes:
-    try:
-        stored = Path(filename).read_bytes()
-    except FileNotFoundError:
-        raise _mismatch(filename, expected, "no such file", _CHECK_NAME) from None
-    except OSError as error:
-        raise _mismatch(filename, expected, f"a file that cannot be read ({error.strerror})", _CHECK_NAME) from error
+    stored = read_bytes(filename, expected, _CHECK_NAME)
     try:
         return gzip.decompress(stored)
     except EOFError:
@@ -156,13 +142,9 @@ def _gunzip(filename: FileName, expected: str) -> bytes:
         found = f"damaged gzip data ({error})"
     except gzip.BadGzipFile as error:
         found = f"data that is not gzip or is damaged ({error})"
-    raise _mismatch(filename, expected, found, _FETCH_AGAIN)
+    raise mismatch(filename, expected, found, FETCH_AGAIN)
 
 
 def _describe(magic: int) -> str:
     content = _CONTENT.get(magic)
     return f"magic number 0x{magic:08x}" + (f" ({content})" if content else "")
-
-
-def _mismatch(file: FileName, expected: str, found: str, advice: str) -> DataError:
-    return DataError(_MISMATCH.format(file=os.fspath(file), expected=expected, found=found, advice=advice))

@@ -12,13 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from needle import config
-from needle.data.dataset import Dataset
 from needle.data.transforms import Normalize, RandomCrop, RandomFlipHorizontal
-from needle.errors import DataError
 from needle.functional import cross_entropy
 from needle.programs.program import Finished, Program, made_up
-from needle.programs.source import DataSets
+from needle.programs.source import DataSets, open_data
 from needle.tensor import Tensor
 from needle.train.files import replace_file
 from needle.train.metrics import counted, percent
@@ -28,9 +25,6 @@ from needle.train.step import wrong_answers
 
 REPORT = "report.png"
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-SUBSET = Path("cifar10_subset") / "cifar10_10k_2k.npz"
-
-_NO_CIFAR = "CIFAR-10 was not found: no {file} in {folders}. Name its folder with --data-dir or NEEDLE_DATA."
 
 
 @dataclass(frozen=True)
@@ -55,32 +49,13 @@ class Classification(Program):
         right, epochs = percent(predictions.accuracy), counted(len(run.history), "epoch")
         title = f"{self.name} on {run.data.name}: test accuracy {right} after {epochs}"
         path = run.folder / REPORT
-        replace_file(path, draw_report(run.history, predictions, run.data.test.images, title))
+        replace_file(path, draw_report(run.history, predictions, _by_rows(run.data.test.images), title))
         return f"curves and mistakes as pictures: {path}"
 
 
-class ColourPictures(Dataset):
-    """Labelled pictures (n, height, width, 3) of bytes, given as float32 (3, height, width), normalised by channel."""
-
-    def __init__(self, images: Any, labels: Any, transforms: list[Callable[[Any], Any]] | None = None) -> None:
-        super().__init__(transforms)
-        self.images, self.labels = images, labels.astype(np.int64)
-        self.normalize = Normalize(CIFAR10_MEAN, CIFAR10_STD)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Any) -> Any:
-        chosen = np.arange(len(self))[index]
-        pictures, labels = self.take(np.atleast_1d(chosen))
-        return (pictures, labels) if chosen.ndim else (pictures[0], labels[0])
-
-    def take(self, indices: Any) -> Any:
-        """The batch of samples `indices`, as new arrays."""
-        pictures = self.normalize(np.divide(self.images[indices], 255, dtype=np.float32))
-        if self.transforms:
-            pictures = np.stack([self.apply_transforms(picture) for picture in pictures])
-        return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)), self.labels[indices]
+def _by_rows(images: Any) -> Any:
+    """Pictures as they are drawn: a colour comes last."""
+    return images.transpose(0, 2, 3, 1) if images.ndim == 4 else images
 
 
 @dataclass(frozen=True)
@@ -93,17 +68,11 @@ class ColourClassification(Classification):
 
     @classmethod
     def open_data(cls, name: str, data_dir: Path | None, download: bool, say: Callable[[str], None] | None) -> DataSets:
-        """The 10,000 training and 2,000 test pictures of the subset."""
-        folders = [folder for folder in (data_dir, *config.data_dirs()) if folder is not None]
-        places = [place for folder in folders for place in (folder / SUBSET, folder / SUBSET.name)]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise DataError(_NO_CIFAR.format(file=SUBSET.name, folders=", ".join(map(str, folders))))
-        with np.load(found) as arrays:
-            changes = [RandomFlipHorizontal(), RandomCrop(4)]
-            train = ColourPictures(arrays["x_train"], arrays["y_train"].ravel(), changes)
-            test = ColourPictures(arrays["x_test"], arrays["y_test"].ravel())
-        return DataSets("cifar10", train, test, f"CIFAR-10 in {found.parent}")
+        """CIFAR-10, or what a folder holds of it."""
+        data = open_data(name, data_dir, download=download, say=say)
+        normalize = Normalize(CIFAR10_MEAN, CIFAR10_STD)
+        data.train.transforms, data.test.transforms = [normalize, RandomFlipHorizontal(), RandomCrop(4)], [normalize]
+        return data
 
     def example(self, batch: int) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Noise in colour."""

@@ -1,6 +1,6 @@
-"""Where digits come from: MNIST when it is found or can be fetched, else the digits that come with needle.
+"""Where the data of a run comes from: a folder, or the network; for MNIST, also the digits that come with needle.
 
-In: "auto", "mnist" or "digits", a folder, and whether the network may be used. Out: `DataSets`.
+In: the name of a data set or "auto", a folder, and whether the network may be used. Out: `DataSets`, or `TextData`.
 Invariant: what is used, and why, is said in one line; damaged files are an error, never a reason to use other data.
 Next: classification.py.
 """
@@ -11,24 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from needle import config
+from needle.data.cifar10 import CIFAR10Dataset, find_cifar10
+from needle.data.dataset import ImageDataset
 from needle.data.digits import DigitsDataset
-from needle.data.download import download_mnist
-from needle.data.mnist import FileName, MNISTDataset, find_mnist
+from needle.data.download import download_cifar10, download_mnist, download_shakespeare
+from needle.data.files import FileName
+from needle.data.mnist import MNISTDataset, find_mnist
+from needle.data.text import SHAKESPEARE_FILE, Characters, find_shakespeare, read_split
 from needle.errors import ArgumentError, DataError
 
 DATA_SETS = ("mnist", "digits")
-
+"""Of digits, the better first."""
 TIMEOUT = 20.0  # seconds of silence
 AUTO_TIMEOUT = 5.0  # whoever did not ask for MNIST should not wait long for a network that is not there
 CLASSES = 10
 
-_DOWNLOADING = "MNIST was not found on this machine: downloading it (11 MB)."
+_ABOUT = {"mnist": ("MNIST", "11 MB"), "cifar10": ("CIFAR-10", "170 MB"), "shakespeare": ("tiny Shakespeare", "1 MB")}
+_DOWNLOADING = "{title} was not found on this machine: downloading it ({size})."
 _FALL_BACK = "MNIST {reason}: using the {count:,} digits of 8 x 8 pixels that come with needle."
 _NOT_ALLOWED = "was not found, and --no-download was given"
 _NO_FOLDER = "NEEDLE_DATA: {folder} is not a folder, so no data is looked for there."
 _NO_DOWNLOAD = (
-    "MNIST was not found in {folders}, and --no-download was given. Name its folder with --data-dir or NEEDLE_DATA."
+    "{title} was not found in {folders}, and --no-download was given. Name its folder with --data-dir or NEEDLE_DATA."
 )
 
 
@@ -37,16 +45,15 @@ class DataSets:
     """A training and a test set of pictures in `classes` classes, and a sentence that says where they are from."""
 
     name: str
-    train: Any
-    test: Any
+    train: ImageDataset | CIFAR10Dataset
+    test: ImageDataset | CIFAR10Dataset
     origin: str
     classes: int = CLASSES
 
     @property
-    def input_shape(self) -> tuple[int, int]:
-        """Height and width of a picture."""
-        height, width = self.train.images.shape[1:3]
-        return height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """Height and width of a picture; in colour, (3, height, width)."""
+        return self.train.images.shape[1:]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -55,8 +62,29 @@ class DataSets:
 
     def describe(self) -> str:
         """How many pictures of which size."""
-        shape = " x ".join(map(str, self.input_shape))
+        shape = " x ".join(map(str, self.input_shape[-2:]))
         return f"{len(self.train):,} training and {len(self.test):,} test pictures of {shape} pixels"
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A text in two parts, as int64 numbers of `characters`, and a sentence that says where it is from."""
+
+    name: str
+    characters: Characters
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    origin: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The characters, in the order of their numbers."""
+        return {"vocabulary": self.characters.characters}
+
+    def describe(self) -> str:
+        """How many characters."""
+        parts = f"{len(self.train):,} training and {len(self.test):,} test characters"
+        return f"{parts}, {len(self.characters)} different ones"
 
 
 def open_data(
@@ -68,34 +96,67 @@ def open_data(
 ) -> DataSets:
     """The data sets `name`; "auto" takes MNIST where it can.
 
-    `say` is called with a line for the person who waits; without it, nothing is shown, not even a download. MNIST is
-    fetched into `data_dir`, or into the cache folder. Raises DataError when files are damaged, or when MNIST was asked
-    for by name and cannot be had.
+    `say` is called with a line for the person who waits; without it, nothing is shown, not even a download. What is
+    missing is fetched into `data_dir`, or into the cache folder. Raises DataError when files are damaged, or when the
+    data set was asked for by name and cannot be had.
     """
     if name == "digits":
         return _digits()
+    if name == "cifar10":
+        return _cifar10(find_or_download(name, data_dir, download=download, say=say))
     if name not in ("auto", *DATA_SETS):
         raise ArgumentError(f"--data must be one of auto, {', '.join(DATA_SETS)}, but it is {name!r}")
-    if say is not None:
-        _name_absent_folders(say)
-    folder = find_mnist(data_dir)
-    if folder is not None:
-        return _mnist(folder)
-    if not download:
-        if name == "mnist":
-            raise DataError(_NO_DOWNLOAD.format(folders=places(data_dir)))
-        return _fall_back(_NOT_ALLOWED, say)
-    if say is not None:
-        say(_DOWNLOADING)
+    if name == "mnist":
+        return _mnist(find_or_download(name, data_dir, download=download, say=say))
     try:
-        timeout = AUTO_TIMEOUT if name == "auto" else TIMEOUT
-        return _mnist(download_mnist(data_dir, timeout=timeout, progress=say is not None and sys.stderr.isatty()))
+        folder = find_or_download("mnist", data_dir, download=download, say=say, timeout=AUTO_TIMEOUT)
     except DataError as error:
-        if name == "mnist":
-            raise
+        if not download:
+            return _fall_back(_NOT_ALLOWED, say)
         if say is not None:
             say(str(error))
         return _fall_back("could not be downloaded", say)
+    return _mnist(folder)
+
+
+def open_shakespeare(
+    data_dir: FileName | None = None, *, download: bool = True, say: Callable[[str], None] | None = None
+) -> TextData:
+    """Tiny Shakespeare as numbers of characters, its last tenth held out. Arguments and errors as in `open_data`."""
+    folder = find_or_download("shakespeare", data_dir, download=download, say=say)
+    train, test = read_split(folder / SHAKESPEARE_FILE)
+    characters = Characters(train + test)
+    origin = f"{_ABOUT['shakespeare'][0]} in {folder}"
+    return TextData("shakespeare", characters, characters.encode(train), characters.encode(test), origin)
+
+
+def find_or_download(
+    name: str,
+    data_dir: FileName | None = None,
+    *,
+    download: bool = True,
+    say: Callable[[str], None] | None = None,
+    timeout: float = TIMEOUT,
+) -> Path:
+    """The folder with the data set `name`: "mnist", "cifar10" or "shakespeare".
+
+    It is fetched where it is in none of the folders and `download` allows it. Raises DataError where it cannot be had.
+    """
+    find, fetch = {
+        "mnist": (find_mnist, download_mnist),
+        "cifar10": (find_cifar10, download_cifar10),
+        "shakespeare": (find_shakespeare, download_shakespeare),
+    }[name]
+    title, size = _ABOUT[name]
+    if say is not None:
+        _name_absent_folders(say)
+    if (folder := find(data_dir)) is not None:
+        return folder
+    if not download:
+        raise DataError(_NO_DOWNLOAD.format(title=title, folders=places(data_dir)))
+    if say is not None:
+        say(_DOWNLOADING.format(title=title, size=size))
+    return fetch(data_dir, timeout=timeout, progress=say is not None and sys.stderr.isatty())
 
 
 def places(data_dir: FileName | None) -> str:
@@ -118,6 +179,11 @@ def _digits() -> DataSets:
 def _mnist(folder: Path) -> DataSets:
     train, test = (MNISTDataset.from_folder(folder, train=part) for part in (True, False))
     return DataSets("mnist", train, test, f"MNIST in {folder}")
+
+
+def _cifar10(folder: Path) -> DataSets:
+    train, test = (CIFAR10Dataset(folder, train=part) for part in (True, False))
+    return DataSets("cifar10", train, test, f"CIFAR-10 in {folder}")
 
 
 def _fall_back(reason: str, say: Callable[[str], None] | None) -> DataSets:

@@ -13,67 +13,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from needle import config
-from needle.data.dataset import Dataset
-from needle.errors import DataError
+from needle.data.tokens import WindowDataset
 from needle.functional import cross_entropy
 from needle.models.generate import Decoder, generate
 from needle.programs.program import Finished, Program
+from needle.programs.source import TextData, open_shakespeare
 from needle.tensor import Tensor
 from needle.train.files import replace_file
 from needle.train.metrics import Score
 from needle.train.report import draw_curves
 
-TEXT = Path("tiny_shakespeare") / "input.txt"
 SAMPLE, CURVES = "sample.txt", "report.png"
 SAMPLE_LENGTH = 500  # characters
-
-_NO_TEXT = "tiny Shakespeare was not found: no {file} in {folders}. Name its folder with --data-dir or NEEDLE_DATA."
-
-
-class Windows(Dataset):
-    """Stretches of a text: `context` tokens, and for each of them the one that follows."""
-
-    def __init__(self, tokens: Any, context: int, anywhere: bool) -> None:
-        super().__init__()
-        self.tokens, self.context, self.anywhere = tokens, context, anywhere
-
-    def __len__(self) -> int:
-        return (len(self.tokens) - 1) // self.context
-
-    def __getitem__(self, index: Any) -> Any:
-        inputs, targets = self.take(np.atleast_1d(index))
-        return inputs[0], targets[0]
-
-    def take(self, indices: Any) -> Any:
-        """Windows `indices`; where they begin anywhere, each begins at random within the place of its index."""
-        starts = indices * self.context
-        if self.anywhere:
-            starts = starts + np.random.randint(0, self.context, len(indices))
-        starts = np.minimum(starts, len(self.tokens) - 1 - self.context)
-        stretches = self.tokens[starts[:, None] + np.arange(self.context + 1)]
-        return stretches[:, :-1].astype(np.int64), stretches[:, 1:].astype(np.int64)
-
-
-class Text:
-    """A text by characters: the first nine tenths to train on, the rest to test."""
-
-    def __init__(self, name: str, text: str, origin: str) -> None:
-        self.name, self.origin = name, origin
-        self.vocabulary = "".join(sorted(set(text)))
-        number = {character: i for i, character in enumerate(self.vocabulary)}
-        self.tokens = np.array([number[character] for character in text], np.uint16)
-        self.cut = len(text) * 9 // 10
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The characters, in the order of their numbers."""
-        return {"vocabulary": self.vocabulary}
-
-    def describe(self) -> str:
-        """How many characters."""
-        train, test = self.cut, len(self.tokens) - self.cut
-        return f"{train:,} training and {test:,} test characters, {len(self.vocabulary)} different ones"
 
 
 @dataclass(frozen=True)
@@ -88,18 +39,14 @@ class LanguageProgram(Program):
     context: int = 128
 
     @classmethod
-    def open_data(cls, name: str, data_dir: Path | None, download: bool, say: Callable[[str], None] | None) -> Text:
+    def open_data(cls, name: str, data_dir: Path | None, download: bool, say: Callable[[str], None] | None) -> TextData:
         """Tiny Shakespeare."""
-        folders = [folder for folder in (data_dir, *config.data_dirs()) if folder is not None]
-        found = next((folder / TEXT for folder in folders if (folder / TEXT).is_file()), None)
-        if found is None:
-            raise DataError(_NO_TEXT.format(file=TEXT, folders=", ".join(map(str, folders))))
-        return Text("shakespeare", found.read_text(encoding="utf-8"), f"tiny Shakespeare in {found.parent}")
+        return open_shakespeare(data_dir, download=download, say=say)
 
-    def datasets(self, data: Text) -> tuple[Windows, Windows]:
-        """Windows of the training part and of the rest."""
-        train, test = data.tokens[: data.cut], data.tokens[data.cut :]
-        return Windows(train, self.context, anywhere=True), Windows(test, self.context, anywhere=False)
+    def datasets(self, data: TextData) -> tuple[WindowDataset, WindowDataset]:
+        """Windows of the training part, as many as cover it once, and of the rest."""
+        samples = (len(data.train) - 1) // self.context
+        return WindowDataset(data.train, self.context, samples), WindowDataset(data.test, self.context)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """Nats for a character."""

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from needle.backward import no_grad
+from needle.extras import load_extra
 from needle.models.vae import VAE, negative_elbo
 from needle.programs.program import Finished, Program, made_up
 from needle.programs.source import DATA_SETS, DataSets, open_data
 from needle.tensor import Tensor
-from needle.train.extras import load_extra
 from needle.train.files import replace_file
 from needle.train.metrics import Score
 from needle.train.report import draw_curves

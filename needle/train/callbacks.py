@@ -12,7 +12,7 @@ from safetensors.numpy import save as bytes_from_arrays
 
 from needle import nn
 from needle.errors import ArgumentError
-from needle.train.extras import load_extra
+from needle.extras import load_extra
 from needle.train.files import replace_file
 from needle.train.metrics import EpochMetrics, csv_text
 from needle.train.state import Callback, FitState

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle.errors import DataError
-from needle.train.extras import load_extra
+from needle.extras import load_extra
 
 Pixels = NDArray[np.float32]
 

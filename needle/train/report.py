@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from needle.train.extras import load_extra
+from needle.extras import load_extra
 from needle.train.metrics import EpochMetrics
 from needle.train.predict import Predictions
 

@@ -1,9 +1,9 @@
 """Packages that needle can do without: loaded at the first use, and named when they are missing.
 
 In: the name of a module. Out: the module.
-Invariant: importing needle or needle.train loads none of them (matplotlib alone takes longer than all of needle), and a
+Invariant: importing needle loads none of them (matplotlib alone takes longer than all of needle), and a
 missing one is an error that says what to install.
-Next: report.py and picture.py, which use them.
+Next: config.py.
 """
 
 import importlib
