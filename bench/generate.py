@@ -3,7 +3,7 @@
 In: nothing but options. Out: milliseconds for each token of a GPT with 6 layers of 384 features, for one sequence.
 Invariant: both sides have the same weights and write the likeliest token each time; the first tokens, in which needle
 compiles, are written before the clock starts, and the texts are equal as long as rounding allows.
-Next: ../needle/models/generate.py.
+Next: ../needle/models/decoder.py.
 """
 
 import argparse

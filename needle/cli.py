@@ -13,7 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from needle import __version__, commands
+from needle import __version__
+from needle.commands import tools, trained
+from needle.commands.train import train
 from needle.errors import NeedleError
 from needle.explain import PARTS
 from needle.programs import DEFAULT, PROGRAMS
@@ -82,14 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"needle {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command, add_arguments, text in (
-        ("train", commands.train, _add_train, "train a model, and save it with a report"),
-        ("list", commands.list_programs, _add_list, "show what can be trained"),
-        ("evaluate", commands.evaluate_run, _add_evaluate, "measure a trained model on the test set"),
-        ("predict", commands.predict_pictures, _add_predict, "say which digits pictures show"),
-        ("generate", commands.generate_text, _add_generate, "write text with a trained model"),
-        ("explain", commands.explain, _add_explain, "show what becomes of a training step when it is compiled"),
-        ("cache", commands.show_cache, _add_cache, "show or clear the compiled code that is kept on disk"),
-        ("info", commands.info, _add_data_dir, "show versions, devices, and where data is looked for"),
+        ("train", train, _add_train, "train a model, and save it with a report"),
+        ("list", tools.list_programs, _add_list, "show what can be trained"),
+        ("evaluate", trained.evaluate_run, _add_evaluate, "measure a trained model on the test set"),
+        ("predict", trained.predict_pictures, _add_predict, "say which digits pictures show"),
+        ("generate", trained.generate_text, _add_generate, "write text with a trained model"),
+        ("explain", tools.explain, _add_explain, "show what becomes of a training step when it is compiled"),
+        ("cache", tools.show_cache, _add_cache, "show or clear the compiled code that is kept on disk"),
+        ("info", tools.info, _add_data_dir, "show versions, devices, and where data is looked for"),
     ):
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=command)

@@ -2,7 +2,7 @@
 
 In: the environment. Out: lines of text.
 Invariant: nothing is loaded, written or fetched to find out.
-Next: commands.py.
+Next: commands/shared.py.
 """
 
 import os

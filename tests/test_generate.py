@@ -1,4 +1,4 @@
-"""needle/models/gpt.py, generate.py: what was read is remembered, and the next token is chosen as asked.
+"""needle/models/gpt.py, decoder.py, generate.py: what was read is remembered, and the next token is chosen as asked.
 
 In: small language models. Out: a verdict. Invariant: a decoder's logits are those of the model for the whole text.
 Next: test_programs.py.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from needle import nn, optim
-from needle.commands import FRAMING
+from needle.commands.trained import FRAMING
 from needle.data import DataLoader, MNISTDataset, NDArrayDataset
 from needle.errors import DataError
 from needle.train import fit

@@ -5,7 +5,8 @@ Invariant: nothing here knows of data or training; names, shapes and numbers of 
 Next: mlp_resnet.py.
 """
 
-from needle.models.generate import GPTDecoder, RecurrentDecoder, generate
+from needle.models.decoder import GPTDecoder, RecurrentDecoder
+from needle.models.generate import generate
 from needle.models.gpt import GPT
 from needle.models.language_model import CausalTransformer, LanguageModel
 from needle.models.mlp_resnet import MLPResNet, ResidualBlock

@@ -7,7 +7,7 @@ Next: vae.py.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from needle.models.generate import GPTDecoder
+from needle.models.decoder import GPTDecoder
 from needle.models.gpt import GPT
 from needle.programs.text import LanguageProgram
 

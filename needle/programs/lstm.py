@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from needle import nn
-from needle.models.generate import RecurrentDecoder
+from needle.models.decoder import RecurrentDecoder
 from needle.models.language_model import LanguageModel
 from needle.programs.text import LanguageProgram
 from needle.tensor import Tensor

@@ -15,7 +15,8 @@ import numpy as np
 
 from needle.data.tokens import WindowDataset
 from needle.functional import cross_entropy
-from needle.models.generate import Decoder, generate
+from needle.models.decoder import Decoder
+from needle.models.generate import generate
 from needle.programs.program import Finished, Program
 from needle.programs.source import TextData, open_shakespeare
 from needle.tensor import Tensor
