@@ -150,6 +150,8 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     names = f"program (default: {DEFAULT}), or parts to show: {', '.join(PARTS)} (default: all but ir)"
     parser.add_argument("show", nargs="*", metavar="NAME", help=names)
     _add_settings(parser, ["batch_size", "hidden_dim", "num_blocks", "optimizer"])
+    parser.add_argument("--inputs", type=int, default=784, metavar="N", help="numbers in a sample (default: 784)")
+    parser.add_argument("--classes", type=int, default=10, metavar="N", help="number of classes (default: 10)")
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:

@@ -108,7 +108,7 @@ def test_a_run_goes_on_bit_for_bit_and_draws_its_report(kind: type[Program], sma
     assert not load_model(parts)[0].training
 
 
-@pytest.mark.parametrize("name", ["davidnet", "gpt", "vae"])
+@pytest.mark.parametrize("name", ["gpt", "vae"])
 def test_a_compiled_run_learns_and_repeats(name: str, small_data: Path) -> None:
     program, data = small(PROGRAMS[name], eager=False, epochs=3, seed=3)
     losses = [[m.train_loss for m in Run(program, data, small_data / str(i)).fit()] for i in range(2)]

@@ -50,7 +50,7 @@ def explain(chosen: argparse.Namespace) -> int:
     parts = [name for name in chosen.show if name in PARTS]
     kind = find_program(next((name for name in chosen.show if name in PROGRAMS), DEFAULT))
     program = kind(**given(chosen, kind))
-    facts, inputs, targets = program.example(program.batch_size)
+    facts, inputs, targets = program.example(program.batch_size, chosen.inputs, chosen.classes)
     model = program.build_model(facts)
     wrong = program.wrong if program.score == "error" else None
     optimizer = program.build_optimizer(model)

@@ -74,7 +74,7 @@ class ColourClassification(Classification):
         data.train.transforms, data.test.transforms = [normalize, RandomFlipHorizontal(), RandomCrop(4)], [normalize]
         return data
 
-    def example(self, batch: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+    def example(self, batch: int, inputs: int = 784, classes: int = 10) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Noise in colour."""
         facts = {"input_shape": [32, 32], "classes": 10}
         return facts, *made_up(np.random.rand(batch, 3, 32, 32).astype(np.float32), 10)

@@ -43,10 +43,10 @@ class MLPResNetProgram(Classification):
         """MNIST, or the digits that come with needle."""
         return open_data(name, data_dir, download=download, say=say)
 
-    def example(self, batch: int) -> tuple[dict[str, Any], Tensor, Tensor]:
-        """Noise in the shape of MNIST."""
-        facts = {"input_shape": [28, 28], "classes": 10}
-        return facts, *made_up(np.random.rand(batch, 784).astype(np.float32), 10)
+    def example(self, batch: int, inputs: int = 784, classes: int = 10) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Noise, as large as MNIST's pictures."""
+        facts = {"input_shape": [1, inputs], "classes": classes}
+        return facts, *made_up(np.random.rand(batch, inputs).astype(np.float32), classes)
 
     def build_model(self, facts: dict[str, Any]) -> nn.Module:
         """The network for flat pictures."""

@@ -99,8 +99,11 @@ class Program(Settings):
         """The loss of a model that knows nothing; a run that ends far above it is called diverged."""
         return math.inf
 
-    def example(self, batch: int) -> tuple[dict[str, Any], Tensor, Tensor]:
-        """Facts, inputs and targets as the data would give them, made up: to count parameters, and to explain."""
+    def example(self, batch: int, inputs: int = 784, classes: int = 10) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Facts, inputs and targets as the data would give them, made up: to count parameters, and to explain.
+
+        Where the network takes pictures of any size, they have `inputs` pixels and are of `classes` classes.
+        """
         raise NotImplementedError
 
     def write_report(self, run: Finished) -> str:

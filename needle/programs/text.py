@@ -58,7 +58,7 @@ class LanguageProgram(Program):
         """Every character alike."""
         return math.log(len(facts["vocabulary"]))
 
-    def example(self, batch: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+    def example(self, batch: int, inputs: int = 784, classes: int = 10) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Characters in the order of their numbers, as many different ones as Shakespeare uses."""
         facts = {"vocabulary": "".join(map(chr, range(60, 125)))}
         numbers = Tensor(np.arange(batch * self.context).reshape(batch, self.context) % 65, requires_grad=False)
