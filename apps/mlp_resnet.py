@@ -4,7 +4,7 @@ In: the four gzipped MNIST files. Out: errors and losses. Run it as `python apps
 (default: data/ in the project).
 Invariant: the order of random draws is as taught (seed, loaders, model, optimizer, and a seed at each epoch), so
 published numbers come out. The model itself is in needle.models, so that the command `needle` trains the same one.
-Next: needle/models.py; then needle/train/fit.py, the loop for longer runs.
+Next: needle/models/mlp_resnet.py; then needle/train/fit.py, the loop for longer runs.
 """
 
 import sys

@@ -24,7 +24,7 @@ from needle.value import Op, Shape, Spec
 _NEEDLE = str(Path(__file__).parent) + os.sep
 _SITE = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
 _LIBRARY = (sysconfig.get_path("stdlib") + os.sep, str(Path(np.__file__).parent) + os.sep)
-_PROGRAMS = tuple(_NEEDLE + part for part in ("nn", "train", "models.py", "cli.py"))
+_PROGRAMS = tuple(_NEEDLE + part for part in ("nn", "train", "models", "programs"))
 NEEDLE, LIBRARY, USER = "needle", "library", "user"
 """Whose code a file is; packages that were installed beside needle count as the user's."""
 

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+import generate
 import harness
 import networks
 import products
@@ -148,3 +149,9 @@ def test_an_unknown_part_is_named():
 def test_overhead_reports_its_claim():
     report = json.loads(harness.run([sys.executable, harness.COMPILED, "--quick", "--only", "overhead"]))
     assert report["claims"][0]["measured"] == report["parts"]["overhead"]["microseconds"]["tiny_function"]
+
+
+def test_generation_writes_the_same_text_on_both_sides(torch):
+    texts = [generate.measure(side, 30) for side in generate.SIDES]
+    assert texts[0]["text"] == texts[1]["text"]
+    assert len(set(texts[0]["text"])) > 1

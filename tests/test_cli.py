@@ -20,7 +20,8 @@ import pytest
 import needle
 from needle.cli import main
 from needle.data import DigitsDataset
-from needle.train import Settings, draw_report, load_checkpoint, open_data
+from needle.programs.mlp_resnet import MLPResNetProgram, open_data
+from needle.train import draw_report, load_checkpoint
 from needle.train.checkpoint import INDEX
 
 SMALL = ["--data", "digits", "--hidden-dim", "8", "--num-blocks", "1", "--epochs", "2"]
@@ -34,7 +35,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEEDLE_DATA", str(tmp_path / "none"))
     monkeypatch.setenv("NEEDLE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "none").mkdir()
-    monkeypatch.setattr("needle.train.run.draw_report", lambda *_: b"drawn, but faster")
+    monkeypatch.setattr("needle.programs.classification.draw_report", lambda *_: b"drawn, but faster")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_train_saves_all_files_and_prints_a_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("needle.train.run.draw_report", draw_report)
+    monkeypatch.setattr("needle.programs.classification.draw_report", draw_report)
     assert main(["train", "mlp_resnet", *SMALL, "--seed", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "digits that come with needle: 1,437 training and 360 test pictures of 8 x 8 pixels"
@@ -66,7 +67,9 @@ def test_train_saves_all_files_and_prints_a_table(
 def test_options_reach_the_run() -> None:
     options = "--batch-size 50 --lr 0.1 --lr-decay 0.5 --optimizer sgd --momentum 0.8 --weight-decay 0.01 --dropout 0.3"
     assert main(["train", *SMALL, *options.split(), "--seed", "3", "--out", "here", "-q"]) == 0
-    expected = Settings("mlp_resnet", "digits", 2, 50, "sgd", 0.1, 0.5, 0.8, 0.01, 8, 1, 0.3, 3)
+    numbers = {"lr": 0.1, "lr_decay": 0.5, "momentum": 0.8, "weight_decay": 0.01, "dropout": 0.3, "seed": 3}
+    sizes = {"epochs": 2, "batch_size": 50, "hidden_dim": 8, "num_blocks": 1}
+    expected = MLPResNetProgram(data="digits", optimizer="sgd", **sizes, **numbers)
     assert load_checkpoint("here").config["settings"] == expected.to_dict()
 
 
@@ -108,7 +111,7 @@ def test_auto_without_mnist_and_network_says_what_it_uses(capsys: pytest.Capture
 def test_without_matplotlib_the_run_is_saved_all_the_same(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("needle.train.run.draw_report", draw_report)
+    monkeypatch.setattr("needle.programs.classification.draw_report", draw_report)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["train", *SMALL, "--out", "a"]) == 0
     assert (
@@ -258,11 +261,11 @@ def test_interrupted_before_the_first_batch(
     def stop(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("needle.cli.open_data", stop)
+    monkeypatch.setattr("needle.programs.mlp_resnet.open_data", stop)
     assert main(["train", *SMALL]) == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
-    monkeypatch.setattr("needle.train.run.Run.fit", stop)
-    monkeypatch.setattr("needle.cli.open_data", open_data)
+    monkeypatch.setattr("needle.run.Run.fit", stop)
+    monkeypatch.setattr("needle.programs.mlp_resnet.open_data", open_data)
     assert main(["train", *SMALL]) == 130
     assert "Interrupted before the first checkpoint: nothing was saved." in capsys.readouterr().err
     assert not Path("runs/mlp_resnet").exists()

@@ -26,7 +26,7 @@ LONGEST_FUNCTION = 50  # lines, with its docstring
 TEST_SHARE = 1.5  # lines of tests for each line of the package
 # Files that may load a module by a call, at its first use: what needle can do without, and LLVM, which takes long.
 LATE = ("needle/extras.py", "needle/runtime/native.py")
-PRINTING = ("needle/cli.py", "needle/train/")  # the files that may talk to a person
+PRINTING = ("needle/cli.py", "needle/commands/", "needle/train/")  # the files that may talk to a person
 NOT_LOADED = ("matplotlib", "torch", "PIL", "llvmlite", "tqdm", "safetensors", "needle.train", "urllib.request")
 ENTRY = re.compile(r"^( *)([\w.]+/?)(?: +(L\d+))?(?: +(\*))?(?:  +\S.*)?$")
 FILE_NAME = re.compile(r"[\w./]+\.(?:py|md|toml)|\bMakefile\b")

@@ -1,4 +1,4 @@
-"""needle/models.py: the networks have the taught structure and draw their parameters in the taught order.
+"""needle/models/: the networks have the taught structure and draw their parameters in the taught order.
 
 In: published outputs of the course for seeded inputs. Out: a verdict.
 Invariant: the outputs depend on every draw, so a changed order of layers or draws changes them.
@@ -13,7 +13,8 @@ import pytest
 import needle as ndl
 import needle.nn as nn
 from needle.errors import ArgumentError
-from needle.models import MLPResNet, ResidualBlock, build
+from needle.models import MLPResNet, ResidualBlock
+from needle.programs import find_program
 
 FORWARD = [
     (
@@ -53,10 +54,10 @@ def test_a_block_keeps_the_width_and_is_not_negative() -> None:
     [(7, 4, 0, 3, 7 * 4 + 4 + 4 * 3 + 3), (7, 4, 2, 3, 7 * 4 + 4 + 2 * (4 * 2 + 2 + 4 + 2 * 4 + 4 + 8) + 4 * 3 + 3)],
 )
 def test_number_of_parameters(dim: int, hidden: int, blocks: int, classes: int, expected: int) -> None:
-    model = build("mlp_resnet", {"dim": dim, "hidden_dim": hidden, "num_blocks": blocks, "num_classes": classes})
+    model = MLPResNet(dim, hidden, blocks, classes)
     assert sum(parameter.size for parameter in model.parameters()) == expected
 
 
-def test_an_unknown_model_is_named_with_those_that_exist() -> None:
-    with pytest.raises(ArgumentError, match="there is no model 'resnet'; the models are: mlp_resnet"):
-        build("resnet", {})
+def test_an_unknown_program_is_named_with_those_that_exist() -> None:
+    with pytest.raises(ArgumentError, match="there is no program 'resnet'; the programs are: mlp_resnet, resnet9"):
+        find_program("resnet")

@@ -4,6 +4,9 @@ In: a small classification task. Out: a verdict. Invariant: a run in two parts e
 Next: test_train_checkpoint.py.
 """
 
+import importlib.util
+import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,19 @@ import needle as ndl
 import needle.nn as nn
 from needle.data import DataLoader, NDArrayDataset
 from needle.errors import ArgumentError
-from needle.train import Callback, DivergenceError, FitState, Totals, evaluate, fit
+from needle.train import (
+    Callback,
+    CSVLog,
+    DivergenceError,
+    EarlyStopping,
+    FitState,
+    KeepBest,
+    TensorBoardLog,
+    Totals,
+    evaluate,
+    fit,
+)
+from needle.train.checkpoint import read_arrays
 
 
 def task() -> tuple[nn.Module, ndl.optim.SGD, DataLoader]:
@@ -44,7 +59,7 @@ def by_hand(epochs: int) -> tuple[dict[str, Any], list[tuple[float, float]]]:
 
 def test_fit_equals_the_loop_by_hand() -> None:
     model, optimizer, loader = task()
-    history = fit(model, optimizer, nn.SoftmaxLoss(), loader, epochs=3)
+    history = fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=3, compiled=False)
     state, expected = by_hand(3)
     assert all(np.array_equal(state[name], array) for name, array in model.state_dict().items())
     np.testing.assert_allclose([(m.train_loss, m.train_error) for m in history], expected, rtol=1e-12)
@@ -58,8 +73,8 @@ def test_fit_equals_the_loop_by_hand() -> None:
 def test_two_parts_equal_one() -> None:
     model, optimizer, loader = task()
     state = FitState()
-    fit(model, optimizer, nn.SoftmaxLoss(), loader, epochs=1, state=state)
-    history = fit(model, optimizer, nn.SoftmaxLoss(), loader, epochs=3, state=state)
+    fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=1, compiled=False, state=state)
+    history = fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=3, compiled=False, state=state)
     arrays, expected = by_hand(3)
     assert all(np.array_equal(arrays[name], array) for name, array in model.state_dict().items())
     np.testing.assert_allclose([m.train_loss for m in history], [loss for loss, _ in expected], rtol=1e-12)
@@ -110,15 +125,17 @@ def test_callbacks_see_every_moment_in_order() -> None:
     model, optimizer, loader = task()
     recorder = Recorder()
     test_loader = DataLoader(loader.dataset, batch_size=30)
-    fit(model, optimizer, nn.SoftmaxLoss(), loader, test_loader, epochs=1, callbacks=[recorder])
+    options: Any = {"test_loader": test_loader, "compiled": False, "callbacks": [recorder]}
+    fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=1, **options)
     training = [("train", 7), 8, 16, 24, 32, 40, 48, 50]
     assert recorder.seen == [("fit", 1), *training, ("test", 2), 30, 50, ("epoch", 1, 0), "end"]
 
 
 def test_the_schedule_sets_the_learning_rate_of_each_epoch() -> None:
     model, optimizer, loader = task()
-    history = fit(model, optimizer, nn.SoftmaxLoss(), loader, epochs=3, schedule=lambda done: 0.1 / (done + 1))
-    assert [m.lr for m in history] == [0.1, 0.05, 0.1 / 3]
+    schedule = ndl.schedule.StepLR(optimizer, len(loader), gamma=0.5)
+    history = fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=3, compiled=False, schedule=schedule)
+    assert [m.lr for m in history] == [0.1, 0.05, 0.025]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_parameters_are_spoilt() -> None:
@@ -126,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_parameters_are_spoil
     recorder = Recorder()
     infinite = lambda logits, labels: nn.SoftmaxLoss()(logits, labels) * float("inf")  # noqa: E731
     with pytest.raises(DivergenceError, match=r"became inf in epoch 1, after 0 samples, at learning rate 0\.1"):
-        fit(model, optimizer, infinite, loader, epochs=1, callbacks=[recorder])
+        fit(model, loader, optimizer, infinite, epochs=1, compiled=False, callbacks=[recorder])
     assert all(np.isfinite(array).all() for array in model.state_dict().values())
     assert recorder.seen[-1] == "end"
 
@@ -134,5 +151,107 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_parameters_are_spoil
 def test_epochs_must_not_be_negative() -> None:
     model, optimizer, loader = task()
     with pytest.raises(ArgumentError, match="epochs must be 0 or more, but it is -1"):
-        fit(model, optimizer, nn.SoftmaxLoss(), loader, epochs=-1)
-    assert fit(model, optimizer, nn.SoftmaxLoss(), loader, epochs=0) == []
+        fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=-1, compiled=False)
+    assert fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=0, compiled=False) == []
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_op_that_made_the_first_nan_is_named_with_its_line(compiled: bool, clip: float) -> None:
+    _, _, loader = task()
+    layer = nn.Linear(4, 2)
+    optimizer = ndl.optim.SGD(layer.parameters(), lr=0.1)
+    before = layer.state_dict()
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: ndl.Tensor) -> ndl.Tensor:
+            return self.layer(x) + (ndl.log(x * x) - ndl.log(x * 0)).sum() * 0  # line "log"
+
+    lines = inspect.getsource(Odd).splitlines()
+    line = inspect.getsourcelines(Odd)[1] + next(i for i, text in enumerate(lines) if 'line "log"' in text)
+    expected = rf"loss became nan .* came out of Log\(\) at {__file__}:{line}, from shapes \(8, 4\)"
+    with pytest.raises(DivergenceError, match=expected):
+        fit(Odd(), loader, optimizer, nn.SoftmaxLoss(), epochs=1, compiled=compiled, clip=clip)
+    assert all(np.array_equal(before[name], array) for name, array in layer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"compiled": False}, r"the gradient became not finite .* came out of PowerScalar\(scalar=-0\.5\) at .*, from"),
+        ({"clip": 1.0}, r"the gradient became not finite .* came out of PowerScalar\(scalar=-0\.5\) at .*, from"),
+        ({}, r"the loss became nan .* The parameter weight is not finite: the gradient of an earlier batch was not"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_is_named_too(options: dict[str, Any], expected: str) -> None:
+    _, _, loader = task()
+    layer = nn.Linear(4, 2)
+    optimizer = ndl.optim.SGD(layer.parameters(), lr=0.1)
+
+    def loss_fn(logits: ndl.Tensor, labels: ndl.Tensor) -> ndl.Tensor:
+        return nn.SoftmaxLoss()(logits, labels) + ((logits - logits) ** 2).sum() ** 0.5
+
+    with pytest.raises(DivergenceError, match=expected):
+        fit(layer, loader, optimizer, loss_fn, epochs=1, **options)
+
+
+def test_clipping_and_accumulation_are_those_of_a_loop_by_hand() -> None:
+    x = np.random.randn(24, 4).astype("float32")
+    loader = DataLoader(NDArrayDataset(x, (x[:, 0] > 0).astype("uint8")), batch_size=10)
+    results: list[dict[str, Any]] = []
+    for compiled, parts in ((False, 1), (False, 4), (True, 1), (True, 4)):
+        np.random.seed(1)
+        model = nn.Linear(4, 2)
+        optimizer = ndl.optim.SGD(model.parameters(), lr=1.0)
+        options: Any = {"clip": 0.05, "accumulate": parts, "compiled": compiled}
+        history = fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=2, **options)
+        results.append({**model.state_dict(), "error": history[-1].train_error, "loss": history[-1].train_loss})
+    np.random.seed(1)
+    model = nn.Linear(4, 2)
+    optimizer = ndl.optim.SGD(model.parameters(), lr=1.0)
+    for inputs, labels in [*loader, *loader]:
+        optimizer.reset_grad()
+        nn.SoftmaxLoss()(model(inputs), labels).backward()
+        assert optimizer.clip_grad_norm(0.05) > 0.05
+        optimizer.step()
+    for result in results:
+        for name, array in model.state_dict().items():
+            np.testing.assert_allclose(result[name], array, rtol=2e-5, atol=1e-6)
+        assert result["error"] == results[0]["error"]
+        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
+
+
+def test_callbacks_stop_early_keep_the_best_and_log(tmp_path: Path) -> None:
+    model, optimizer, loader = task()
+    losses = iter([3.0, 1.0, 2.0, 1.5, 0.5])
+    falling = lambda *_: ndl.Tensor(next(losses), requires_grad=False)  # noqa: E731
+    seen: list[dict[str, Any]] = []
+
+    class Watch(Callback):
+        def after_epoch(self, state: FitState) -> None:
+            seen.append(model.state_dict())
+
+    def loss_fn(logits: ndl.Tensor, labels: ndl.Tensor) -> ndl.Tensor:
+        return nn.SoftmaxLoss()(logits, labels) if model.training else falling()
+
+    test_loader = DataLoader(loader.dataset, batch_size=50)
+    callbacks = [Watch(), KeepBest(model, tmp_path / "best"), CSVLog(tmp_path / "log.csv"), EarlyStopping(2)]
+    callbacks += [TensorBoardLog(tmp_path / "board")] if importlib.util.find_spec("tensorboardX") else []
+    options: Any = {"test_loader": test_loader, "compiled": False, "callbacks": callbacks}
+    history = fit(model, loader, optimizer, loss_fn, epochs=5, **options)
+    assert [metrics.test_loss for metrics in history] == [3.0, 1.0, 2.0, 1.5]  # the second was best, two epochs ago
+    best = read_arrays(tmp_path / "best")
+    assert all(np.array_equal(best[name], array) for name, array in seen[1].items())
+    assert (tmp_path / "log.csv").read_text().count("\n") == 5
+    state = FitState(4, history)
+    fit(model, loader, optimizer, loss_fn, epochs=5, state=state, **options)
+    assert state.epoch == 4  # a resumed run knows that it had ended
+    with pytest.raises(ArgumentError, match="patience must be 1 epoch or more, not 0"):
+        EarlyStopping(0)
+    if importlib.util.find_spec("tensorboardX"):
+        (log,) = (tmp_path / "board").glob("events*")
+        assert b"test_loss" in log.read_bytes()

@@ -8,13 +8,12 @@ import csv
 import pytest
 
 from needle.train.metrics import (
-    HEADER,
-    RULE,
     EpochMetrics,
     Totals,
     counted,
     csv_text,
     duration,
+    header,
     loss_text,
     percent,
     row,
@@ -30,6 +29,8 @@ def test_a_smaller_batch_weighs_less() -> None:
     totals.add(mean_loss=2.0, wrong=1, samples=1)
     assert (totals.loss, totals.error) == (pytest.approx(1.1), 0.4)
     assert (Totals().loss, Totals().error) == (0, 0)
+    totals.add(mean_loss=1.0, wrong=None, samples=1)
+    assert totals.error is None
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,11 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 def test_rows_stand_under_the_header() -> None:
-    assert len(HEADER) == len(RULE) == len(row(WITH_TEST)) == len(row(WITHOUT))
+    for score in ("error", "perplexity", ""):
+        lines = [*header(score), row(WITH_TEST, score), row(WITHOUT, score)]
+        assert len({len(line) for line in lines}) == 1
+    assert row(WITH_TEST, "perplexity").split()[1:5] == ["0.3333", "1.396", "0.2500", "1.284"]
+    assert row(WITHOUT, "").split() == ["10", "0.5000", "-", "9", "0.2", "s"]
     assert row(WITH_TEST).split() == [
         "3",
         "0.3333",
@@ -62,7 +67,7 @@ def test_rows_stand_under_the_header() -> None:
 
 def test_a_loss_that_left_every_scale_stays_in_its_column() -> None:
     lost = EpochMetrics(1, 1e9, 1.29373994747e20, 0.9, 9999.99994, 0.9, 10.0, 1.0)
-    assert len(row(lost)) == len(HEADER)
+    assert len(row(lost)) == len(header()[0])
     assert row(lost).split()[1] == "1.294e+20"
     assert (loss_text(0.34251), loss_text(None)) == ("0.3425", "-")
 

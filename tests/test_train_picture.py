@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from needle import nn, optim
-from needle.cli import FRAMING
+from needle.commands.trained import FRAMING
 from needle.data import DataLoader, MNISTDataset, NDArrayDataset
 from needle.errors import DataError
 from needle.train import fit
@@ -84,7 +84,7 @@ def test_large_pictures_of_mnist_are_read_as_well_as_mnist_itself(tmp_path: Path
     inputs, labels = MNISTDataset.from_folder(data_dir, train=False)[:500]
     model = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = optim.Adam(model.parameters(), lr=0.003)
-    fit(model, optimizer, nn.SoftmaxLoss(), DataLoader(NDArrayDataset(*train), 50, shuffle=True), epochs=3)
+    fit(model, DataLoader(NDArrayDataset(*train), 50, shuffle=True), optimizer, nn.SoftmaxLoss(), epochs=3)
 
     def accuracy(pictures: Any) -> float:
         return float((probabilities(model, pictures.reshape(500, 784)).argmax(axis=1) == labels).mean())

@@ -1,4 +1,4 @@
-"""needle/train/run.py, saver.py, settings.py: a run that was stopped goes on bit for bit, and wrong settings are named.
+"""needle/run.py, saver.py, settings.py: a run that was stopped goes on bit for bit, and wrong settings are named.
 
 In: short runs on the embedded digits. Out: a verdict.
 Invariant: "equal" means equal bytes of both array files, and equal metrics but for the times.
@@ -18,7 +18,11 @@ import pytest
 
 from needle.data import DigitsDataset
 from needle.errors import ArgumentError, CheckpointError
-from needle.train import Callback, DataSets, FitState, Run, Settings, Totals, load_checkpoint, load_model, open_data
+from needle.programs import DataSets, open_data
+from needle.programs.mlp_resnet import MLPResNetProgram as Settings
+from needle.programs.settings import SCHEDULES
+from needle.run import Run, load_model
+from needle.train import Callback, FitState, Totals, load_checkpoint
 from needle.train.checkpoint import ARRAY_FILES, INDEX
 from needle.train.saver import Saver
 
@@ -127,26 +131,26 @@ def test_the_seed_decides_the_run(tmp_path: Path) -> None:
 def test_the_defaults_reach_96_percent_of_held_out_digits(tmp_path: Path) -> None:
     run = Run(Settings(data="digits"), DIGITS, tmp_path)
     history = run.fit()
-    assert len(history) == 10
+    assert len(history) == 15
     assert history[-1].test_error is not None
     assert history[-1].test_error <= 0.04
-    assert (tmp_path / "metrics.csv").read_text().count("\n") == 11
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 16
     model, checkpoint = load_model(tmp_path)
     assert not model.training
-    assert checkpoint.config["input_shape"] == [8, 8]
+    assert checkpoint.config["facts"] == {"input_shape": [8, 8], "classes": 10}
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
     Run(replace(ADAM, epochs=1), SMALL, tmp_path).fit()
-    with pytest.raises(CheckpointError, match=r"trained on 360 pictures of \(8, 8\), but here are 1437 .*--data-dir"):
+    with pytest.raises(CheckpointError, match=r"360 of it where there are 1437, or .*--data-dir"):
         Run.resume(load_checkpoint(tmp_path), DIGITS, tmp_path)
 
 
 CHANGES: list[tuple[str, Any, str]] = [
-    ("config", {}, r"does not describe a run of this version of needle: 'input_shape'"),
-    ("config", {"input_shape": [8], "classes": 10, "samples": 360}, r"not enough values to unpack"),
-    ("config", {"input_shape": [8, 8], "classes": 0, "samples": 360}, r"a size is below 1"),
-    ("settings", {"model": "mlp_resnet"}, r"settings: missing \['batch_size', 'data', .*\], unknown nothing"),
+    ("config", {}, r"does not describe a run of this version of needle: 'facts'"),
+    ("facts", [8, 8], r"the facts of its data are missing"),
+    ("program", "resnet", r"there is no program 'resnet'; the programs are: mlp_resnet, "),
+    ("settings", {"data": "digits"}, r"settings: missing \['accumulate', 'batch_size', .*\], unknown nothing"),
     ("settings", {**asdict(ADAM), "tricks": 1}, r"settings: missing nothing, unknown \['tricks'\]"),
     ("settings", {**asdict(ADAM), "lr": "fast"}, r"--lr must be greater than 0, but it is 'fast'"),
     (
@@ -167,7 +171,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, place: str, v
     if place == "config":
         checkpoint.config = value
     else:
-        (checkpoint.config if place == "settings" else checkpoint.state)[place] = value
+        (checkpoint.config if place in checkpoint.config else checkpoint.state)[place] = value
     with pytest.raises(CheckpointError, match=message):
         Run.resume(checkpoint, SMALL, tmp_path)
 
@@ -186,8 +190,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("num_blocks", -1, "--num-blocks must be 0 or more"),
     ("dropout", 1.0, "--dropout must be at least 0 and below 1, but it is 1.0"),
     ("seed", 2**32, "--seed must be from 0 to 2\\*\\*32 - 1"),
-    ("model", "resnet", "model must be one of mlp_resnet, but it is 'resnet'"),
-    ("optimizer", "lion", "--optimizer must be one of adam, sgd"),
+    ("optimizer", "lion", "--optimizer must be one of adam, adamw, sgd"),
     ("data", "auto", "--data must be one of mnist, digits, but it is 'auto'"),
 ]
 
@@ -198,7 +201,22 @@ def test_wrong_settings_are_named(name: str, value: Any, message: str) -> None:
         Settings(**{name: value})
 
 
-def test_settings_survive_json_and_decide_the_learning_rate() -> None:
+def test_settings_survive_json_and_decide_the_optimizer_and_its_schedule() -> None:
     assert Settings.from_dict(json.loads(json.dumps(ADAM.to_dict()))) == ADAM
-    assert [replace(ADAM, lr=1, lr_decay=0.5).learning_rate(done) for done in range(3)] == [1, 0.5, 0.25]
-    assert SGD.build_optimizer(SGD.build_model(4, 2)).state_dict()["momentum"] == 0.9
+    model = SGD.build_model(DIGITS.facts)
+    optimizer = SGD.build_optimizer(model)
+    assert optimizer.state_dict()["momentum"] == 0.9
+    counts = [len(group["params"]) for group in optimizer.param_groups]
+    assert counts == [4, len(model.parameters()) - 4]  # weights of four Linear layers, and what does not decay
+    rates: dict[str, list[float]] = {}
+    for name in SCHEDULES:
+        settings = replace(SGD, lr=1.0, lr_decay=0.5, schedule=name, epochs=4, warmup=0.25)
+        optimizer = settings.build_optimizer(model)
+        schedule, rates[name] = settings.build_schedule(optimizer, 2), []
+        for _ in range(8):
+            rates[name].append(optimizer.lr)
+            schedule.step()
+    assert rates["decay"] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    assert rates["cosine"][:3] == [0.5, 1, 1]
+    assert rates["one_cycle"][:2] == pytest.approx([0.04, 1])
+    assert all(rates[name][-1] < 0.1 for name in ("cosine", "one_cycle"))

@@ -1,4 +1,4 @@
-"""needle/train/source.py: MNIST where it can be had, else the embedded digits, and a line that says so.
+"""needle/programs/source.py: MNIST where it can be had, else the embedded digits, and a line that says so.
 
 In: folders with and without a tiny MNIST, and a download that works or fails. Out: a verdict.
 Invariant: nothing here uses the network. Next: test_train_report.py.
@@ -13,8 +13,7 @@ import pytest
 
 from needle.data.mnist import TEST_FILES, TRAIN_FILES
 from needle.errors import ArgumentError, DataError
-from needle.train import open_data
-from needle.train.source import open_shakespeare
+from needle.programs.source import open_data, open_shakespeare
 
 
 def write_mnist(folder: Path, labels: int = 3) -> Path:
@@ -37,7 +36,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def offline(*_: object, **__: object) -> Path:
         raise DataError("no mirror answered")
 
-    monkeypatch.setattr("needle.train.source.download_mnist", offline)
+    monkeypatch.setattr("needle.programs.source.download_mnist", offline)
     return []
 
 
@@ -57,7 +56,7 @@ def test_auto_downloads_then_uses_mnist(tmp_path: Path, lines: list[str], monkey
         assert not progress or timeout
         return write_mnist(folder or tmp_path / "fetched")
 
-    monkeypatch.setattr("needle.train.source.download_mnist", download)
+    monkeypatch.setattr("needle.programs.source.download_mnist", download)
     assert open_data("auto", say=lines.append).origin == f"MNIST in {tmp_path / 'fetched'}"
     assert open_data("mnist", tmp_path / "wanted").origin == f"MNIST in {tmp_path / 'wanted'}"
     assert lines == ["MNIST was not found on this machine: downloading it (11 MB)."]
@@ -116,8 +115,8 @@ def test_cifar10_and_shakespeare_are_found_or_fetched(
         np.savez(folder / "cifar10.npz", x_train=colours, y_train=[0, 1], x_test=colours[:1], y_test=[9])
         return folder
 
-    monkeypatch.setattr("needle.train.source.download_cifar10", fetch)
-    monkeypatch.setattr("needle.train.source.download_shakespeare", fetch)
+    monkeypatch.setattr("needle.programs.source.download_cifar10", fetch)
+    monkeypatch.setattr("needle.programs.source.download_shakespeare", fetch)
     data = open_data("cifar10", tmp_path, say=lines.append)
     assert (data.input_shape, len(data.train), len(data.test)) == ((3, 32, 32), 2, 1)
     assert lines == ["CIFAR-10 was not found on this machine: downloading it (170 MB)."]

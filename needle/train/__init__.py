@@ -1,38 +1,41 @@
-"""Training: the loop, checkpoints, progress and reports, for programs and for the `needle` command.
+"""Training: the loop, callbacks, checkpoints, progress and reports, for programs and for the `needle` command.
 
 In: the files below. Out: their public names.
-Invariant: this package is not imported by `import needle`; nothing in needle's layers below knows it.
+Invariant: this package is not imported by `import needle`; it knows no particular network, data set or loss.
 Next: metrics.py, then fit.py.
 """
 
+from needle.train.callbacks import CSVLog, EarlyStopping, KeepBest, TensorBoardLog
 from needle.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from needle.train.fit import Callback, DivergenceError, FitState, evaluate, fit
+from needle.train.fit import evaluate, fit
 from needle.train.metrics import EpochMetrics, Totals
 from needle.train.predict import Predictions, predict
 from needle.train.progress import Progress
-from needle.train.report import draw_report
-from needle.train.run import Run, load_model
-from needle.train.settings import Settings
-from needle.train.source import DataSets, open_data
+from needle.train.report import draw_curves, draw_report
+from needle.train.saver import Saver
+from needle.train.state import Callback, FitState
+from needle.train.step import DivergenceError, wrong_answers
 
 __all__ = [
+    "CSVLog",
     "Callback",
     "Checkpoint",
-    "DataSets",
     "DivergenceError",
+    "EarlyStopping",
     "EpochMetrics",
     "FitState",
+    "KeepBest",
     "Predictions",
     "Progress",
-    "Run",
-    "Settings",
+    "Saver",
+    "TensorBoardLog",
     "Totals",
+    "draw_curves",
     "draw_report",
     "evaluate",
     "fit",
     "load_checkpoint",
-    "load_model",
-    "open_data",
     "predict",
     "save_checkpoint",
+    "wrong_answers",
 ]

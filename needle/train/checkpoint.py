@@ -48,6 +48,7 @@ _INCOMPLETE = (
     "{path} is damaged: expected the entry {key!r} of type {kind}, found {found}. Take an earlier copy, or train again."
 )
 _NO_ARRAYS = "{path} is missing, though {index} refers to it. Copy all files of a checkpoint together."
+_NO_BEST = "{path} does not exist; `needle train --keep-best` writes it."
 _WRONG_DIGEST = (
     "{path} is not the file that was saved with {index}: expected SHA-256 {expected}, found {found}. "
     "It was changed or cut short, or belongs to another checkpoint; copy all files of a checkpoint together."
@@ -167,6 +168,14 @@ def _read_arrays(path: Path, expected: str) -> Arrays:
     if not found:
         raise CheckpointError(_NO_ARRAYS.format(path=path, index=INDEX))
     raise CheckpointError(_WRONG_DIGEST.format(path=path, index=INDEX, expected=expected, found=found))
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of a file that stands for itself, such as best.safetensors. Raises CheckpointError."""
+    try:
+        return _parse_arrays(path, path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(_NO_BEST.format(path=path)) from None
 
 
 def _parse_arrays(path: Path, data: bytes) -> Arrays:

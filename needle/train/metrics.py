@@ -8,10 +8,15 @@ Next: fit.py, which fills them.
 
 import csv
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 MISSING = "-"
+
+Score = Literal["error", "perplexity", ""]
+"""What stands beside the loss: the share of wrong answers, exp(loss) (for losses in nats), or nothing."""
 
 
 @dataclass
@@ -19,14 +24,16 @@ class Totals:
     """Sums over the samples that one pass through a data set has seen so far."""
 
     loss_sum: float = 0.0
-    wrong: int = 0
+    wrong: int | None = 0
     samples: int = 0
     seconds: float = 0.0
+    lr: float = 0.0
+    """The learning rate of the newest step."""
 
-    def add(self, mean_loss: float, wrong: int, samples: int) -> None:
-        """Count one batch of `samples` with its mean loss and its number of wrong answers."""
+    def add(self, mean_loss: float, wrong: int | None, samples: int) -> None:
+        """Count one batch of `samples` with its mean loss and its number of wrong answers, if that is known."""
         self.loss_sum += mean_loss * samples
-        self.wrong += wrong
+        self.wrong = None if wrong is None or self.wrong is None else self.wrong + wrong
         self.samples += samples
 
     @property
@@ -35,19 +42,19 @@ class Totals:
         return self.loss_sum / max(self.samples, 1)
 
     @property
-    def error(self) -> float:
-        """Fraction of the samples seen that were classified wrongly."""
-        return self.wrong / max(self.samples, 1)
+    def error(self) -> float | None:
+        """Fraction of the samples seen that were classified wrongly; None where answers are not counted."""
+        return None if self.wrong is None else self.wrong / max(self.samples, 1)
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One row of the history. The test columns are None when there is no test set."""
+    """One row of the history. What is not known is None: the test without a test set, errors without classes."""
 
     epoch: int
     lr: float
     train_loss: float
-    train_error: float
+    train_error: float | None
     test_loss: float | None
     test_error: float | None
     samples_per_second: float
@@ -82,31 +89,35 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-COLUMNS = ("epoch", "train loss", "train error", "test loss", "test error", "samples/s", "time")
-WIDTHS = (5, 10, 11, 10, 10, 10, 12)
+def score_text(score: Score, loss: float | None, error: float | None) -> str:
+    """The number beside a loss: "2.13 %" of errors, or a perplexity."""
+    if score == "error":
+        return percent(error)
+    return MISSING if loss is None else f"{math.exp(min(loss, 700)):.4g}"
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "  ".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+def _widths(score: Score) -> list[int]:
+    beside = {part: [max(len(f"{part} {score}"), 10)] if score else [] for part in ("train", "test")}
+    return [5, 10, *beside["train"], 10, *beside["test"], 10, 12]
 
 
-HEADER = _line(COLUMNS)
-RULE = _line("-" * width for width in WIDTHS)
+def _line(score: Score, cells: Iterable[str]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, _widths(score), strict=True))
 
 
-def row(metrics: EpochMetrics) -> str:
-    """The line of the table for one epoch, in the columns of HEADER."""
-    return _line(
-        (
-            str(metrics.epoch),
-            loss_text(metrics.train_loss),
-            percent(metrics.train_error),
-            loss_text(metrics.test_loss),
-            percent(metrics.test_error),
-            f"{metrics.samples_per_second:,.0f}",
-            duration(metrics.seconds),
-        )
-    )
+def header(score: Score = "error") -> list[str]:
+    """The two lines at the head of the table."""
+    beside = {part: [f"{part} {score}"] if score else [] for part in ("train", "test")}
+    names = ["epoch", "train loss", *beside["train"], "test loss", *beside["test"], "samples/s", "time"]
+    return [_line(score, names), _line(score, ["-" * width for width in _widths(score)])]
+
+
+def row(metrics: EpochMetrics, score: Score = "error") -> str:
+    """The line of the table for one epoch."""
+    parts = [(metrics.train_loss, metrics.train_error), (metrics.test_loss, metrics.test_error)]
+    cells = [[loss_text(loss)] + ([score_text(score, loss, error)] if score else []) for loss, error in parts]
+    speed = f"{metrics.samples_per_second:,.0f}"
+    return _line(score, [str(metrics.epoch), *cells[0], *cells[1], speed, duration(metrics.seconds)])
 
 
 def csv_text(history: Iterable[EpochMetrics]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from needle import nn
 from needle.backward import no_grad
 from needle.tensor import Tensor
-from needle.train.fit import Loader
+from needle.train.state import Loader
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.intp]

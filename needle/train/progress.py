@@ -13,8 +13,8 @@ from typing import Never, TextIO
 
 from tqdm import tqdm
 
-from needle.train.fit import Callback, FitState, Phase
-from needle.train.metrics import HEADER, RULE, Totals, loss_text, row
+from needle.train.metrics import Score, Totals, header, loss_text, row, score_text
+from needle.train.state import Callback, FitState, Phase
 
 BAR = "{desc} |{bar}| {remaining} left{postfix}"  # leaves a bar of 10 characters on a terminal of 80 columns
 WIDEST = 120  # columns
@@ -30,7 +30,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
 class Progress(Callback):
     """The table of epochs with a bar below it, or with plain lines where `stderr` is not a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, score: Score = "error") -> None:
+        self.score: Score = score
         self.bar: tqdm[Never] | None = None
         self.epochs = 0
         self.batches = 0
@@ -39,7 +40,7 @@ class Progress(Callback):
     def begin_fit(self, state: FitState, epochs: int) -> None:
         """Print the head of the table and the rows of earlier epochs."""
         self.epochs = epochs
-        for line in (HEADER, RULE, *map(row, state.history)):
+        for line in (*header(self.score), *(row(metrics, self.score) for metrics in state.history)):
             say(line)
 
     def begin_pass(self, phase: Phase, state: FitState, batches: int) -> None:
@@ -57,19 +58,19 @@ class Progress(Callback):
     def after_batch(self, phase: Phase, state: FitState, totals: Totals) -> None:
         """Move the bar, or print a line when the last one is long ago."""
         if self.bar is not None:
-            self.bar.set_postfix_str(_running(totals), refresh=False)
+            self.bar.set_postfix_str(self._running(totals), refresh=False)
             self.bar.update()
         elif time.monotonic() - self.spoken > SECONDS_BETWEEN_LINES:
             self.spoken = time.monotonic()
             say(
-                f"epoch {state.epoch + 1}/{self.epochs} {phase}, {totals.samples:,} samples: {_running(totals)}",
+                f"epoch {state.epoch + 1}/{self.epochs} {phase}, {totals.samples:,} samples: {self._running(totals)}",
                 sys.stderr,
             )
 
     def after_epoch(self, state: FitState) -> None:
         """Add the row of the epoch to the table."""
         self._close()
-        say(row(state.history[-1]))
+        say(row(state.history[-1], self.score))
 
     def end_fit(self, state: FitState) -> None:
         """Take the bar away, however the run ended."""
@@ -80,7 +81,7 @@ class Progress(Callback):
             self.bar.close()
             self.bar = None
 
-
-def _running(totals: Totals) -> str:
-    speed = totals.samples / max(totals.seconds, 1e-9)
-    return f"loss {loss_text(totals.loss)}, error {100 * totals.error:.1f} %, {speed:,.0f} samples/s"
+    def _running(self, totals: Totals) -> str:
+        speed = totals.samples / max(totals.seconds, 1e-9)
+        score = f", {self.score} {score_text(self.score, totals.loss, totals.error)}" if self.score else ""
+        return f"loss {loss_text(totals.loss)}{score}, {speed:,.0f} samples/s"

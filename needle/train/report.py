@@ -47,6 +47,18 @@ def draw_report(history: Sequence[EpochMetrics], predictions: Predictions, image
     return data.getvalue()
 
 
+def draw_curves(history: Sequence[EpochMetrics], title: str) -> bytes:
+    """The curve of the loss alone, as PNG. Raises MissingExtraError without matplotlib."""
+    figure = load_extra("matplotlib.figure", "matplotlib").Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    _draw_curves(axes, history, "loss", 1)
+    axes.set_title(title, fontsize=13, fontweight="bold", color=INK, loc="left")
+    axes.set_xlabel("epoch", color=INK)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return data.getvalue()
+
+
 def _draw_curves(axes: Any, history: Sequence[EpochMetrics], quantity: str, scale: float) -> None:
     epochs = [metrics.epoch for metrics in history]
     ends: list[tuple[float, str]] = []

@@ -1,4 +1,4 @@
-"""When a run is saved: after each epoch, and when a person stops it.
+"""When a run is saved: after each epoch, once a minute, and when a person stops it.
 
 In: the moments of a run (`Callback`), Ctrl-C, and a function that saves. Out: calls of that function.
 Invariant: it is called only between two batches, when model, optimizer and random numbers belong together.
@@ -7,22 +7,25 @@ Next: run.py.
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from needle.train.fit import Callback, FitState, Phase
 from needle.train.metrics import Totals
+from needle.train.state import Callback, FitState, Phase
 
 
 class Saver(Callback):
-    """Saves after each epoch. Ctrl-C lets the batch under way finish, saves, and only then raises KeyboardInterrupt.
+    """Saves after each epoch, and when `seconds` have passed since.
 
-    A second Ctrl-C stops at once, and the checkpoint stays as it was. Signals are left alone outside the main thread.
+    Ctrl-C lets the batch under way finish, saves, and only then raises KeyboardInterrupt. A second Ctrl-C stops at
+    once, and the checkpoint stays as it was. Signals are left alone outside the main thread.
     """
 
-    def __init__(self, save: Callable[[], None]) -> None:
-        self.save = save
+    def __init__(self, save: Callable[[], None], seconds: float = 60.0) -> None:
+        self.save_now, self.seconds = save, seconds
+        self.saved = time.monotonic()
         self.interrupted = False
         self.earlier: Any = None
 
@@ -33,21 +36,29 @@ class Saver(Callback):
 
     def after_batch(self, phase: Phase, state: FitState, totals: Totals) -> None:
         """Stop here if asked to. During a test there is nothing to save yet: that waits for the end of the epoch."""
-        if self.interrupted and phase == "train":
+        if phase == "train" and (self.interrupted or time.monotonic() - self.saved > self.seconds):
             self.save()
-            raise KeyboardInterrupt
+            self._stop_if_asked()
 
     def after_epoch(self, state: FitState) -> None:
         """Save, and stop here if asked to."""
         self.save()
-        if self.interrupted:
-            raise KeyboardInterrupt
+        self._stop_if_asked()
+
+    def save(self) -> None:
+        """Save now."""
+        self.save_now()
+        self.saved = time.monotonic()
 
     def end_fit(self, state: FitState) -> None:
         """Ctrl-C does again what it did before."""
         if self.earlier is not None:
             signal.signal(signal.SIGINT, self.earlier)
             self.earlier = None
+
+    def _stop_if_asked(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self.interrupted:

@@ -2,7 +2,7 @@
 
 In: the environment. Out: lines of text.
 Invariant: nothing is loaded, written or fetched to find out.
-Next: ../cli.py.
+Next: commands/shared.py.
 """
 
 import os
@@ -17,10 +17,10 @@ from needle import __version__, config
 from needle.data.files import FileName
 from needle.data.mnist import find_mnist
 from needle.device import all_devices
-from needle.train.source import places
+from needle.programs.source import places
 
 CORE = ("llvmlite", "numpy", "safetensors", "tqdm")
-EXTRAS = {"matplotlib": "viz", "pillow": "viz"}
+EXTRAS = {"matplotlib": "viz", "pillow": "viz", "tensorboardX": "log"}
 
 
 def describe(data_dir: FileName | None = None) -> list[str]:
@@ -29,7 +29,7 @@ def describe(data_dir: FileName | None = None) -> list[str]:
     fetched = config.cache_dir() / "data" / "mnist"
     mnist = f"in {folder}" if folder else f"not found (`needle train --data mnist` downloads 11 MB to {fetched})"
     entries = {
-        "needle": f"{__version__} in {Path(__file__).parent.parent}",
+        "needle": f"{__version__} in {Path(__file__).parent}",
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "processors": str(_processors()),
         **{name: _installed(name) for name in (*CORE, *EXTRAS)},

@@ -1,14 +1,15 @@
-"""Where the data of a run comes from: MNIST when it is found or can be fetched, else the digits that come with needle.
+"""Where the data of a run comes from: a folder, or the network; for MNIST, also the digits that come with needle.
 
 In: the name of a data set or "auto", a folder, and whether the network may be used. Out: `DataSets`, or `TextData`.
 Invariant: what is used, and why, is said in one line; damaged files are an error, never a reason to use other data.
-Next: run.py.
+Next: classification.py.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,9 @@ from needle.data.files import FileName
 from needle.data.mnist import MNISTDataset, find_mnist
 from needle.data.text import SHAKESPEARE_FILE, Characters, find_shakespeare, read_split
 from needle.errors import ArgumentError, DataError
-from needle.train.settings import DATA_SETS
 
+DATA_SETS = ("mnist", "digits")
+"""Of digits, the better first."""
 TIMEOUT = 20.0  # seconds of silence
 AUTO_TIMEOUT = 5.0  # whoever did not ask for MNIST should not wait long for a network that is not there
 CLASSES = 10
@@ -53,6 +55,16 @@ class DataSets:
         """Height and width of a picture; in colour, (3, height, width)."""
         return self.train.images.shape[1:]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Shape of a picture, and number of classes."""
+        return {"input_shape": list(self.input_shape), "classes": self.classes}
+
+    def describe(self) -> str:
+        """How many pictures of which size."""
+        shape = " x ".join(map(str, self.input_shape[-2:]))
+        return f"{len(self.train):,} training and {len(self.test):,} test pictures of {shape} pixels"
+
 
 @dataclass(frozen=True)
 class TextData:
@@ -63,6 +75,16 @@ class TextData:
     train: NDArray[np.int64]
     test: NDArray[np.int64]
     origin: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The characters, in the order of their numbers."""
+        return {"vocabulary": self.characters.characters}
+
+    def describe(self) -> str:
+        """How many characters."""
+        parts = f"{len(self.train):,} training and {len(self.test):,} test characters"
+        return f"{parts}, {len(self.characters)} different ones"
 
 
 def open_data(

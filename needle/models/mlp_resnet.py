@@ -1,16 +1,14 @@
-"""Network architectures, and the one table that names them.
+"""MLPResNet, the network for digits that the course trains first.
 
 In: sizes. Out: Modules with freshly drawn parameters.
-Invariant: a model is built from its name and a flat dictionary of numbers, both of which fit into JSON, so a checkpoint
-can say how to build the network whose arrays it holds. Layers draw their parameters in the order in which data passes.
-Next: train/fit.py, which trains them.
+Invariant: layers draw their parameters in the order in which data passes, so the published numbers of the course come
+out.
+Next: resnet9.py.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from needle import nn
-from needle.errors import ArgumentError
 
 Norm = Callable[[int], nn.Module]
 
@@ -51,13 +49,3 @@ def MLPResNet(
         *[ResidualBlock(hidden_dim, hidden_dim // 2, norm, drop_prob) for _ in range(num_blocks)],
         nn.Linear(hidden_dim, num_classes),
     )
-
-
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp_resnet": MLPResNet}
-
-
-def build(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """The model `name` of MODELS, built with the keyword arguments in `config`."""
-    if name not in MODELS:
-        raise ArgumentError(f"there is no model {name!r}; the models are: {', '.join(sorted(MODELS))}")
-    return MODELS[name](**config)

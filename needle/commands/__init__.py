@@ -1,0 +1,4 @@
+"""What the commands of `needle` do, one function for each.
+
+Next: shared.py.
+"""

@@ -1,0 +1,121 @@
+"""`needle evaluate`, `predict` and `generate`: what a trained model can do.
+
+In: the arguments of the command line, as a namespace. Out: tables and text on stdout, errors on stderr, and an exit
+status: 0 for done, 1 for an error that the message explains.
+Invariant: as in train.py.
+Next: tools.py.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from needle.data.loader import DataLoader
+from needle.errors import ArgumentError, DataError
+from needle.models.generate import generate
+from needle.programs.text import LanguageProgram
+from needle.run import check_data, load_model, program_of
+from needle.train.checkpoint import INDEX
+from needle.train.fit import evaluate
+from needle.train.metrics import counted, loss_text, percent, score_text
+from needle.train.picture import read_picture
+from needle.train.predict import FloatArray, Predictions, predict, probabilities
+from needle.train.progress import say
+
+# Of a data set: the empty border around its digits, as a share of the frame, and how many pixels right of and below the
+# middle their centre of mass is. MNIST's is in the middle of pixel 14 of 0 to 27, half a pixel from that of the frame.
+FRAMING = {"mnist": (4 / 28, 0.5)}
+WRONG_KIND = "{folder} holds a run of {program}, which {problem}"
+NOT_IN_VOCABULARY = "--prompt: {character!r} is not one of the characters that {folder} was trained on: {known}"
+
+
+def evaluate_run(chosen: argparse.Namespace) -> int:
+    """Measure a trained model on the test set."""
+    model, checkpoint = load_model(chosen.folder, chosen.best)
+    program = program_of(checkpoint, chosen.folder / INDEX)
+    data = program.open_data(program.data, chosen.data_dir, not chosen.no_download, say)
+    check_data(checkpoint, program, data, chosen.folder / INDEX)
+    loader = DataLoader(program.datasets(data)[1], program.batch_size)
+    wrong = program.wrong if program.score == "error" else None
+    totals = evaluate(model, loader, program.loss, wrong=wrong, compiled=not program.eager)
+    epochs = counted(checkpoint.state["epoch"], "epoch")
+    say(f"{chosen.folder}: {program.name} after {'the best of ' if chosen.best else ''}{epochs}")
+    say(f"{data.origin}: {data.describe()}\n")
+    if program.score == "error":
+        for line in _class_table(predict(model, loader)):
+            say(line)
+        say(f"\ntest loss {loss_text(totals.loss)}, test accuracy {percent(1 - (totals.error or 0.0))}")
+    else:
+        score = f", {program.score} {score_text(program.score, totals.loss, None)}" if program.score else ""
+        say(f"test loss {loss_text(totals.loss)}{score}")
+    return 0
+
+
+def _class_table(predictions: Predictions) -> list[str]:
+    """One line for each class: how many samples, how many wrong, and what they were taken for."""
+    lines = [
+        "class  samples  wrong    error  most often taken for",
+        "-----  -------  -----  -------  --------------------",
+    ]
+    for label, counts in enumerate(predictions.confusion()):
+        samples, wrong = int(counts.sum()), int(counts.sum() - counts[label])
+        counts[label] = 0
+        taken_for = f"{counts.argmax()} ({counts.max()} times)" if wrong else "-"
+        lines.append(f"{label:5}  {samples:7,}  {wrong:5,}  {percent(wrong / max(samples, 1)):>7}  {taken_for}")
+    return lines
+
+
+def predict_pictures(chosen: argparse.Namespace) -> int:
+    """Say which digits pictures show."""
+    model, checkpoint = load_model(chosen.folder)
+    program = program_of(checkpoint, chosen.folder / INDEX)
+    if program.name != "mlp_resnet":
+        problem = "does not name digits; give the folder of a run of mlp_resnet"
+        raise ArgumentError(WRONG_KIND.format(folder=chosen.folder, program=program.name, problem=problem))
+    height, width = checkpoint.config["facts"]["input_shape"]
+    margin, offset = FRAMING.get(program.data, (0.0, 0.0))
+    pictures: dict[str, FloatArray] = {}
+    for path in chosen.images:
+        try:
+            pictures[path] = read_picture(path, (height, width), margin, offset)
+        except DataError as error:  # the other pictures are still worth an answer
+            say(f"needle: error: {error}", sys.stderr)
+    if pictures:
+        inputs = np.stack(list(pictures.values())).reshape(len(pictures), -1)  # (pictures, height * width)
+        for line in _answer_table(list(pictures), probabilities(model, inputs)):
+            say(line)
+    return int(len(pictures) < len(set(chosen.images)))
+
+
+def _answer_table(names: list[str], rows: FloatArray) -> list[str]:
+    """One line for each picture: its class, and the probability of every class."""
+    width = max(len("picture"), *map(len, names))
+    lines = [f"{'picture':{width}}  class" + "".join(f"{label:>9}" for label in range(rows.shape[1]))]
+    for name, values in zip(names, rows, strict=True):
+        lines.append(f"{name:{width}}  {values.argmax():5}" + "".join(f"{percent(float(p)):>9}" for p in values))
+    return lines
+
+
+def generate_text(chosen: argparse.Namespace) -> int:
+    """Write text that follows a prompt, as it is made."""
+    model, checkpoint = load_model(chosen.folder)
+    program = program_of(checkpoint, chosen.folder / INDEX)
+    if not isinstance(program, LanguageProgram):
+        problem = "does not write text; give the folder of a run of gpt or lstm"
+        raise ArgumentError(WRONG_KIND.format(folder=chosen.folder, program=program.name, problem=problem))
+    vocabulary: str = checkpoint.config["facts"]["vocabulary"]
+    prompt: str = chosen.prompt or "\n"
+    for character in prompt:
+        if character not in vocabulary:
+            facts = {"character": character, "folder": chosen.folder, "known": "".join(vocabulary).strip()}
+            raise ArgumentError(NOT_IN_VOCABULARY.format(**facts))
+    numbers = {"temperature": chosen.temperature, "top_k": chosen.top_k, "top_p": chosen.top_p, "seed": chosen.seed}
+    start = [vocabulary.index(character) for character in prompt]
+    tokens = generate(program.decoder(model), start, chosen.length, **numbers)
+    sys.stdout.write(chosen.prompt)
+    for token in tokens:
+        sys.stdout.write(vocabulary[token])
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0

@@ -1,0 +1,74 @@
+"""Text, token by token: how the next one is chosen.
+
+In: a decoder, and the numbers of the first tokens. Out: one token after the other.
+Invariant: chance comes from a generator of its own, so the same seed writes the same text.
+Next: ../train/metrics.py.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from needle.dtype import Array
+from needle.errors import ArgumentError
+from needle.models.decoder import Decoder
+
+_EMPTY = "generate: the prompt is empty; give at least one token to go on from"
+_NUMBER = "generate: {name} must be {rule}, not {value!r}"
+
+
+def generate(
+    decoder: Decoder,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Iterator[int]:
+    """`count` tokens that follow `prompt`, each as soon as it is chosen; see `choose` for the numbers."""
+    if not prompt:
+        raise ArgumentError(_EMPTY)
+    for name, value, rule, holds in (
+        ("count", count, "0 or more", count >= 0),
+        ("temperature", temperature, "0 or more", 0 <= temperature < np.inf),
+        ("top_k", top_k, "0 or more", top_k >= 0),
+        ("top_p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
+    ):
+        if not holds:
+            raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=value))
+    return _generate(decoder, list(prompt), count, temperature, top_k, top_p, np.random.RandomState(seed))
+
+
+def _generate(
+    decoder: Decoder,
+    new: list[int],
+    count: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    random: np.random.RandomState,
+) -> Iterator[int]:
+    for _ in range(count):
+        new = [choose(decoder.read(new), random, temperature, top_k, top_p)]
+        yield new[0]
+
+
+def choose(
+    logits: Array, random: np.random.RandomState, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> int:
+    """A token by its probability, softmax(logits / temperature); temperature 0 takes the most likely one.
+
+    `top_k` leaves only the k most likely tokens (0: all); `top_p` only the most likely ones that together have this
+    probability (Holtzman et al., 2020).
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")[: top_k or None]
+    scaled = logits[order].astype(np.float64) / temperature
+    shares = np.exp(scaled - scaled[0])
+    shares /= shares.sum()
+    kept = int(np.searchsorted(shares.cumsum(), top_p)) + 1
+    shares = shares[:kept] / shares[:kept].sum()
+    return int(order[random.choice(len(shares), p=shares)])
