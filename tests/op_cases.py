@@ -127,6 +127,12 @@ def all_windows(a: Array) -> Array:
     return np.stack(lines, 2)
 
 
+def assemble(a: Array, b: Array) -> Array:
+    out = np.zeros((3, 3), np.result_type(a, b))
+    out[:2, ::2], out[2:, 1:] = a, b
+    return out
+
+
 def add_rows(a: Array, positions: Array) -> Array:
     return np.array([a[positions % 4 == k].sum(0) for k in range(4)]).astype(a.dtype)
 
@@ -273,6 +279,12 @@ CASES: list[Case] = [
         lambda a, b: ndl.concatenate([a, b] * 5),
         lambda a, b: np.concatenate([a, b] * 5),
         (((2,), (1,)),),
+    ),
+    Case(
+        "Assemble",
+        ops.Assemble((((0, 2, 1), (0, 2, 2)), ((2, 1, 1), (1, 2, 1))), (3, 3)),
+        assemble,
+        (((2, 2), (1, 2)),),
     ),
     Case("Stack", lambda *a: ndl.stack(a, 1), lambda *a: np.stack(a, 1), (*LISTS, ((3,),), ((1,), (1,)))),
     Case("Split", lambda a: (t := ndl.split(a, 1))[0] * t[-1], lambda a: a[:, 0] * a[:, -1], (((2, 3),), ((0, 1),))),

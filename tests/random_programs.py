@@ -431,6 +431,32 @@ def _gather(m: Maker) -> str | None:
     return f"{a}[{':, ' * axis}{i}, {m.random.choice((m.positions(n), str(m.random.randrange(n))))}]"
 
 
+def _join(m: Maker) -> str:
+    """Values put together, some of them computed on the spot, or one laid among others."""
+    a = m.real(1)
+    shape, axis = m.env[a].shape, m.axis(a)
+    alike = m.pick(lambda t: t.shape == shape and t.dtype == m.env[a].dtype) or a
+    parts = m.random.sample([a, alike, f"{a} * 2", f"ndl.tanh({alike})", f"{alike}[::-1]"], m.random.choice((2, 2, 3)))
+    if len(shape) > 1 and m.random.random() < 0.4:
+        b = m.give((shape[-1], shape[-1])) if shape[-1] else a
+        parts.append(f"{a} @ {b}" if m.env[b].shape == (shape[-1], shape[-1]) else a)
+    forms = ["ndl.concatenate([{parts}], {axis})", "ndl.stack([{parts}], {axis})", "ndl.pad({a}, 1) * 2"]
+    forms += ["ndl.flip(ndl.concatenate([{parts}], {axis}), {axis})"]
+    return m.random.choice(forms).format(parts=", ".join(parts), axis=axis, a=a)
+
+
+def _convolve(m: Maker) -> str | None:
+    a = m.real(3)
+    batch, *size, channels = m.env[a].shape
+    groups = m.random.choice([g for g in range(1, channels + 1) if channels % g == 0] or [1])
+    kernel = tuple(m.random.randint(1, 3) for _ in size)
+    outputs = groups * m.random.choice((1, 2, 3, 17) if groups == 1 else (1, 2))
+    b = m.give((*kernel, channels // groups, outputs), str(m.env[a].dtype))
+    stride, padding, dilation = m.random.choice((1, 1, 2, 3)), m.random.choice((0, 1, 2)), m.random.choice((1, 1, 2))
+    turned = f"{a}.permute({(0, *range(len(size), 0, -1), len(size) + 1)})" if m.random.random() < 0.2 else a
+    return f"ndl.conv({turned}, {b}, {stride}, {padding}, {dilation}, {groups}) * 0.25"
+
+
 def _create(m: Maker) -> str:
     n = m.random.choice(m.lengths)
     forms = [f'ndl.init.one_hot({n}, {m.positions(n, 0)}, dtype="{m.float}")', f"{m.real()} * ndl.init.ones({n}, 1)"]
@@ -457,6 +483,8 @@ LINES: tuple[tuple[int, Line], ...] = (
     (3, _product),
     (1, _gather),
     (1, _create),
+    (1, _join),
+    (1, _convolve),
     (2, _uses_twice),
 )
 

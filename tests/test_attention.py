@@ -171,13 +171,10 @@ def training_graph(steps: int, causal: bool) -> Graph:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_memory_grows_with_the_steps_and_not_with_their_square(causal: bool) -> None:
-    arenas: list[int] = []
     for steps in (512, 1024, 2048):
         graph = training_graph(steps, causal)
         assert max(prod(n.shape) for n in graph.nodes()) == BLOCK * steps
-        arenas.append(plan(graph, lower(fuse(graph))).arena_bytes)
-    assert arenas[2] < 2.2 * arenas[1] < 2.2 * 2.8 * arenas[0]
-    assert arenas[2] < 4 * 4 * BLOCK * 2048, "not more than a few blocks"
+        assert plan(graph, lower(fuse(graph))).arena_bytes < 4 * 4 * BLOCK * steps, "not more than a few blocks"
 
 
 def test_a_large_product_is_added_where_it_is_made() -> None:

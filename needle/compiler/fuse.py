@@ -26,6 +26,7 @@ from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
     Add,
+    Assemble,
     BroadcastTo,
     Cos,
     Embed,
@@ -45,6 +46,7 @@ from needle.ops import (
     Windows,
 )
 from needle.ops.create import Creation, Uniform
+from needle.ops.join import places
 from needle.value import Contraction, Elementwise, Movement, Op, Reduction, Shape, as_axes
 
 EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
@@ -95,6 +97,7 @@ class Group:
     product: Node | None = None
     into: Node | None = None  # what these loops add into, or fill with zeros: nothing else joins
     fill: bool = False
+    part: int = 0  # which of those that are assembled
     reads: set[int] = field(default_factory=set[int])  # arrays as large as the domain
     before: int = 0  # bit set of the groups that this one depends on, directly or not
 
@@ -139,8 +142,12 @@ class Grouping:
     roots: set[int]
     huge: set[int]
     """Roots that cut an expression that became too long: they are stored, whoever reads them."""
+    in_order: set[int]
+    """Roots whose elements somebody reads one after the other, whatever their shape."""
     leaves: dict[tuple[int, tuple[Where, ...] | None], list[Leaf]] = field(default_factory=dict[Any, Any])
     free: dict[int, Node] = field(default_factory=dict[int, Node])  # roots that need no other: they go to their user
+    placed: dict[int, tuple[Node, int]] = field(default_factory=dict[int, tuple[Node, int]])
+    """Roots that live in the memory of what they are a part of: the Assemble or Embed, and which part."""
     by_shape: dict[Shape, list[Group]] = field(default_factory=dict[Shape, list[Group]])
     """The groups in whose loops an array of this shape has a place."""
 
@@ -171,12 +178,12 @@ def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Wher
         return [(node.inputs[0], tuple(source))]
     if isinstance(op, Slice):
         steps = zip(where, op.ranges, strict=True)
-        return [(node.inputs[0], tuple([_moved(at, s, start) for at, (start, _, s) in steps]))]
+        return [(node.inputs[0], tuple([moved(at, s, start) for at, (start, _, s) in steps]))]
     if isinstance(op, Windows):
         count, first = len(op.out), op.first
         places, taps = where[first : first + count], where[first + count : first + 2 * count]
         steps = zip(places, op.stride, taps, op.dilation, strict=True)
-        inside = [_sum(_moved(place, s), _moved(tap, d)) for place, s, tap, d in steps]
+        inside = [_sum(moved(place, s), moved(tap, d)) for place, s, tap, d in steps]
         return [(node.inputs[0], (*where[:first], *inside, *where[first + 2 * count :]))]
     if isinstance(op, Reshape):
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
@@ -184,7 +191,7 @@ def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Wher
     return [(a, aligned(a.shape, where)) for a in node.inputs]
 
 
-def _moved(where: Where, step: int, start: int = 0) -> Where:
+def moved(where: Where, step: int, start: int = 0) -> Where:
     """start + step * where."""
     moves, at = where
     return tuple([(axis, s * step) for axis, s in moves]), start + step * at
@@ -245,7 +252,7 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots.add(id(consecutive(node)))
         elif isinstance(node.op, Gather):
             roots |= {id(consecutive(node.inputs[0])), id(node)}
-        elif isinstance(node.op, ScatterAdd | Embed):
+        elif isinstance(node.op, ScatterAdd | Embed | Assemble):
             roots.add(id(node))
         elif isinstance(node.op, Opaque):
             roots |= {id(node), *map(id, node.inputs)}
@@ -270,6 +277,17 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
     return roots | huge, huge
+
+
+def _read_in_order(graph: Graph, roots: set[int]) -> set[int]:
+    """The roots under general reshapes, and what is read at indices or by Python."""
+    found: set[int] = set()
+    for node in graph.nodes():
+        if isinstance(node.op, Opaque):
+            found |= set(map(id, node.inputs))
+        elif isinstance(node.op, Gather) or (isinstance(node.op, Reshape) and not is_unit_reshape(node)):
+            found.add(id(storage(node.inputs[0], roots)))
+    return found
 
 
 def _adds_products(node: Node, roots: set[int], users: dict[int, int]) -> bool:
@@ -298,7 +316,7 @@ def _is_pow(op: Op) -> bool:
 def fuse(graph: Graph) -> Grouping:
     """Put every root into a group."""
     roots, huge = find_roots(graph)
-    result = Grouping(graph, [], {}, roots, huge)
+    result = Grouping(graph, [], {}, roots, huge, _read_in_order(graph, roots))
     for node in graph.nodes():
         if id(node) in roots and _is_free(result, node):
             result.free[id(node)] = node
@@ -345,7 +363,7 @@ def _is_free(result: Grouping, node: Node) -> bool:
 
 def _place(result: Grouping, node: Node) -> None:
     result.free.pop(id(node), None)
-    if isinstance(node.op, ScatterAdd | Embed | Opaque):
+    if isinstance(node.op, ScatterAdd | Embed | Assemble | Opaque):
         for leaf, _ in list(leaves(result, node, None)):
             if id(leaf) in result.free:
                 _place(result, leaf)
@@ -379,7 +397,7 @@ def _place(result: Grouping, node: Node) -> None:
 
 
 def _place_into(result: Grouping, node: Node) -> None:
-    """Zeros first, then the elements on top: two sets of loops. An opaque op is called."""
+    """Zeros first, then the elements on top: two sets of loops or more. An opaque op is called."""
     number = len(result.groups)
     if isinstance(node.op, Opaque):
         group = Group(number, node.shape, (), "only Python can compute it", into=node)
@@ -387,12 +405,44 @@ def _place_into(result: Grouping, node: Node) -> None:
         result.owner[id(node)] = group
         _depend(result, group, node)
         return
-    fill = Group(number, node.shape, (), "zeros under what follows", into=node, fill=True)
-    group = Group(number + 1, node.inputs[0].shape, (), "it writes elsewhere than it reads", into=node)
-    group.before = 1 << number
-    result.groups += [fill, group]
-    result.owner[id(node)] = group
-    _depend(result, group, node)
+    before = 0
+    if not _covers(node):
+        result.groups.append(Group(number, node.shape, (), "zeros under what follows", into=node, fill=True))
+        before = 1 << number
+    parts = 1 if isinstance(node.op, ScatterAdd) else len(node.inputs)
+    for part in range(parts):
+        last = part == parts - 1  # it stands for all others, so it has loops of its own
+        home = None if last else _may_live_in(result, node, part)
+        if home is not None:
+            result.placed[id(home)] = node, part
+            _come_after(result, result.owner[id(home)], before)
+            continue
+        group = Group(len(result.groups), node.inputs[part].shape, (), "it writes elsewhere than it reads", into=node)
+        group.part, group.before = part, before
+        result.groups.append(group)
+        result.owner[id(node)] = group
+        _depend(result, group, node, None if last else part)
+        if last:
+            group.before |= sum(1 << g.number for g in result.groups[number:-1])
+
+
+def _covers(node: Node) -> bool:
+    """Whether the parts leave no element over."""
+    parts = places(node.op) if isinstance(node.op, Assemble) else ()
+    return bool(parts) and sum(prod(count for _, count, _ in ranges) for ranges in parts) == prod(node.shape)
+
+
+def _may_live_in(result: Grouping, node: Node, part: int) -> Node | None:
+    """The root that is this part, but for axes of length 1, if it needs no memory of its own."""
+    root = node.inputs[part]
+    while isinstance(root.op, Reshape) and is_unit_reshape(root) and id(root) not in result.roots:
+        root = root.inputs[0]
+    group = result.owner.get(id(root))
+    graph = result.graph
+    fixed = id(root) in result.placed or any(root is n for n in [*graph.outputs, *graph.updates.values()])
+    if group is None or group.into is not None or fixed or root.dtype != node.dtype or id(root) in result.in_order:
+        return None
+    return root
 
 
 def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) -> None:
@@ -408,9 +458,9 @@ def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) 
     _depend(result, group, node)
 
 
-def _depend(result: Grouping, group: Group, node: Node) -> None:
+def _depend(result: Grouping, group: Group, node: Node, part: int | None = None) -> None:
     needed = 0
-    for leaf, _ in leaves(result, node, None):
+    for leaf, _ in leaves(result, node, None) if part is None else _expand(result, [(node.inputs[part], None)]):
         owner = result.owner.get(id(leaf))
         if owner is not None and owner is not group:
             needed |= owner.before | 1 << owner.number
@@ -473,8 +523,8 @@ def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iter
         return
     if isinstance(node.op, Gather):
         yield storage(node.inputs[0], result.roots), None
-        pending = [(i, gather_index(node, i, where)) for i in node.inputs[1:]]
-    elif isinstance(node.op, ScatterAdd | Embed):
+        pending: list[Leaf] = [(i, gather_index(node, i, where)) for i in node.inputs[1:]]
+    elif isinstance(node.op, ScatterAdd | Embed | Assemble):
         pending = [(a, None) for a in node.inputs]
     elif isinstance(node.op, Reduction):
         pending = [(node.inputs[0], where)]
@@ -482,6 +532,11 @@ def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iter
         pending = [(storage(node.inputs[0], result.roots), None)]
     else:
         pending = _inputs(node, where)
+    yield from _expand(result, pending)
+
+
+def _expand(result: Grouping, pending: list[Leaf]) -> Iterator[Leaf]:
+    """What is read by reading these."""
     seen: set[tuple[int, tuple[Where, ...] | None]] = set()
     while pending:
         current, at = pending.pop()
@@ -551,6 +606,10 @@ def _ordered(result: Grouping) -> list[Group]:
 def _reads(result: Grouping, group: Group) -> dict[int, int]:
     """The arrays that a group reads and others make, and their sizes."""
     found: dict[int, int] = {}
+    assembled = group.into is not None and isinstance(group.into.op, Assemble) and not group.fill
+    if assembled and group.into is not None:
+        own: list[Leaf] = [(group.into.inputs[group.part], None)]
+        return {id(x): _bytes(x) for x, _ in _expand(result, own)}
     for root in group.roots if group.into is None else [group.into]:
         for leaf, _ in leaves(result, root, None):
             owner = result.owner.get(id(leaf))

@@ -21,6 +21,7 @@ from needle.compiler.fuse import (
     gather_index,
     is_virtual,
     leaves,
+    moved,
     storage,
     through,
     whole,
@@ -30,8 +31,9 @@ from needle.compiler.keep import keep
 from needle.compiler.kernel import Access, Call, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store, scalars
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
-from needle.ops import Contract, Embed, Equal, Gather, Max
+from needle.ops import Contract, Equal, Gather, Max, ScatterAdd
 from needle.ops.create import Arange, Full, Uniform
+from needle.ops.join import places
 from needle.tracing import HostNumber
 from needle.value import Contraction, Movement, Reduction, Shape
 
@@ -143,10 +145,12 @@ class _Lowering:
             zero = self.pool.const(0, node.dtype)
             self.passes[0].full.append(Store(self._access(node, here, written=True), zero))
             return ()
-        value = self.value(node.inputs[0], here)
+        value = self.value(node.inputs[self.group.part], here)
         own = row_major(node.shape)
-        if isinstance(node.op, Embed):
-            where = tuple((((i, step),), start) for i, (start, _, step) in enumerate(node.op.ranges))
+        if not isinstance(node.op, ScatterAdd):
+            ranges = places(node.op)[self.group.part]
+            value = self.pool.cast(value, node.dtype)
+            where = tuple((((i, step),), start) for i, (start, _, step) in enumerate(ranges))
             strides, offset = self._strides(own, where)
             self.passes[0].full.append(Store(Access(self._slot(node, True), strides, offset), value))
             return ()
@@ -298,8 +302,18 @@ class _Lowering:
         if not written and id(node) not in self.grouping.roots and not isinstance(node.op, Input):
             # A general reshape of contiguous memory has contiguous strides of its own.
             base = storage(node, self.grouping.roots)
+        if id(base) in self.grouping.placed:  # it is a part of another array
+            base, where = self._in_whole(base, where)
+            own = row_major(base.shape)
         strides, offset = self._strides(own, where)
         return Access(self._slot(base, written), strides, offset)
+
+    def _in_whole(self, node: Node, where: tuple[Where, ...]) -> tuple[Node, tuple[Where, ...]]:
+        """The array of which `node` is a part, and the index there; the part may have other axes of length 1."""
+        whole, part = self.grouping.placed[id(node)]
+        named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
+        ranges = places(whole.op)[part]
+        return whole, tuple([moved(next(named) if n != 1 else STILL, step, start) for start, n, step in ranges])
 
     def _slot(self, node: Node, written: bool) -> int:
         for slot, known in enumerate(self.memory):

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from needle.compiler.graph import Graph, Node, infer
 from needle.ops import (
+    Add,
+    Assemble,
     BroadcastTo,
     Cast,
     DivScalar,
@@ -28,6 +30,8 @@ from needle.ops import (
     Transpose,
 )
 from needle.ops.create import Creation
+from needle.ops.join import places
+from needle.ops.movement import Range
 from needle.tracing import HostNumber
 from needle.value import Elementwise, Op, Shape, Spec
 
@@ -180,6 +184,27 @@ def _reduced_later(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node
     return build.make(Permute(places), (inner,), like)
 
 
+def _assembled(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A sum of arrays that are laid among zeros, none on top of another: they are put there one by one."""
+    if not all(isinstance(a.op, Embed | Assemble) and a.shape == like.shape and a.dtype == like.dtype for a in inputs):
+        return None
+    first, second = (places(a.op) for a in inputs)
+    if not all(_are_apart(p, q) for q in second for p in first):
+        return None
+    parts = tuple([part for a in inputs for part in a.inputs])
+    return build.make(Assemble((*first, *second), like.shape), parts, like)
+
+
+def _are_apart(a: tuple[Range, ...], b: tuple[Range, ...]) -> bool:
+    """Whether two places have no element in common, as far as one axis can tell."""
+    for (start, count, step), (other, number, stride) in zip(a, b, strict=True):
+        ends, others = (start, start + (count - 1) * step), (other, other + (number - 1) * stride)
+        beside = max(ends) < min(others) or max(others) < min(ends)
+        if beside or (step == stride and (start - other) % step):
+            return True
+    return False
+
+
 def _scalar_identity(neutral: float) -> Rule:
     def rule(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
         same = not isinstance(op.scalar, HostNumber) and op.scalar == neutral
@@ -254,4 +279,5 @@ RULES: list[tuple[type[Op], Rule]] = [
     (Max, _reduced_later),
     (Max, _rows_first),
     (Elementwise, _later),
+    (Add, _assembled),
 ]

@@ -83,7 +83,7 @@ from needle.ops.elementwise import (
     where,
 )
 from needle.ops.index import Gather, ScatterAdd, gather, getitem
-from needle.ops.join import Concatenate, Split, Stack, concatenate, split, stack
+from needle.ops.join import Assemble, Concatenate, Split, Stack, concatenate, split, stack
 from needle.ops.movement import (
     BroadcastTo,
     Embed,
@@ -135,6 +135,7 @@ __all__ = [
     "AddScalar",
     "ArgMax",
     "ArgSort",
+    "Assemble",
     "BroadcastTo",
     "Cast",
     "Cos",

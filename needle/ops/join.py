@@ -7,19 +7,15 @@ Next: order.py.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, cast
 
 import numpy as np
 
 from needle.errors import ArgumentError, DTypeError, ShapeError
-from needle.ops.elementwise import Add, Cast
-from needle.ops.movement import Embed, Range, Reshape, Slice
+from needle.ops.elementwise import Cast
+from needle.ops.movement import Range, Reshape, Slice
 from needle.ops.tuples import MakeTensorTuple
-from needle.value import Shape, Spec, TensorOp, TensorTupleOp, as_axes
-
-FEW = 8
-"""How many arrays a decomposition adds up at once. Each is laid into zeros of the whole: the cost is their square."""
+from needle.value import Movement, Shape, Spec, TensorOp, TensorTupleOp, as_axes
 
 _NOTHING = "{name}: nothing to join; give at least one Tensor"
 _NO_TENSORS = "{name}: needs a list of Tensors, but was given {kind}"
@@ -65,17 +61,35 @@ class Concatenate(TensorOp):
         spec = self.infer(*(a.spec for a in inputs))
         (axis,) = as_axes(self, self.axis, spec.shape)
         parts = [a if a.dtype == spec.dtype else Cast(spec.dtype.name)(a) for a in inputs]
-        while len(parts) > 1:
-            parts = [_laid_out(parts[i : i + FEW], axis) for i in range(0, len(parts), FEW)]
-        return parts[0]
+        starts = np.cumsum([0, *(a.shape[axis] for a in parts)]).tolist()
+        places = tuple(part(spec.shape, axis, at, a.shape[axis]) for at, a in zip(starts, parts, strict=False))
+        return Assemble(places, spec.shape)(*parts) if len(parts) > 1 else parts[0]
 
 
-def _laid_out(parts: list[Any], axis: int) -> Any:
-    """A few Values joined: each in zeros of the whole, added up."""
-    starts = np.cumsum([0, *(a.shape[axis] for a in parts)]).tolist()
-    whole = (*parts[0].shape[:axis], starts[-1], *parts[0].shape[axis + 1 :])
-    laid = [Embed(part(whole, axis, at, a.shape[axis]), whole)(a) for at, a in zip(starts, parts, strict=False)]
-    return reduce(Add(), laid)
+@dataclass(frozen=True)
+class Assemble(Movement):
+    """Zeros of `shape`, with each input put where `Slice(places[i])` reads. No element belongs to two of them."""
+
+    places: tuple[tuple[Range, ...], ...]
+    shape: Shape
+
+    def infer(self, *inputs: Spec) -> Spec:
+        return Spec(self.shape, np.result_type(*(s.dtype for s in inputs)))
+
+    def compute(self, *arrays: Any) -> Any:
+        out = np.zeros(self.shape, np.result_type(*arrays))
+        for ranges, a in zip(self.places, arrays, strict=True):
+            Slice(ranges).compute(out)[...] = a
+        return out
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        pairs = zip(self.places, node.inputs, strict=True)
+        return tuple(Slice(ranges)(out_grad) if a.requires_grad else None for ranges, a in pairs)
+
+
+def places(op: Any) -> tuple[tuple[Range, ...], ...]:
+    """Where the parts of an Assemble, or the only one of an Embed, are put."""
+    return op.places if isinstance(op, Assemble) else (op.ranges,)
 
 
 @dataclass(frozen=True)
