@@ -3,7 +3,7 @@
 In: MNIST in NEEDLE_DATA or the cache (without it, the digits alone). Out: JSON with the test accuracy in percent after
 each epoch, for every seed, and the seconds that training took.
 Invariant: the settings are the program's defaults: nothing but the data and the seed is said on the command line.
-Next: workloads.py, what compiled functions are timed on.
+Next: networks.py, what compiled functions are timed on.
 """
 
 import argparse

@@ -19,7 +19,8 @@ import harness
 import memory
 import products
 import steps
-from workloads import MLPS, WORKLOADS
+from networks import NETWORKS
+from workloads import WORKLOADS
 
 Measure = Callable[[argparse.Namespace], harness.Result]
 Compare = Callable[[str, argparse.Namespace], harness.Result]
@@ -72,12 +73,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--end-to-end", action="store_true", help="also train on MNIST for ten epochs")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds of each side and round (default 2)")
     parser.add_argument("--check", action="store_true", help="with --side: print what the steps compute, not times")
-    parser.add_argument("--network", choices=MLPS, default="mlp", help="with --side and --only memory")
+    parser.add_argument("--network", choices=NETWORKS, help="with --only first_call or memory: this one alone")
     options = parser.parse_args()
     if unknown := set((options.only or "mlp").split(",")) - set(PARTS):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     if options.side and options.only not in PARTS:
         parser.error("--side needs --only with the name of one part")
+    if options.side and options.only in ("first_call", "memory") and not options.network:
+        parser.error(f"--side with --only {options.only} needs --network")
     if options.quick:
         options.rounds, options.seconds = 2, 0.3
     return options

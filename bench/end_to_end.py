@@ -16,7 +16,8 @@ import numpy as np
 
 import harness
 import steps
-from workloads import DROPOUT, LEARNING_RATE, MLPS, WEIGHT_DECAY
+from networks import NETWORKS
+from workloads import DROPOUT, LEARNING_RATE, WEIGHT_DECAY
 
 SIDES = ("needle", "torch")
 EPOCHS, LIMIT = 10, 0.5
@@ -29,7 +30,7 @@ def loaders(ndl: Any) -> list[Any]:
     if folder is None:
         raise harness.BenchError(NO_MNIST)
     parts = [ndl.data.MNISTDataset.from_folder(folder, train=train) for train in (True, False)]
-    size = MLPS["mlp"].batch
+    size = NETWORKS["mlp"].batch
     return [ndl.data.DataLoader(part, batch_size=size, shuffle=i == 0) for i, part in enumerate(parts)]
 
 
@@ -45,7 +46,7 @@ def needle_run(epochs: int, ndl: Any, data: list[Any]) -> list[float]:
 def torch_run(epochs: int, data: list[Any]) -> list[float]:
     """Train with the loop that everybody writes."""
     side, torch = import_module("torch_side"), import_module("torch")
-    model = side.network(MLPS["mlp"], DROPOUT)
+    model = side.network(NETWORKS["mlp"], DROPOUT)
     optimizer = side.adam(model.parameters(), fused=True)
     loss_of, history = torch.nn.CrossEntropyLoss(), []
 

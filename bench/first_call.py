@@ -1,4 +1,4 @@
-"""Times the first call of the taught training step, and a call of a compiled function that has nothing to do.
+"""Times the first call of training steps, and a call of a compiled function that has nothing to do.
 
 In: nothing but options. Out: seconds of the first call with an empty cache, and with what another process left on disk;
 microseconds of one call of tiny functions.
@@ -17,42 +17,54 @@ import harness
 import steps
 
 SIDES = ("needle", "needle_again", "jax", "torch_compile")
-COLD, WARM, OVERHEAD = 0.5, 0.2, 15.0  # seconds, seconds, microseconds
+COLD = {"mlp": 0.5, "resnet9": 1.0, "lstm": 1.0, "gpt": 2.0}  # seconds with nothing cached
+WARM, OVERHEAD = 0.2, 15.0  # seconds of the MLP's step with objects on disk, microseconds
 WINDOWS, CALLS = 15, 2000
 
 
 def measure(options: argparse.Namespace) -> harness.Result:
     """Time the first call of one side in this process, which is told by its environment where caches are."""
     started = time.perf_counter()
-    step, _ = steps.build(options.side.removesuffix("_again"), "mlp")
+    step, _ = steps.build(options.side.removesuffix("_again"), options.network)
     imported = time.perf_counter() - started
     return {"build_s": imported, "first_s": steps.timed(step) / 1e3, "second_s": steps.timed(step) / 1e3}
 
 
-def one_round(side: str, folder: str) -> harness.Result:
+def one_round(side: str, network: str, folder: str) -> harness.Result:
     """A side with caches in `folder`; those who begin with nothing get a folder of their own."""
     with tempfile.TemporaryDirectory(prefix="needle-first-") as empty:
         place = folder if side == "needle_again" else empty
         environment = {"NEEDLE_CACHE": place, "TORCHINDUCTOR_CACHE_DIR": place, "JAX_ENABLE_COMPILATION_CACHE": "0"}
-        return harness.run_side(harness.COMPILED, side, ["--only", "first_call"], environment)
+        arguments = ["--only", "first_call", "--network", network]
+        return harness.run_side(harness.COMPILED, side, arguments, environment)
+
+
+def one_network(network: str, sides: list[str], rounds: int) -> harness.Result:
+    """All sides in turn on one network."""
+    with tempfile.TemporaryDirectory(prefix="needle-second-") as folder:
+        one_round("needle_again", network, folder)  # the process that leaves its objects behind
+        found = harness.in_turn(sides, rounds, lambda side, _: one_round(side, network, folder))
+    return {
+        "first_call_s": harness.medians(harness.rows(found, "first_s"), 3),
+        "import_and_build_s": harness.medians(harness.rows(found, "build_s"), 3),
+        "per_round": {side: [round(result["first_s"], 3) for result in row] for side, row in found.items()},
+    }
 
 
 def compare(_: str, options: argparse.Namespace) -> harness.Result:
-    """All sides in turn; torch.compile takes most of a minute, and is left out of a short look."""
+    """All networks; torch.compile takes most of a minute, and is left out of a short look."""
     sides = [side for side in steps.chosen(SIDES, options) if not (options.quick and side == "torch_compile")]
-    with tempfile.TemporaryDirectory(prefix="needle-second-") as folder:
-        one_round("needle_again", folder)  # the process that leaves its objects behind
-        found = harness.in_turn(sides, min(options.rounds, 5), lambda side, _: one_round(side, folder))
-    first = harness.medians(harness.rows(found, "first_s"), 3)
-    return {
-        "first_call_s": first,
-        "import_and_build_s": harness.medians(harness.rows(found, "build_s"), 3),
-        "per_round": {side: [round(result["first_s"], 3) for result in row] for side, row in found.items()},
-        "claims": [
-            harness.claim("seconds of the first call, nothing cached", first["needle"], COLD),
-            harness.claim("seconds of the first call, objects on disk", first["needle_again"], WARM),
-        ],
-    }
+    names = [options.network] if options.network else list(COLD)
+    found = {name: one_network(name, sides, min(options.rounds, 5)) for name in names}
+    claims = [
+        harness.claim(f"seconds of the first call, {name}, nothing cached", row["first_call_s"]["needle"], COLD[name])
+        for name, row in found.items()
+        if name in COLD
+    ]
+    if "mlp" in found:
+        again = found["mlp"]["first_call_s"]["needle_again"]
+        claims.append(harness.claim("seconds of the first call, mlp, objects on disk", again, WARM))
+    return {"networks": found, "claims": claims}
 
 
 def measure_overhead(options: argparse.Namespace) -> harness.Result:

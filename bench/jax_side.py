@@ -5,15 +5,19 @@ Invariant: the arithmetic of needle's side, line by line; a step is over when it
 Next: steps.py.
 """
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import cycle
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+import networks
 import workloads
-from workloads import BLOCKS, DROPOUT, LEARNING_RATE, MLPS, WEIGHT_DECAY, Mlp, Probe, Step
+from networks import NETWORKS
+from workloads import DROPOUT, LEARNING_RATE, WEIGHT_DECAY, Probe, Step
 
 BETA1, BETA2, EPS, MOMENTUM = 0.9, 0.999, 1e-8, 0.1
 Tree = Any
@@ -31,8 +35,9 @@ def adam(parameters: Tree, gradients: Tree, m: Tree, v: Tree, t: jax.Array) -> t
 
 
 def batch_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, running: Tree) -> tuple[jax.Array, Tree]:
-    """Normalise over the batch: the result, and the running mean and variance."""
-    mean, variance = x.mean(0), x.var(0)
+    """Normalise all axes but the last: the result, and the running mean and variance."""
+    axes = tuple(range(x.ndim - 1))
+    mean, variance = x.mean(axes), x.var(axes)
     kept = jax.tree.map(lambda old, new: (1 - MOMENTUM) * old + MOMENTUM * new, running, [mean, variance])
     return (x - mean) * (weight * jax.lax.rsqrt(variance + 1e-5)) + bias, kept
 
@@ -43,35 +48,115 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (jax.nn.logsumexp(logits, 1) - chosen).mean()
 
 
-def mlp_loss(parameters: Tree, running: Tree, key: jax.Array, x: jax.Array, y: jax.Array, p: float) -> Any:
-    """Compute the loss of the network, and its running statistics afterwards."""
-    layers = iter(parameters)
-    take = partial(next, layers)
+def mlp(size: networks.Mlp, p: float, parameters: Tree, running: Tree, key: jax.Array, x: jax.Array) -> Any:
+    """Compute logits, and running statistics."""
+    take = partial(next, iter(parameters))
     x, kept = jax.nn.relu(x @ take() + take()), []
-    for block in range(BLOCKS):
+    for block in range(networks.BLOCKS):
         h, first = batch_norm(x @ take() + take(), take(), take(), running[2 * block])
         h = jax.nn.relu(h)
         if p:
             h = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, block), 1 - p, h.shape), h / (1 - p), 0)
         h, second = batch_norm(h @ take() + take(), take(), take(), running[2 * block + 1])
         x, kept = jax.nn.relu(h + x), [*kept, first, second]
-    return cross_entropy(x @ take() + take(), y), kept
+    return x @ take() + take(), kept
 
 
-def mlp(size: Mlp, dropout: bool) -> tuple[Step, Probe]:
+def convolve(x: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
+    """Convolve pictures with channels last, so that ends are padded alike."""
+    padding = [(n // 2, n // 2) for n in weight.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x, weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def resnet9(parameters: Tree, running: Tree, key: jax.Array, x: jax.Array) -> Any:
+    """Compute logits, and running statistics."""
+    take, kept, skipped = partial(next, iter(parameters)), [], x
+    for number, (*_, stride, _) in enumerate(networks.CONVOLUTIONS):
+        x, seen = batch_norm(convolve(x, take(), stride) + take(), take(), take(), running[number])
+        x, kept = jax.nn.relu(x), [*kept, seen]
+        if number in (3, 7):  # the ends of the residual parts
+            x += skipped
+        if number in (1, 5):
+            skipped = x
+    x = jax.nn.relu(x.reshape(len(x), -1) @ take() + take())
+    return x @ take() + take(), kept
+
+
+def lstm(parameters: Tree, running: Tree, key: jax.Array, x: jax.Array) -> Any:
+    """Compute logits; the part of the gates that does not depend on the state is one product."""
+    embedding, of_input, of_state, first, second, weight, bias = parameters
+
+    def advance(state: Tree, projected: jax.Array) -> Any:
+        h, c = state
+        i, f, g, o = jnp.split(projected + h @ of_state, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    zeros = jnp.zeros((x.shape[1], embedding.shape[1]))
+    _, states = jax.lax.scan(advance, (zeros, zeros), embedding[x] @ of_input + (first + second))
+    return states.reshape(-1, embedding.shape[1]) @ weight + bias, running
+
+
+def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """Normalise the last axis."""
+    centered = x - x.mean(-1, keepdims=True)
+    deviation = jnp.sqrt((centered * centered).mean(-1, keepdims=True) + 1e-5)
+    return centered / deviation * weight + bias
+
+
+def causal(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Causal attention of (batch, heads, steps, features)."""
+    steps = query.shape[-2]
+    logits = jnp.einsum("bhsd,bhtd->bhst", query, key) * query.shape[-1] ** -0.5
+    logits = jnp.where(jnp.tril(jnp.ones((steps, steps), bool)), logits, -jnp.inf)
+    return jnp.einsum("bhst,bhtd->bhsd", jax.nn.softmax(logits), value)
+
+
+def gpt(size: networks.Gpt, parameters: Tree, running: Tree, key: jax.Array, x: jax.Array) -> Any:
+    """Compute logits."""
+    take = partial(next, iter(parameters))
+    x = take()[x] + take()
+    parted = (*x.shape[:2], 3, size.heads, size.width // size.heads)
+    for _ in range(size.layers):
+        parts = (layer_norm(x, take(), take()) @ take() + take()).reshape(parted)
+        mixed = causal(*parts.transpose(2, 0, 3, 1, 4)).transpose(0, 2, 1, 3).reshape(x.shape)
+        x = x + mixed @ take() + take()
+        h = jax.nn.gelu(layer_norm(x, take(), take()) @ take() + take(), approximate=False)
+        x = x + h @ take() + take()
+    return layer_norm(x, take(), take()).reshape(-1, size.width) @ take() + take(), running
+
+
+def training(size: networks.Size, dropout: float) -> tuple[Step, Probe]:
     """Build the taught training step."""
-    parameters = [jnp.array(array) for array in workloads.weights(size)]
+    parameters = [jnp.array(array) for array in size.weights()]
     zeros = [jnp.zeros_like(p) for p in parameters]
-    widths = [size.hidden // 2, size.hidden] * BLOCKS
+    batches = size.batches()
+    widths: list[int] = []
+    match size:
+        case networks.Mlp():
+            logits_of, widths = partial(mlp, size, dropout), [size.hidden // 2, size.hidden] * networks.BLOCKS
+        case networks.ResNet9():
+            logits_of, widths = resnet9, [outputs for _, outputs, *_ in networks.CONVOLUTIONS]
+            batches = [(x.transpose(0, 2, 3, 1), y) for x, y in batches]
+        case networks.Lstm():
+            logits_of = lstm
+        case networks.Gpt():
+            logits_of = partial(gpt, size)
     running = [[jnp.zeros(n), jnp.ones(n)] for n in widths]
-    data = cycle([(jnp.array(x), jnp.array(y.astype("int32"))) for x, y in workloads.batches(size)])
+    data = cycle([tuple(jnp.array(a.astype("int32") if a.dtype == "int64" else a) for a in batch) for batch in batches])
+
+    def loss_of(parameters: Tree, running: Tree, key: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+        logits, running = logits_of(parameters, running, key, x)
+        return cross_entropy(logits, y), running
 
     @partial(jax.jit, donate_argnums=0)
     def train(state: Tree, x: jax.Array, y: jax.Array) -> Any:
         parameters, m, v, t, running, key = state
         key, now = jax.random.split(key)
-        of = jax.value_and_grad(mlp_loss, has_aux=True)
-        (loss, running), gradients = of(parameters, running, now, x, y, DROPOUT if dropout else 0.0)
+        (loss, running), gradients = jax.value_and_grad(loss_of, has_aux=True)(parameters, running, now, x, y)
         parameters, m, v = adam(parameters, gradients, m, v, t + 1)
         return (parameters, m, v, t + 1, running, key), loss
 
@@ -96,27 +181,37 @@ def softmax() -> tuple[Step, Probe]:
     return step, lambda: workloads.summary(result[1])
 
 
-def norm_gelu() -> tuple[Step, Probe]:
-    """Build layer norm, GELU, and the gradients of input, weight and bias."""
-    *inputs, above = map(jnp.array, workloads.norm_data())
-
-    def forward(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-        centered = x - x.mean(1, keepdims=True)
-        deviation = jnp.sqrt((centered * centered).mean(1, keepdims=True) + 1e-5)
-        return jax.nn.gelu(centered / deviation * weight + bias, approximate=True)
+def both_ways(forward: Callable[..., jax.Array], arrays: Iterable[np.ndarray]) -> tuple[Step, Probe]:
+    """Build a function, and the gradients of its inputs; the last array is the gradient that comes from above."""
+    *inputs, above = map(jnp.array, arrays)
 
     @jax.jit
-    def both_ways(inputs: Tree, above: jax.Array) -> Tree:
+    def function(inputs: Tree, above: jax.Array) -> Tree:
         y, back = jax.vjp(forward, *inputs)
         return (y, *back(above))
 
     result = []
 
     def step() -> float:
-        result[:] = jax.block_until_ready(both_ways(inputs, above))
+        result[:] = jax.block_until_ready(function(inputs, above))
         return 0.0
 
     return step, lambda: workloads.summary(*result)
+
+
+def norm_gelu() -> tuple[Step, Probe]:
+    """Build layer norm and GELU."""
+    return both_ways(lambda *inputs: jax.nn.gelu(layer_norm(*inputs), approximate=True), workloads.norm_data())
+
+
+def convolution(name: str) -> tuple[Step, Probe]:
+    """Build a convolution."""
+    return both_ways(partial(convolve, stride=1), workloads.convolution_data(*workloads.CONVOLUTIONS[name]))
+
+
+def attention(name: str) -> tuple[Step, Probe]:
+    """Build causal attention."""
+    return both_ways(causal, workloads.attention_data(*workloads.ATTENTIONS[name]))
 
 
 def adam_alone() -> tuple[Step, Probe]:
@@ -140,6 +235,9 @@ def adam_alone() -> tuple[Step, Probe]:
 
 def build(name: str, *, dropout: bool = True) -> tuple[Step, Probe]:
     """Build one workload; nothing is compiled before the first step."""
-    if name in MLPS:
-        return mlp(MLPS[name], dropout)
+    if name in NETWORKS:
+        return training(NETWORKS[name], DROPOUT if dropout else 0.0)
+    kinds = dict.fromkeys(workloads.CONVOLUTIONS, convolution) | dict.fromkeys(workloads.ATTENTIONS, attention)
+    if name in kinds:
+        return kinds[name](name)
     return {"softmax": softmax, "norm_gelu": norm_gelu, "adam": adam_alone}[name]()

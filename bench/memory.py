@@ -1,7 +1,7 @@
 """Measures the memory that a training step takes beyond libraries, data and parameters: peak of the resident set.
 
 In: nothing but options. Out: megabytes for each side and network.
-Invariant: a tiny network was trained first, so that libraries, their threads and their code are in memory before the
+Invariant: tiny networks were trained first, so that libraries, their threads and their code are in memory before the
 first look; needle's step comes from the cache, and what compiling takes is reported beside it. Memory that was freed
 goes back to the system at once, so that no side can hide its needs in what building left behind.
 Next: end_to_end.py.
@@ -17,7 +17,7 @@ import harness
 import steps
 
 SIDES = ("needle", "needle_compiling", "torch", "jax")
-NETWORKS = ("mlp", "mlp_wide")
+NETWORKS = ("mlp", "mlp_wide", "gpt")
 NOT_HERE = "memory: this system has no /proc/self/clear_refs, which resets the peak"
 STEPS = 5
 PLAIN_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # see mallopt(3)
@@ -37,9 +37,10 @@ def forget_peak() -> None:
 def measure(options: argparse.Namespace) -> harness.Result:
     """One side in this process."""
     side = options.side.removesuffix("_compiling")
-    warm, _ = steps.build(side, "mlp_tiny")
-    for _ in range(STEPS):
-        warm()
+    for name in ("mlp_tiny", "gpt_tiny"):
+        warm, _ = steps.build(side, name)
+        for _ in range(STEPS):
+            warm()
     step, _ = steps.build(side, options.network)
     gc.collect()
     forget_peak()
@@ -66,11 +67,12 @@ def one_network(network: str, sides: list[str], rounds: int) -> harness.Result:
 
 
 def compare(_: str, options: argparse.Namespace) -> harness.Result:
-    """Both networks."""
+    """All networks."""
     if not Path("/proc/self/clear_refs").exists():
         return {"skipped": NOT_HERE, "claims": []}
     sides = steps.chosen(SIDES, options)
-    found = {network: one_network(network, sides, min(options.rounds, 3)) for network in NETWORKS}
+    names = [options.network] if options.network else NETWORKS
+    found = {network: one_network(network, sides, min(options.rounds, 3)) for network in names}
     claims = [
         harness.claim(f"peak memory of the step, {network}, times torch", row["mb"]["needle"] / row["mb"]["torch"], 1.0)
         for network, row in found.items()

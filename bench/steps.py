@@ -10,6 +10,7 @@ import argparse
 import functools
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from importlib import import_module
@@ -18,7 +19,7 @@ import numpy as np
 
 import harness
 import limits
-from workloads import MLPS, WORKLOADS, Probe, Step, Workload
+from workloads import DROPOUT, WORKLOADS, Probe, Step, Workload
 
 SIDES = ("needle", "torch", "torch_compile", "jax")
 LIMITS = "limits"
@@ -35,6 +36,7 @@ def chosen(sides: Iterable[str], options: argparse.Namespace) -> list[str]:
 def build(side: str, name: str, *, dropout: bool = True) -> tuple[Step, Probe]:
     """Build a workload; only the library of this side is imported."""
     harness.stay_on_few_cores()
+    sys.path.append(str(harness.ROOT / "apps"))  # the taught networks
     if side.startswith("torch"):
         return import_module("torch_side").build(name, compiled=side == "torch_compile", dropout=dropout)
     return import_module(f"{side}_side").build(name, dropout=dropout)
@@ -120,6 +122,6 @@ def compare(name: str, options: argparse.Namespace) -> harness.Result:
         "ratio_per_round": {f"needle/{side}": harness.ratios(ms, "needle", side) for side in sides if side != "needle"},
         "physical_limit": limit,
         "differs_from_needle_by": apart,
-        "dropout": 0.1 if name in MLPS else None,
+        "dropout": DROPOUT if name.startswith("mlp") else None,
         "claims": claims(name, ms, apart, limit["share_of_limit"]["needle"]),
     }

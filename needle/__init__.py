@@ -15,6 +15,7 @@ from needle.nn.summary import summary
 from needle.ops import (
     absolute,
     adaptive_avg_pool,
+    adaptive_max_pool,
     add,
     add_scalar,
     argmax,
@@ -98,6 +99,7 @@ __all__ = [
     "TensorTuple",
     "absolute",
     "adaptive_avg_pool",
+    "adaptive_max_pool",
     "add",
     "add_scalar",
     "all_devices",

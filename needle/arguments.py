@@ -36,6 +36,18 @@ class Same:
         return id(self.thing)
 
 
+class Place:
+    """Where in a result a Tensor goes: a fresh one, an argument, or a Tensor from outside."""
+
+    __slots__ = ("output", "thing")
+
+    def __init__(self, output: int | None, thing: Any = None) -> None:
+        self.output, self.thing = output, thing
+
+
+_LEAF = (Tensor, np.ndarray, Place)
+
+
 def flatten(thing: Any, leaves: list[Any]) -> Any:
     """The leaves of a container, in order, and a key that describes everything else."""
     kind = cast("Any", type(thing))
@@ -95,7 +107,7 @@ def parts_of(thing: Any) -> list[Any]:
 def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
     """`thing` with `leaf(t)` in place of each leaf, in order; containers are new ones."""
     kind = cast("Any", type(thing))
-    if isinstance(thing, Tensor | np.ndarray | Place):
+    if isinstance(thing, _LEAF):
         return leaf(thing)
     if kind in (list, tuple):
         return cast("Any", kind)([rebuild(t, leaf) for t in thing])
@@ -109,15 +121,6 @@ def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
         cast("dict[str, Any]", vars(new)).update(parts)
         return new
     return thing
-
-
-class Place:
-    """Where in a result a Tensor goes: a fresh one, an argument, or a Tensor from outside."""
-
-    __slots__ = ("output", "thing")
-
-    def __init__(self, output: int | None, thing: Any = None) -> None:
-        self.output, self.thing = output, thing
 
 
 def check_result(thing: Any) -> None:

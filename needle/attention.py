@@ -1,8 +1,8 @@
 """Attention: each query takes a mean of values, weighted by how well it fits their keys.
 
-In: queries (..., steps, features), keys and values (..., others, features). Out: (..., steps, features). Invariant:
-made of products and softmax, so it is differentiable to any order; what may not be seen has the weight 0, exactly.
-Next: nn/module.py.
+In: queries (..., steps, features), keys and values (..., others, features). Out: (..., steps, features). Invariants:
+differentiable to any order; what may not be seen has the weight 0, exactly; memory grows with steps and others, not
+with their product, unless weights are dropped, or the mask has a gradient. Next: nn/module.py.
 """
 
 import math
@@ -13,10 +13,11 @@ import numpy as np
 from needle.dtype import is_float
 from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.functional import dropout, softmax
-from needle.ops import concatenate, where
+from needle.ops import MatMul, concatenate, where
+from needle.ops.attention import BLOCK, Attention
 from needle.ops.order import counting
 from needle.tensor import Tensor
-from needle.value import broadcast_shapes
+from needle.value import Shape, Spec, broadcast_shapes
 
 _NDIM = "{name}: needs Tensors of shape (..., steps, features), but {what} has shape {shape}"
 _FIT = "{name}: queries {query}, keys {key} and values {value}: {rule}"
@@ -38,6 +39,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(query key^T * scale) value: (..., steps, features of a value) (Vaswani et al., 2017).
 
+    Short sequences are products and a softmax; long ones are `ops.attention.Attention`.
+
     Args:
         query: (..., steps, features). key: (..., others, features). value: (..., others, features of a value).
         mask: broadcasts to (..., steps, others). Booleans: True where a query may see a key. Numbers are added to the
@@ -48,15 +51,36 @@ def scaled_dot_product_attention(
     """
     _check(query, key, value)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = query @ key.transpose() * scale  # (..., steps, others)
+    turned = key.transpose()
+    shape = MatMul().infer(query.spec, turned.spec).shape  # of the logits: (..., steps, others)
+    mask = None if mask is None else _fitting(mask, shape)
+    constant = mask is None or mask.dtype == bool or not mask.requires_grad
+    if min(shape[-2:]) > BLOCK and constant and not dropout_p and _one_float(query, key, value):
+        MatMul().infer(Spec(shape, query.dtype), value.spec)
+        return _in_blocks(query * scale, key, value, mask, causal)
+    logits = query @ turned * scale
     if causal:
-        steps, others = logits.shape[-2:]
+        steps, others = shape[-2:]
         row, column = counting(logits.detach(), steps).reshape((steps, 1)), counting(logits.detach(), others)
         logits = where(row >= column, logits, -math.inf)
     if mask is not None:
-        logits = _masked(logits, mask)
+        logits = where(mask, logits, -math.inf) if mask.dtype == bool else logits + mask
     weights = softmax(logits, -1)
     return (dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """The same for long sequences, whose weights would be too many to keep."""
+    steps, others = query.shape[-2], key.shape[-2]
+    masks = [] if mask is None else [mask.reshape((1,) * (2 - mask.ndim) + mask.shape)]
+    if causal and steps < others:  # no query sees the other keys
+        key, value = key[..., :steps, :], value[..., :steps, :]
+        masks = [m if m.shape[-1] == 1 else m[..., :steps] for m in masks]
+    return Attention(bool(causal))(query, key, value, *masks)[0]
+
+
+def _one_float(*tensors: Tensor) -> bool:
+    return is_float(tensors[0].dtype) and all(t.dtype == tensors[0].dtype for t in tensors)
 
 
 def _check(query: Any, key: Any, value: Any) -> None:
@@ -72,20 +96,19 @@ def _check(query: Any, key: Any, value: Any) -> None:
         raise ShapeError(_FIT.format(name=name, rule=_STEPS, **shapes))
 
 
-def _masked(logits: Tensor, mask: Any) -> Tensor:
+def _fitting(mask: Any, weights: Shape) -> Tensor:
+    """The mask as a Tensor. Raises `ShapeError` or `DTypeError` where it does not fit the weights."""
     name = "scaled_dot_product_attention"
     mask = mask if isinstance(mask, Tensor) else Tensor(mask, requires_grad=False)
     try:
-        fits = broadcast_shapes(name, mask.shape, logits.shape) == logits.shape
+        fits = broadcast_shapes(name, mask.shape, weights) == weights
     except ShapeError:
         fits = False
     if not fits:
-        raise ShapeError(_MASK.format(name=name, mask=mask.shape, weights=logits.shape))
-    if mask.dtype == bool:
-        return where(mask, logits, -math.inf)
-    if not is_float(mask.dtype):
+        raise ShapeError(_MASK.format(name=name, mask=mask.shape, weights=weights))
+    if mask.dtype != bool and not is_float(mask.dtype):
         raise DTypeError(_MASK_DTYPE.format(name=name, dtype=mask.dtype))
-    return logits + mask
+    return mask
 
 
 def rotary(x: Tensor, base: float = 10000.0, first: int = 0) -> Tensor:

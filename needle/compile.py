@@ -30,11 +30,10 @@ from needle.effects import Effects
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
 from needle.explain import PARTS, Explanation
 from needle.guard import Guard
-from needle.ops.create import Uniform
 from needle.optim import Optimizer
 from needle.tensor import Tensor
 from needle.trace import BEYOND_RESULT, Beyond, Cell, Shadow, Trace, shadowing, state_of
-from needle.tracing import Symbol, active
+from needle.tracing import Symbol, active, computer_of
 from needle.value import Spec
 
 _FUSED_GRADIENT = (
@@ -154,9 +153,9 @@ class Compiled:
             made = Graph(trace.inputs, [node])
             if isinstance(node.op, Input):
                 self.labels.append((node.op.index, n))
-            elif not any(isinstance(m.op, Uniform) for m in made.nodes()):
+            else:
                 self.labels.append((made, n))
-        self.numbers = list(trace.numbers)
+        self.numbers = computer_of(list(trace.numbers))
 
     # -------------------------------------------------------------------------------------------------- each call
 
@@ -173,21 +172,21 @@ class Compiled:
         for leaf in leaves:
             if id(leaf) in self.outside and all(leaf is not tensor for _, tensor in self.bound):
                 return None
-        state = self.state(leaves)
-        if not self.program.accepts(state, self.arguments):
-            return None
-        return [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + state
+        arrays = self.inputs(leaves)
+        return arrays if self.program.accepts(arrays) else None
 
-    def state(self, leaves: list[Any]) -> list[Array]:
-        """The arrays of all inputs that are not arguments."""
-        arrays = list(map(_get_data, self.tensors))
+    def inputs(self, leaves: list[Any]) -> list[Array]:
+        """The arrays of all inputs."""
+        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        arrays += map(_get_data, self.tensors)
         if self.entry_grads:
             holders = [leaves[holder] if isinstance(holder, int) else holder for holder in self.entry_grads]
             arrays += [holder.grad.cached_data for holder in holders]
         if self.whole is not None:
-            found = list(chain.from_iterable(chain.from_iterable([o.state for o in self.whole])))
-            if len(found) == len(self.states):
-                return [*arrays, *found, *self.constants]
+            states = chain.from_iterable(chain.from_iterable([o.state for o in self.whole]))
+            found = [*arrays, *states, *self.constants]
+            if len(found) == len(self.graph.inputs):
+                return found
         for optimizer, i, j in self.states:
             p = optimizer.params[i]
             arrays.append(state_of(optimizer, i, j, p.shape, p.dtype))
@@ -195,9 +194,9 @@ class Compiled:
 
     def explain(self, name: str, leaves: list[Any]) -> Explanation:
         """The artefacts of this compilation."""
-        arrays = [leaf.cached_data if isinstance(leaf, Tensor) else leaf for leaf in leaves] + self.state(leaves)
+        arrays = self.inputs(leaves)
         random = np.random.get_state()
-        numbers = [number.compute() for number in self.numbers]
+        numbers = self.numbers()
         np.random.set_state(random)
         return Explanation(name, self.program, arrays, numbers, self.seconds)
 
@@ -205,7 +204,7 @@ class Compiled:
         """One call: compute, and write back."""
         for source, n in self.labels:
             _check_labels(arrays[source] if isinstance(source, int) else _evaluate(source, arrays), n)
-        numbers = [number.compute() for number in self.numbers]
+        numbers = self.numbers()
         steps = [(optimizer, optimizer.t + count) for optimizer, count in self.steps]
 
         def write_back(updates: dict[int, Array]) -> None:
@@ -275,8 +274,12 @@ def _evaluate(graph: Graph, arrays: list[Array]) -> Array:
 
 def _check_labels(labels: Array, n: int) -> None:
     kind = labels.dtype.kind
-    if not labels.size or (kind in "iu" and np.maximum.reduce(labels.view(_UNSIGNED[labels.dtype]), None) < n):
-        return  # a negative label is a large one, without the sign
+    if not labels.size:
+        return
+    if kind in "iu":  # a negative label is a large one, without the sign; argmax is the quickest of NumPy's maxima
+        whole = labels.view(_UNSIGNED[labels.dtype])
+        if whole.item(whole.argmax()) < n:
+            return
     if kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
         raise DTypeError(_LABEL_DTYPE.format(found=wrong.flat[0]))
     if not (labels.min() >= 0 and labels.max() < n):

@@ -373,7 +373,8 @@ class Guard:
         self.objects = {id(note.thing): note for note in counting}
         self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
         self._cells = [note.thing for note in self.cells]
-        self._spaces: list[Any] = []
+        self._spaces: list[Any] = []  # for each name in a space that space, and the name
+        self._names: list[Any] = []
         self._questions = [note.read for note in self.questions]
         for note in self.objects.values():
             if note.counts is not None and isinstance(note.thing, Optimizer):  # its t and its state change all the time
@@ -381,9 +382,9 @@ class Guard:
         partly = [note for note in self.objects.values() if isinstance(note.thing, Optimizer)]
         for note in [*self.spaces.values(), *partly]:
             present = [name for name, value in note.before.items() if value is not MISSING]
-            if present:
-                space = cast("Any", note.thing if note.counts is None else vars(note.thing))
-                self._spaces.append((cast("Any", operator.itemgetter(*present, present[0])), space))
+            space = cast("Any", note.thing if note.counts is None else vars(note.thing))
+            self._spaces += [space] * len(present)
+            self._names += present
             if len(present) < len(note.before):
                 self._questions.append(note.read)
         self._dicts = [note.thing.__dict__ for note in self.objects.values() if note not in partly]
@@ -395,7 +396,7 @@ class Guard:
         """Every object that is noted, in a fixed order."""
         return chain(
             [cell.cell_contents for cell in self._cells],
-            chain.from_iterable([get(space) for get, space in self._spaces]),
+            map(operator.getitem, self._spaces, self._names),
             chain.from_iterable(map(_VALUES, self._dicts)),
             chain.from_iterable(self._members),
             chain.from_iterable([_values(read()) for read in self._questions]),

@@ -72,7 +72,7 @@ class Optimizer:
         ArgumentError: no parameters, or a number outside its range. DTypeError: a parameter of integers.
     """
 
-    state_names: ClassVar[tuple[str, ...]] = ()
+    state_names: tuple[str, ...] = ()
     """Names of the arrays, in the shape of the parameter, that `update` gets after p and grad; they start at 0."""
 
     numbers: ClassVar[dict[str, Range]] = {"lr": (0, math.inf)}
@@ -370,7 +370,8 @@ class RMSprop(Optimizer):
     """Steps divided by the root of a moving average of squared gradients (Tieleman and Hinton, 2012).
 
     g = grad + weight_decay * p; v = alpha * v + (1 - alpha) * g**2, from 0; u = momentum * u + g / (sqrt(v) + eps),
-    from 0; p = p - lr * u.
+    from 0; p = p - lr * u. With `centered`, the root is that of the variance, v - a**2, where
+    a = alpha * a + (1 - alpha) * g, from 0 (Graves, 2013).
     """
 
     state_names = ("v", "u")
@@ -394,19 +395,26 @@ class RMSprop(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
+        centered: bool = False,
     ) -> None:
         super().__init__(params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
+        if centered:
+            self.state_names = ("v", "u", "a")
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
-        v, u = state
+        v, u, *means = state
         if self.weight_decay:
             grad = grad + p * self.weight_decay
         v *= self.alpha
         v += grad * grad * (1 - self.alpha)
-        step = grad / (v**0.5 + self.eps)
+        spread = v
+        if means:
+            a = means[0] * self.alpha + grad * (1 - self.alpha)
+            means, spread = [a], np.maximum(v - a * a, 0)  # rounding may leave less than 0
+        step = grad / (spread**0.5 + self.eps)
         if self.momentum:
             step = u = u * self.momentum + step
-        return p - step * self.lr, v, u
+        return p - step * self.lr, v, u, *means
 
 
 class Adagrad(Optimizer):

@@ -18,14 +18,14 @@ from typing import Any, cast
 import numpy as np
 
 from needle.backward import no_grad, recording
-from needle.compiler.graph import Input, Node, infer
+from needle.compiler.graph import Graph, Input, Node, infer
 from needle.compiler.opaque import as_opaque, is_native
 from needle.device import default_device
 from needle.dtype import Array, as_dtype
 from needle.errors import TraceError
 from needle.guard import Guard
 from needle.nn.module import Module
-from needle.ops import Cast, Equal, Gather
+from needle.ops import Cast, Equal, Gather, equal, gather, where
 from needle.ops.create import Arange, Full, Uniform
 from needle.optim import Optimizer
 from needle.tensor import Tensor, TensorTuple, as_values
@@ -314,14 +314,18 @@ class Trace:
         """Random numbers, keyed by one draw from NumPy's generator for each call of the function."""
         self.draws += 1
         shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else tuple(shape)
-        seed = HostNumber(("seed",), lambda: float(cast("Any", np.random).randint(0, 2**32, dtype=np.int64)))
-        return self.create(Uniform(seed, shape, self.draws))  # pyright: ignore[reportArgumentType]
+        return self.create(Uniform(HostNumber(("seed",), _draw), shape, self.draws))  # pyright: ignore[reportArgumentType]
 
     def one_hot(self, n: int, i: Any) -> Tensor:
-        """Comparison with 0 ... n - 1; the labels are checked before each call."""
-        labels = i if isinstance(i, Tensor) else Tensor(i, requires_grad=False)
-        self.labels.append((self.node_of(labels), n))
-        return Equal()(labels.detach().reshape((*labels.shape, 1)), self.create(Arange(n)))
+        """Comparison with 0 ... n - 1; labels are checked before each call, or as indices where the call draws them."""
+        labels = (i if isinstance(i, Tensor) else Tensor(i, requires_grad=False)).detach()
+        node = self.node_of(labels)
+        if any(isinstance(m.op, Uniform) for m in Graph(self.inputs, [node]).nodes()):
+            whole = labels.astype("int64")
+            labels = gather(self.create(Arange(n)), where(equal(whole, labels) * (whole >= 0), whole, n))
+        else:
+            self.labels.append((node, n))
+        return Equal()(labels.reshape((*labels.shape, 1)), self.create(Arange(n)))
 
     def visit(self, module: Module) -> None:
         """A module is used: its attributes and its mode are guards."""
@@ -360,7 +364,8 @@ class Trace:
             value: Any = optimizer.number(name, group)
             if not mine and (value or name == "lr"):
                 key = (id(optimizer), name, group)
-                value = HostNumber(key, lambda name=name: float(optimizer.number(name, group)), nonzero=name != "lr")
+                read: Callable[[], float] = lambda name=name: float(optimizer.number(name, group))  # noqa: E731
+                value = HostNumber(key, read, nonzero=name != "lr")
             space[name] = value
         return shadow
 
@@ -413,6 +418,14 @@ class Trace:
         for shadow in self.shadows.values():
             if shadow.argument is not None and shadow.differentiated and shadow.tensor.op is not None:
                 raise TraceError(_BEYOND_ARGUMENT.format(site=user_site()))
+
+
+def _draw() -> float:
+    """One draw of 32 bits from NumPy's generator: that of `randint`, which takes four times as long."""
+    random = cast("Any", np.random)
+    generator = random.get_bit_generator()
+    raw = type(generator) is np.random.MT19937  # other generators keep half of a draw for later
+    return float(generator.random_raw() if raw else random.randint(0, 2**32, dtype=np.int64))
 
 
 def state_of(optimizer: Optimizer, parameter: int, number: int, shape: Any, dtype: Any) -> Array:

@@ -5,11 +5,12 @@ the user's program, and refuse to be read. Invariant: without an active trace no
 Next: compiler/graph.py, for the nodes that a trace records.
 """
 
+import operator
 import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,13 +154,16 @@ class HostNumber:
     """A number that Python computes before each call: a learning rate, a bias correction.
 
     Arithmetic with it is recorded and repeated in float64 before each call, so `lr / (1 - beta ** t)` reaches the
-    kernels as one exact number. Equal expressions are equal HostNumbers.
+    kernels as one exact number. Equal expressions are equal HostNumbers. `compute` gets the values of the operands,
+    which are numbers and HostNumbers: two, or none where it reads something.
     """
 
-    __slots__ = ("compute", "index", "key", "nonzero")
+    __slots__ = ("compute", "index", "key", "nonzero", "operands")
 
-    def __init__(self, key: tuple[Any, ...], compute: Callable[[], float], nonzero: bool = False) -> None:
-        self.key, self.compute, self.nonzero = key, compute, nonzero
+    def __init__(
+        self, key: tuple[Any, ...], compute: Callable[..., float], nonzero: bool = False, operands: tuple[Any, ...] = ()
+    ) -> None:
+        self.key, self.compute, self.nonzero, self.operands = key, compute, nonzero, operands
         self.index = -1  # its place in the call's list, given when a node uses it
 
     def __eq__(self, other: object) -> bool:
@@ -176,40 +180,68 @@ class HostNumber:
             return True
         raise TraceError(f"{user_site()}: this number changes from call to call, but `if` would decide once for all")
 
-    def _with(self, name: str, other: Any, function: Callable[[Any, Any], Any], swap: bool = False) -> Any:
+    def _with(self, name: str, other: Any, swap: bool = False) -> Any:
         if not isinstance(other, HostNumber | int | float):
             return NotImplemented
         a, b = (other, self) if swap else (self, other)
         key = (name, *(x.key if isinstance(x, HostNumber) else x for x in (a, b)))
-        return HostNumber(key, lambda: function(_now(a), _now(b)))
+        return HostNumber(key, getattr(operator, name), operands=(a, b))
 
     def __add__(self, other: Any) -> Any:
-        return self._with("+", other, lambda a, b: a + b)
+        return self._with("add", other)
 
     def __sub__(self, other: Any) -> Any:
-        return self._with("-", other, lambda a, b: a - b)
+        return self._with("sub", other)
 
     def __rsub__(self, other: Any) -> Any:
-        return self._with("-", other, lambda a, b: a - b, swap=True)
+        return self._with("sub", other, swap=True)
 
     def __mul__(self, other: Any) -> Any:
-        return self._with("*", other, lambda a, b: a * b)
+        return self._with("mul", other)
 
     def __truediv__(self, other: Any) -> Any:
-        return self._with("/", other, lambda a, b: a / b)
+        return self._with("truediv", other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return self._with("/", other, lambda a, b: a / b, swap=True)
+        return self._with("truediv", other, swap=True)
 
     def __pow__(self, other: Any) -> Any:
-        return self._with("**", other, lambda a, b: a**b)
+        return self._with("pow", other)
 
     def __neg__(self) -> Any:
-        return self._with("*", -1.0, lambda a, b: a * b)
+        return self._with("mul", -1.0)
 
     __radd__ = __add__
     __rmul__ = __mul__
 
 
-def _now(number: Any) -> Any:
-    return number.compute() if isinstance(number, HostNumber) else number
+def computer_of(numbers: Sequence[HostNumber]) -> Callable[[], list[float]]:
+    """A function that computes these numbers now: it reads each thing once, and computes each expression once."""
+    found: dict[Any, Any] = {}
+
+    def find(number: Any) -> None:
+        for operand in getattr(number, "operands", ()):
+            find(operand)
+        found.setdefault(_identity(number), number)
+
+    for number in numbers:
+        find(number)
+    constants = [n for n in found.values() if not isinstance(n, HostNumber)]
+    read = [n for n in found.values() if isinstance(n, HostNumber) and not n.operands]
+    made = [n for n in found.values() if isinstance(n, HostNumber) and n.operands]
+    place = {_identity(n): i for i, n in enumerate([*constants, *read, *made])}
+    readers = [n.compute for n in read]
+    lines = [(n.compute, *(place[_identity(operand)] for operand in n.operands)) for n in made]
+    wanted = [place[_identity(n)] for n in numbers]
+
+    def compute() -> list[float]:
+        values = [*constants, *[reader() for reader in readers]]
+        for function, a, b in lines:
+            values.append(function(values[a], values[b]))
+        return [values[i] for i in wanted]
+
+    return compute
+
+
+def _identity(number: Any) -> Any:
+    return number.key if isinstance(number, HostNumber) else repr(number)  # 0.0 == -0.0

@@ -34,9 +34,9 @@ class Evaluated:
         graph.verify()
         self.graph = graph
 
-    def accepts(self, arrays: Sequence[Array], first: int) -> bool:
+    def accepts(self, arrays: Sequence[Array]) -> bool:
         """Whether these inputs have the recorded shapes and dtypes."""
-        return all(Spec(a.shape, a.dtype) == n.spec for a, n in zip(arrays, self.graph.inputs[first:], strict=True))
+        return all(Spec(a.shape, a.dtype) == n.spec for a, n in zip(arrays, self.graph.inputs, strict=True))
 
     def run(
         self, arrays: Sequence[Array], numbers: Sequence[float], write_back: Callable[[Updates], None] | None = None

@@ -110,6 +110,23 @@ def put_back(a: Array) -> Array:
     return out
 
 
+def contract(letters: str) -> Callable[[Array, Array], Array]:
+    """A sum of products, rounded once."""
+
+    def run(a: Array, b: Array) -> Array:
+        dtype = np.result_type(a, b)
+        wide = "float64" if dtype.kind == "f" else dtype
+        return np.einsum(letters, a.astype(wide), b.astype(wide)).astype(dtype)
+
+    return run
+
+
+def all_windows(a: Array) -> Array:
+    """Windows of 2 x 2 elements, those of the first axis 2 apart."""
+    lines = [np.stack([a[2 * k : 2 * k + 3, j : j + 2] for j in range(2)], 2) for k in range(2)]
+    return np.stack(lines, 2)
+
+
 def add_rows(a: Array, positions: Array) -> Array:
     return np.array([a[positions % 4 == k].sum(0) for k in range(4)]).astype(a.dtype)
 
@@ -162,6 +179,8 @@ ORDERS = [((2, 0, 1), [(2, 3, 4), (0, 3, 1)]), ((0, -1, 1), [(2, 3, 4)]), ((), [
 SLICES = [(np.s_[1:, ::-2], [(3, 5), (3, 1, 2)]), (np.s_[3:0:-2], [(4,), (5, 2)]), (np.s_[2:2], [(3,)]), (1, [(2, 3)])]
 PRODUCTS = (((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((5, 2, 3), (3, 4)), ((3,), (2, 3, 4)))
 PRODUCTS += (((2, 1, 3, 4), (5, 4, 2)), ((1, 2, 3), (4, 3, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)))
+MANY_AXES = (((2, 3, 2, 2, 3), (2, 2, 3, 4)), ((1, 0, 2, 1, 3), (1, 1, 3, 2)), ((2, 3, 1, 0, 3), (2, 0, 3, 4)))
+LATTICES = (((5, 3),), ((5, 3, 2),))
 SORTS = [(0, [(5,), (3, 2)]), (-1, [(2, 3), (0, 2)])]
 KINKED: dict[str, Any] = {"samples": (away,)}
 LISTS = (((2, 3), (2, 3)), ((2, 0), (2, 0)), ((2, 1), (2, 1), (2, 1)))
@@ -281,6 +300,9 @@ CASES: list[Case] = [
         (((2, 5, 2), (3, 2, 3)),),
     ),
     Case("MatMul", ndl.matmul, np.matmul, PRODUCTS),
+    Case("Contract", ops.Contract(1, 2), contract("bijkl,bklo->bijo"), MANY_AXES),
+    Case("Contract", ops.Contract(0, 1), contract("ik,kop->iop"), (((3, 2), (2, 1, 3)),)),
+    Case("Windows", ops.Windows(0, (3, 2), (2, 2), (1, 1), (2, 1)), all_windows, LATTICES),
     Case("Gather", ndl.gather, lambda a, i: np.take(a, i, axis=0), GATHERS, (real, index)),
     Case("Gather", lambda a, i: ndl.gather(a, i, 1), lambda a, i: a[:, i], (((2, 4), (3,)),), (real, index)),
     Case("Gather", lambda a, i, j: a[:, i, j], lambda a, i, j: a[:, i, j], (((2, 4, 4), (3, 1), (2,)),), (real, index)),

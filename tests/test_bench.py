@@ -8,13 +8,16 @@ import argparse
 import json
 import sys
 
+import numpy as np
 import pytest
 
 import generate
 import harness
+import networks
 import products
 import steps
 import workloads
+from networks import NETWORKS
 
 
 def test_every_side_runs_once_per_round_in_rotated_order():
@@ -86,9 +89,22 @@ def test_distance_to_the_limit():
 
 
 def test_operations_of_the_taught_step():
-    shapes = [array.shape for array in workloads.weights(workloads.MLPS["mlp"]) if array.ndim == 2]
+    shapes = [array.shape for array in NETWORKS["mlp"].weights() if array.ndim == 2]
     first, *others = [2 * 100 * rows * columns for rows, columns in shapes]
-    assert workloads.MLPS["mlp"].flops == 2 * first + 3 * sum(others)
+    assert NETWORKS["mlp"].flops == 2 * first + 3 * sum(others)
+
+
+def test_products_with_padding_are_no_work():
+    def inside(kernel, stride, side):
+        line = np.pad(np.ones(side), kernel // 2)
+        return sum(line[start : start + kernel].sum() for start in range(0, side, stride)) ** 2
+
+    first, *others = [
+        inside(kernel, stride, side) * inputs * outputs
+        for inputs, outputs, kernel, stride, side in networks.CONVOLUTIONS
+    ]
+    assert NETWORKS["resnet9"].flops == 2 * 128 * (2 * first + 3 * sum(others) + 3 * 128 * (128 + 10))
+    assert workloads.convolution_flops(1, 4, 1) == 6 * inside(3, 1, 4)
 
 
 @pytest.mark.parametrize("side", ["torch", "torch_compile", "jax"])

@@ -14,7 +14,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
-from needle.errors import IndexRangeError, TraceError
+from needle.errors import DTypeError, IndexRangeError, TraceError
 from needle.models import MLPResNet
 
 Step = Callable[[ndl.Tensor, ndl.Tensor], ndl.Tensor]
@@ -225,6 +225,45 @@ def test_an_index_outside_is_an_error() -> None:
     i.numpy()[1] = 4
     with pytest.raises(IndexRangeError, match="outside"):
         rows(table, i)
+
+
+OUTSIDE: list[tuple[str, Callable[..., Any], list[float]]] = [  # all of a table (4, 3), and the last index is wrong
+    ("computed", lambda x, i: x[i * 2], [0, 1, 2]),
+    ("computed, from the end", lambda x, i: x[i * 2], [0, 1, -3]),
+    ("only the rest is wanted", lambda x, i: x[i * 2][:2], [0, 1, 2]),
+    ("multiplied by 0", lambda x, i: (x[i * 2] * 0).sum(), [0, 1, 2]),
+    ("of what is 0", lambda x, i: ndl.zeros(3)[i + 1], [0, 1, 2]),
+    ("of one column", lambda x, i: x[:, :1].transpose()[i + 1], [-1, -2, 0]),
+    ("looked up twice", lambda x, i: x[i * 2][i], [0, 1, 2]),
+    ("where it is not used", lambda x, i: ndl.where(i < 4, x[:, 0][i + 0], 0.0), [0, 3, 4]),
+    ("into a product", lambda x, i: x[i + 1] @ x.transpose(), [0, 1, 3]),
+    ("on two axes", lambda x, i: x[i + 0, i * 1], [0, 2, 3]),
+    ("by one index on two axes", lambda x, i: x[i + 1, i + 1], [0, 1, 2]),
+    ("along an axis", lambda x, i: ndl.take_along(x[:3], (i * 1).reshape((3, 1)), 1), [0, 1, 3]),
+    ("of an embedding", lambda x, i: nn.Embedding(4, 2, padding_idx=0)(i + 1), [0, 1, 3]),
+    ("of an embedding, not whole", lambda x, i: nn.Embedding(4, 2)(i), [0.0, 1.0, 1.5]),
+    ("of a label", lambda x, i: ndl.cross_entropy(x[:3], i + 1), [0, 1, 2]),
+    (
+        "of a label that is drawn",
+        lambda x, i: ndl.cross_entropy(x[:3], i + (ndl.rand(3) < 0).astype("int64")),
+        [0, 1, 3],
+    ),
+    ("of a label that is drawn, below 0", lambda x, i: ndl.init.one_hot(4, i - (ndl.rand(3) < 2)), [1, 1, 0]),
+]
+
+
+@pytest.mark.parametrize(("case", "function", "indices"), OUTSIDE, ids=[row[0] for row in OUTSIDE])
+def test_an_index_outside_is_an_error_wherever_it_is_used(case: str, function: Any, indices: list[float]) -> None:
+    table, compiled = ndl.Tensor(np.arange(12.0).reshape(4, 3)), ndl.compile(function)
+    fine, wrong = (ndl.Tensor(row, requires_grad=False) for row in ([*indices[:2], indices[0]], indices))
+    np.random.seed(0)
+    wanted = function(table, fine).numpy()
+    np.random.seed(0)
+    if "embedding" not in case:  # which draws weights
+        np.testing.assert_allclose(compiled(table, fine).numpy(), wanted)
+    for run in (function, compiled):
+        with pytest.raises((IndexRangeError, DTypeError)):
+            run(table, wrong)
 
 
 def test_nested_compiled_functions_inline_and_methods_work() -> None:

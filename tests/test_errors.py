@@ -324,6 +324,10 @@ nn.Embedding(0, 3)
     ArgumentError: Embedding: num_embeddings must be a whole number of at least 1, not 0
 nn.Embedding(3, 2)(labels(0, 3))
     IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from -3 to 2
+nn.Embedding(3, 2, padding_idx=3)
+    ArgumentError: Embedding: padding_idx must be a whole number from -3 to 2, the index of a row, not 3
+nn.Embedding(3, 2)(labels(0, 1.5))
+    DTypeError: Embedding: 1.5 is not a whole number, so it is no index of a row; round it, and use .astype('int64')
 nn.Conv2d(3, 4, 0)
     ArgumentError: Conv2d: kernel_size must be a whole number of at least 1, or one of them for each of the 2 sliding
     axes, not 0
@@ -364,6 +368,12 @@ nn.MaxPool2d(2, 0)(T(2, 3, 4, 4))
     ArgumentError: max_pool: stride must be a whole number of at least 1
 nn.AdaptiveAvgPool2d(0)(T(2, 3, 4, 4))
     ArgumentError: adaptive_avg_pool: sizes must be a whole number of at least 1
+nn.AdaptiveMaxPool2d(0)(T(2, 3, 4, 4))
+    ArgumentError: adaptive_max_pool: sizes must be a whole number of at least 1
+nn.MaxPool1d(4, 2, ceil_mode=True)(T(1, 1, 1))
+    ShapeError: max_pool: a window reaches over 4 elements of axis 2, but shape (1, 1, 1) has only 1 there
+nn.LSTM(2, 3, bidirectional=True)(T(4, 5, 2), (T(1, 5, 3), T(1, 5, 3)))
+    ShapeError: LSTM: h must have shape (2, 5, 3), not (1, 5, 3)
 nn.LSTM(0, 3)
     ArgumentError: LSTMCell: input_size must be a whole number of at least 1, not 0
 nn.RNN(2, 3, 0)

@@ -64,19 +64,19 @@ class Table(nn.Module):
         return self.call(self.inner, *inputs)
 
 
-def recurrent(kind: str, layers: int = 1, states: int = 1) -> Reference:
+def recurrent(kind: str, layers: int = 1, states: int = 1, ends: int = 1) -> Reference:
     """A reference for RNN, LSTM or GRU: the module of PyTorch, called with the parameters transposed."""
 
     def run(t: Any, F: Any, p: dict[str, Any], x: Any, *state: Any) -> Any:
-        twin = getattr(t.nn, kind)(x.shape[-1], 3, layers).double()
+        twin = getattr(t.nn, kind)(x.shape[-1], 3, layers, bidirectional=ends == 2).double()
         own = {}
-        for i in range(layers):
-            cell = f"{kind.lower()}_cells.{i}."
-            own |= {f"weight_ih_l{i}": p[cell + "W_ih"].T, f"weight_hh_l{i}": p[cell + "W_hh"].T}
-            own |= {f"bias_ih_l{i}": p[cell + "bias_ih"], f"bias_hh_l{i}": p[cell + "bias_hh"]}
+        for i in range(layers * ends):
+            cell, name = f"{kind.lower()}_cells.{i}.", f"l{i // ends}{'_reverse' if i % ends else ''}"
+            own |= {f"weight_ih_{name}": p[cell + "W_ih"].T, f"weight_hh_{name}": p[cell + "W_hh"].T}
+            own |= {f"bias_ih_{name}": p[cell + "bias_ih"], f"bias_hh_{name}": p[cell + "bias_hh"]}
         given = (state if states == 2 else state[0],) if state else ()
         outputs, last = t.func.functional_call(twin, own, (x, *given))
-        return t.cat([outputs, *last]) if states == 2 else t.cat([outputs, last])
+        return t.cat([part.reshape(-1, 3) for part in (outputs, *(last if states == 2 else [last]))])
 
     return run
 
@@ -153,6 +153,14 @@ def rotated(t: Any, F: Any, p: dict[str, Any], x: Any) -> Any:
     return t.cat([turned.real, turned.imag], -1)
 
 
+def rotated_attention(t: Any, F: Any, p: dict[str, Any], x: Any) -> Any:
+    """Causal attention with 2 heads of 4 features, whose queries and keys are turned."""
+    names = ("query", "key", "value")
+    q, k, v = ((x @ p[f"{n}.weight"] + p[f"{n}.bias"]).unflatten(-1, (2, 4)).transpose(1, 2) for n in names)
+    mixed = F.scaled_dot_product_attention(rotated(t, F, p, q), rotated(t, F, p, k), v, is_causal=True)
+    return mixed.transpose(1, 2).flatten(2) @ p["output.weight"] + p["output.bias"]
+
+
 class Joined(nn.Module):
     """Outputs and last state of a recurrent layer as one Tensor, with a state to begin with where one is given."""
 
@@ -164,7 +172,7 @@ class Joined(nn.Module):
     def forward(self, x: Any, *state: Any) -> Any:
         found = self.inner(x, *((state if len(state) == 2 else state[0],) if state else ()))
         parts = [*found[:-1], *(found[-1] if isinstance(found[-1], tuple) else found[-1:])]
-        return ndl.concatenate(parts) if isinstance(found, tuple) else found
+        return ndl.concatenate([part.reshape((-1, 3)) for part in parts]) if isinstance(found, tuple) else found
 
 
 WEIGHTS = np.array([0.5, 2.0, 1.0, 0.25])
@@ -179,6 +187,18 @@ ROWS: list[Row] = [
     Row("Softmax", lambda: nn.Softmax(1), lambda t, F, p, x: F.softmax(x, 1), ((2, 3, 2),)),
     Row("LogSoftmax", nn.LogSoftmax, lambda t, F, p, x: F.log_softmax(x, -1), ((2, 3, 2),)),
     Row("Embedding", lambda: nn.Embedding(5, 3), lambda t, F, p, x: F.embedding(x, p["weight"]), (labels(5, 2, 4),)),
+    Row(
+        "Embedding with padding",
+        lambda: nn.Embedding(5, 3, padding_idx=-1),
+        lambda t, F, p, x: F.embedding(x, p["weight"], 4),
+        (np.array([[0, 4, 2], [4, 4, 1]]),),
+    ),
+    Row(
+        "Embedding of floats",
+        lambda: nn.Embedding(5, 3),
+        lambda t, F, p, x: F.embedding(x.long(), p["weight"]),
+        (np.array([0.0, 4.0, 2.0]),),
+    ),
     Row(
         "LayerNorm",
         lambda: nn.LayerNorm((3, 2)),
@@ -250,6 +270,43 @@ ROWS: list[Row] = [
         ((2, 3, 5),),
     ),
     Row(
+        "MaxPool2d, over the end",
+        lambda: nn.MaxPool2d((3, 2), 2, (1, 0), ceil_mode=True),
+        lambda t, F, p, x: F.max_pool2d(x, (3, 2), 2, (1, 0), ceil_mode=True),
+        ((2, 3, 6, 5),),
+    ),
+    Row(
+        "MaxPool1d, over the end, apart",
+        lambda: nn.MaxPool1d(2, 3, dilation=2, ceil_mode=True),
+        lambda t, F, p, x: F.max_pool1d(x, 2, 3, 0, 2, ceil_mode=True),
+        ((2, 3, 7),),
+    ),
+    Row(
+        "AvgPool2d, over the end",
+        lambda: nn.AvgPool2d(2, padding=(0, 1), ceil_mode=True),
+        lambda t, F, p, x: F.avg_pool2d(x, 2, 2, (0, 1), ceil_mode=True),
+        ((2, 3, 5, 5),),
+    ),
+    Row(
+        "AvgPool1d, over the end, without padding",
+        lambda: nn.AvgPool1d(4, 3, 2, count_include_pad=False, ceil_mode=True),
+        lambda t, F, p, x: F.avg_pool1d(x, 4, 3, 2, True, False),
+        ((2, 3, 6),),
+    ),
+    Row(
+        "AvgPool1d, shorter than a window",
+        lambda: nn.AvgPool1d(3, 2, ceil_mode=True),
+        lambda t, F, p, x: F.avg_pool1d(x, 3, 2, ceil_mode=True),
+        ((2, 3, 2),),
+    ),
+    Row(
+        "AdaptiveMaxPool2d",
+        lambda: nn.AdaptiveMaxPool2d((3, 2)),
+        lambda t, F, p, x: F.adaptive_max_pool2d(x, (3, 2)),
+        ((2, 3, 5, 6),),
+    ),
+    Row("AdaptiveMaxPool1d", lambda: nn.AdaptiveMaxPool1d(1), lambda t, F, p, x: x.amax(-1, True), ((2, 3, 5),)),
+    Row(
         "AdaptiveAvgPool2d",
         lambda: nn.AdaptiveAvgPool2d((2, 3)),
         lambda t, F, p, x: F.adaptive_avg_pool2d(x, (2, 3)),
@@ -269,6 +326,19 @@ ROWS: list[Row] = [
         ((3, 2, 2), (2, 2, 3), (2, 2, 3)),
     ),
     Row("GRU", lambda: Joined(nn.GRU(2, 3)), recurrent("GRU"), ((4, 2, 2),)),
+    Row(
+        "RNN from both ends",
+        lambda: Joined(nn.RNN(2, 3, 2, bidirectional=True)),
+        recurrent("RNN", 2, ends=2),
+        ((4, 2, 2), (4, 2, 3)),
+    ),
+    Row(
+        "LSTM from both ends",
+        lambda: Joined(nn.LSTM(2, 3, 2, bidirectional=True)),
+        recurrent("LSTM", 2, 2, ends=2),
+        ((3, 2, 2), (4, 2, 3), (4, 2, 3)),
+    ),
+    Row("GRU from both ends", lambda: Joined(nn.GRU(2, 3, bidirectional=True)), recurrent("GRU", ends=2), ((4, 2, 2),)),
     Row("MultiHeadAttention", lambda: nn.MultiHeadAttention(4, 2), attention(), ((2, 3, 4),)),
     Row("MultiHeadAttention, causal", lambda: nn.MultiHeadAttention(4, 2, causal=True), attention(True), ((2, 3, 4),)),
     Row(
@@ -278,6 +348,12 @@ ROWS: list[Row] = [
         ((2, 3, 4), (2, 2, 4), np.array([[False, True], [False, False]]), np.array([[False, True]] * 3)),
     ),
     Row("rotary", lambda: Table(nn.Identity(), lambda f, x: ndl.attention.rotary(f(x))), rotated, ((2, 3, 6),)),
+    Row(
+        "MultiHeadAttention, rotary",
+        lambda: nn.MultiHeadAttention(8, 2, causal=True, rotary=True),
+        rotated_attention,
+        ((2, 3, 8),),
+    ),
     Row(
         "TransformerEncoderLayer",
         lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0),

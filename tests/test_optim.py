@@ -150,6 +150,8 @@ PEERS: list[tuple[str, dict[str, float], dict[str, Any]]] = [
     ("AdamW", {"beta1": 0.5, "beta2": 0.9}, {"betas": (0.5, 0.9)}),
     ("RMSprop", DECAY, DECAY),
     ("RMSprop", {"alpha": 0.9, "momentum": 0.8}, {"alpha": 0.9, "momentum": 0.8}),
+    ("RMSprop", {**DECAY, "centered": True}, {**DECAY, "centered": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.8}, {"centered": True, "momentum": 0.8}),
     ("Adagrad", {**DECAY, "lr_decay": 0.1}, {**DECAY, "lr_decay": 0.1}),
 ]
 
@@ -184,7 +186,7 @@ def test_muon_takes_orthogonal_steps(shape: tuple[int, ...]) -> None:
 
 
 ALL = [("SGD", {"momentum": 0.9}), ("Adam", {}), ("AdamW", {}), ("RMSprop", {"momentum": 0.5}), ("Adagrad", {})]
-ALL += [("Lion", {}), ("Muon", {})]
+ALL += [("RMSprop", {"centered": True}), ("Lion", {}), ("Muon", {})]
 
 
 @pytest.mark.parametrize(("name", "numbers"), ALL)
@@ -277,6 +279,45 @@ def test_moving_average(compiled: bool) -> None:
     other = ndl.MovingAverage([p])
     other.load_state_dict(saved)
     np.testing.assert_allclose(other.averages[0].numpy(), expected)
+
+
+SCHEDULES: list[Callable[[Any], ndl.schedule.Schedule]] = [
+    lambda o: ndl.schedule.StepLR(o, 2),
+    lambda o: ndl.schedule.CosineWarmup(o, 2, 5),
+    lambda o: ndl.schedule.OneCycle(o, 6),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_all_that_goes_with_training_compiles_once_and_equals_eager(schedule: Any) -> None:
+    x, y = ndl.Tensor(np.random.randn(6, 3), requires_grad=False), ndl.Tensor([0, 1, 1, 0, 1, 0])
+    start = np.random.randn(3, 2)
+
+    def run(compiled: bool) -> tuple[list[np.ndarray], Any]:
+        w = nn.Parameter(start)
+        optimizer, average = optim.RMSprop([w], lr=0.1, centered=True), ndl.MovingAverage([w], decay=0.5)
+        rates, found = schedule(optimizer), list[np.ndarray]()
+
+        def step(x: ndl.Tensor, y: ndl.Tensor) -> tuple[Any, Any]:
+            optimizer.reset_grad()
+            loss = optim.accumulate([w], (ndl.cross_entropy(x[i : i + 2] @ w, y[i : i + 2]) for i in (0, 2, 4)))
+            norm = optimizer.clip_grad_norm(0.5)
+            optimizer.clip_grad_value(0.25)
+            optimizer.step()
+            average.update()
+            return loss, norm
+
+        step = ndl.compile(step) if compiled else step
+        for _ in range(6):
+            loss, norm = step(x, y)
+            rates.step()
+            found += [loss.numpy(), np.array(float(norm)), w.numpy().copy(), average.averages[0].numpy().copy()]
+        return found, step
+
+    (wanted, _), (found, step) = run(False), run(True)
+    for a, b in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9)
+    assert sum(map(len, step.compiled.values())) == 1
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -86,18 +86,23 @@ def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
 
 def loop_axes(kernel: Kernel) -> list[Axis]:
     """The loops of a kernel: unit axes dropped, neighbours merged where every access allows it; outer ones first."""
-    strides = accesses(kernel)
-    axes: list[Axis] = []
-    for i, n in enumerate(kernel.shape):
-        reduced = i in kernel.reduced
-        last = axes[-1] if axes else None
-        if n == 1:
-            continue
-        if last and last.reduced == reduced and all(s[last.source] == s[i] * n for s in strides):
-            axes[-1] = Axis(last.extent * n, i, reduced)
-        else:
-            axes.append(Axis(n, i, reduced))
+    axes = merged([Axis(n, i, i in kernel.reduced) for i, n in enumerate(kernel.shape)], accesses(kernel))
     return [a for a in axes if not a.reduced] + [a for a in axes if a.reduced]
+
+
+def merged(axes: Sequence[Axis], strides: Sequence[tuple[int, ...]]) -> list[Axis]:
+    """Neighbours as one axis where all strides allow it; those of length 1 are left out."""
+    found: list[Axis] = []
+    for axis in axes:
+        last = found[-1] if found else None
+        if axis.extent == 1:
+            continue
+        source, n = axis.source, axis.extent
+        if last and last.reduced == axis.reduced and all(s[last.source] == s[source] * n for s in strides):
+            found[-1] = Axis(last.extent * n, source, axis.reduced)
+        else:
+            found.append(axis)
+    return found
 
 
 def is_serial(kernel: Kernel) -> bool:

@@ -8,7 +8,7 @@ Most nodes are not computed where they stand: an elementwise node is written int
 movement only changes the index. What must exist in memory, or must be combined from many elements, is a *root*:
 
     products and reductions; what a product, a gather or a general reshape reads; outputs and updates;
-    an expensive or long expression that several roots need.
+    an expensive or long expression that several roots need; a large product, added to others.
 
 A root joins the group whose loops it fits best (same domain, same reduced axes; see `_fit`), of equals the latest,
 unless it needs a result of that group at another index, or of a later group. Otherwise it opens a group. At last the
@@ -25,6 +25,7 @@ from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
+    Add,
     BroadcastTo,
     Cos,
     Embed,
@@ -32,7 +33,6 @@ from needle.ops import (
     Exp,
     Gather,
     Log,
-    MatMul,
     Permute,
     Power,
     PowerScalar,
@@ -42,9 +42,10 @@ from needle.ops import (
     Sin,
     Slice,
     Tanh,
+    Windows,
 )
 from needle.ops.create import Creation, Uniform
-from needle.value import Elementwise, Movement, Op, Reduction, Shape, as_axes
+from needle.value import Contraction, Elementwise, Movement, Op, Reduction, Shape, as_axes
 
 EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
 LONG = 8
@@ -60,14 +61,21 @@ over an equal domain."""
 LARGE = 1 << 14
 """Elements from which on loops take in nothing that reads other arrays: too many at a time slow all of them down."""
 
+HEAVY = 1 << 20
+"""Elements from which on products are added up one after the other; smaller ones may wait in the cache."""
+
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
 
 DEEP = 24
 """What an op counts whose `compute` is itself a long expression."""
 
-Where = tuple[int, int, int]
-"""(kernel axis or -1, step, start): the index along one axis of a node is start + step * index of that kernel axis."""
+Where = tuple[tuple[tuple[int, int], ...], int]
+"""((kernel axis, step), ...) and start: the index along one axis of a node is start + the sum of step * index of that
+kernel axis."""
+
+STILL: Where = ((), 0)
+"""Along an axis of length 1."""
 
 _UNSUPPORTED = (
     "{site}: {op} cannot be compiled yet. Leave the function that uses it without ndl.compile, "
@@ -157,30 +165,44 @@ def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Wher
     """The inputs of an elementwise or movement node, and at which index each is needed for the node's index `where`."""
     op = node.op
     if isinstance(op, Permute):
-        source = [(-1, 1, 0)] * len(where)
+        source = [STILL] * len(where)
         for i, axis in enumerate(op.axes):
             source[axis] = where[i]
         return [(node.inputs[0], tuple(source))]
     if isinstance(op, Slice):
-        moved = [
-            (axis, step * s, start + s * at) for (axis, step, at), (start, _, s) in zip(where, op.ranges, strict=True)
-        ]
-        return [(node.inputs[0], tuple(moved))]
+        steps = zip(where, op.ranges, strict=True)
+        return [(node.inputs[0], tuple([_moved(at, s, start) for at, (start, _, s) in steps]))]
+    if isinstance(op, Windows):
+        count, first = len(op.out), op.first
+        places, taps = where[first : first + count], where[first + count : first + 2 * count]
+        steps = zip(places, op.stride, taps, op.dilation, strict=True)
+        inside = [_sum(_moved(place, s), _moved(tap, d)) for place, s, tap, d in steps]
+        return [(node.inputs[0], (*where[:first], *inside, *where[first + 2 * count :]))]
     if isinstance(op, Reshape):
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
-        return [(node.inputs[0], tuple((-1, 1, 0) if n == 1 else next(named) for n in node.inputs[0].shape))]
+        return [(node.inputs[0], tuple(STILL if n == 1 else next(named) for n in node.inputs[0].shape))]
     return [(a, aligned(a.shape, where)) for a in node.inputs]
+
+
+def _moved(where: Where, step: int, start: int = 0) -> Where:
+    """start + step * where."""
+    moves, at = where
+    return tuple([(axis, s * step) for axis, s in moves]), start + step * at
+
+
+def _sum(a: Where, b: Where) -> Where:
+    return (*a[0], *b[0]), a[1] + b[1]
 
 
 def whole(shape: Shape) -> tuple[Where, ...]:
     """The index of every element in loops over `shape`: an axis of length 1 does not move."""
-    return tuple([(-1 if n == 1 else i, 1, 0) for i, n in enumerate(shape)])
+    return tuple([STILL if n == 1 else (((i, 1),), 0) for i, n in enumerate(shape)])
 
 
 def aligned(shape: Shape, where: tuple[Where, ...]) -> tuple[Where, ...]:
     """Broadcasting: axes are matched from the right; one of length 1 does not move."""
     offset = len(where) - len(shape)
-    return tuple((-1, 1, 0) if n == 1 else where[offset + i] for i, n in enumerate(shape))
+    return tuple(STILL if n == 1 else where[offset + i] for i, n in enumerate(shape))
 
 
 def is_virtual(node: Node, roots: set[int]) -> bool:
@@ -189,7 +211,7 @@ def is_virtual(node: Node, roots: set[int]) -> bool:
         return False
     if isinstance(node.op, Reshape):
         return is_unit_reshape(node)
-    return isinstance(node.op, Elementwise | BroadcastTo | Permute | Slice | Creation)
+    return isinstance(node.op, Elementwise | BroadcastTo | Permute | Slice | Windows | Creation)
 
 
 def storage(node: Node, roots: set[int]) -> Node:
@@ -215,7 +237,7 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             users[id(a)] = users.get(id(a), 0) + 1
     roots = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
     for node in nodes:
-        if isinstance(node.op, MatMul):
+        if isinstance(node.op, Contraction):
             roots |= {id(storage(a, roots)) for a in node.inputs} | {id(node)}
         elif isinstance(node.op, Reduction):
             roots.add(id(node))
@@ -227,6 +249,8 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots.add(id(node))
         elif isinstance(node.op, Opaque):
             roots |= {id(node), *map(id, node.inputs)}
+        elif isinstance(node.op, Add) and _adds_products(node, roots, users):
+            roots.add(id(node))
         elif not isinstance(node.op, Elementwise | Movement | Creation):
             raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
     weight: dict[int, int] = {}
@@ -246,6 +270,15 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
     return roots | huge, huge
+
+
+def _adds_products(node: Node, roots: set[int], users: dict[int, int]) -> bool:
+    """Whether a large product is added to others. Then it is best added where it is made: a sum of many so takes no
+    more memory than one."""
+    if prod(node.shape) < HEAVY or not any(isinstance(x.op, Contraction) and users[id(x)] == 1 for x in node.inputs):
+        return False
+    terms = [storage(x, roots) for x in node.inputs]
+    return all(isinstance(x.op, Contraction | Add) and id(x) in roots for x in terms)
 
 
 def _arrays(node: Node, arrays: dict[int, set[int]], roots: set[int]) -> set[int]:
@@ -322,8 +355,9 @@ def _place(result: Grouping, node: Node) -> None:
     if isinstance(node.op, Reduction):
         domain = node.inputs[0].shape
         reduced = as_axes(node.op, node.op.axes, domain)
-    reason = "a product starts its own loops" if isinstance(node.op, MatMul) else "no earlier loops over this domain"
-    if not isinstance(node.op, MatMul):
+    is_product = isinstance(node.op, Contraction)
+    reason = "a product starts its own loops" if is_product else "no earlier loops over this domain"
+    if not is_product:
         best: tuple[int, Group | None] = (0, None)
         alike = result.by_shape.get(domain if reduced else node.shape, [])
         for group in sorted(alike, key=lambda g: -g.number):
@@ -334,12 +368,12 @@ def _place(result: Grouping, node: Node) -> None:
             _join(result, best[1], node, reduced)
             return
     group = Group(-1, domain, reduced, reason)
-    where = None if isinstance(node.op, MatMul) else whole(domain)
+    where = None if is_product else whole(domain)
     for leaf, at in list(leaves(result, node, where)):  # what these new loops cannot hold stands before them
         if id(leaf) in result.free and (at is None or at != group.position(leaf.shape)):
             _place(result, leaf)
     group.number = len(result.groups)
-    group.product = node if isinstance(node.op, MatMul) else None
+    group.product = node if is_product else None
     result.groups.append(group)
     _join(result, group, node, reduced)
 
@@ -434,7 +468,7 @@ def leaves(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> lis
 
 
 def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iterator[Leaf]:
-    if isinstance(node.op, MatMul | Opaque):
+    if isinstance(node.op, Contraction | Opaque):
         yield from ((storage(a, result.roots), None) for a in node.inputs)
         return
     if isinstance(node.op, Gather):
@@ -457,7 +491,7 @@ def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iter
         if is_virtual(current, result.roots):
             pending += _inputs(current, at)
         elif isinstance(current.op, Reshape) and id(current) not in result.roots:
-            yield storage(current, result.roots), ((-2, 0, 0),)  # read from memory: never at a register's index
+            yield storage(current, result.roots), ((((-1, 0),), 0),)  # read from memory: never at a register's index
         else:
             yield current, at
 

@@ -90,9 +90,11 @@ class _Run:
     def _product(self) -> Array:
         p = self.kernel.product
         assert p is not None  # noqa: S101
-        grid = np.indices((*self.kernel.shape, p.length), sparse=True)
+        grid = np.indices((*self.kernel.shape, *p.lengths), sparse=True)
         a, b = self.arrays[p.a.slot], self.arrays[p.b.slot]
-        return (a[_index(p.a, grid, a)] * b[_index(p.b, grid, b)]).sum(axis=-1, dtype=p.dtype)
+        inner = tuple(range(len(self.kernel.shape), len(grid)))
+        terms = np.broadcast_to(a[_index(p.a, grid, a)] * b[_index(p.b, grid, b)], (*self.kernel.shape, *p.lengths))
+        return terms.sum(axis=inner, dtype=p.dtype)
 
     def _reduce(self, statement: Reduce) -> None:
         value = np.broadcast_to(self.value(statement.value), self.kernel.shape)

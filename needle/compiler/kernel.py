@@ -257,12 +257,23 @@ class Pass:
 
 @dataclass
 class Product:
-    """acc[..., i, j] = sum over k of a[..., i, k] * b[..., k, j]; the axis k comes after the kernel's own."""
+    """acc[batch, rows, columns] = sum over inner of a[batch, rows, inner] * b[batch, inner, columns].
+
+    Each may be several axes: the kernel's own are `batch` shared ones, `rows` of the left side, and the right side's;
+    the inner ones, of these lengths, come after them in strides.
+    """
 
     a: Access
     b: Access
-    length: int
+    lengths: tuple[int, ...]
     dtype: DType
+    batch: int
+    rows: int
+
+    @property
+    def length(self) -> int:
+        """Terms of each sum."""
+        return prod(self.lengths)
 
 
 @dataclass
@@ -336,16 +347,18 @@ def _text(kernel: Kernel) -> str:
     outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
     text = _Text([f"i{i}" for i in range(len(kernel.shape))] if len(kernel.shape) > len(_LETTERS) else list(_LETTERS))
     if kernel.product:
-        text.letters.remove("k")  # it is the product's own axis
+        for letter in _INNER[: len(kernel.product.lengths)]:  # the product's own axes
+            text.letters.remove(letter)
     axes = ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in outer)
     if kernel.lengths:
         axes = f"i < {', '.join(map(str, kernel.lengths))}, each with {kernel.width} buffers"
     lines = [f"for {axes or 'once'}:"]
     if kernel.product:
         p = kernel.product
-        letters = [*text.letters[: len(kernel.shape)], "k"]
-        a, b = (_access(x, letters) for x in (p.a, p.b))
-        lines.append(f"  acc = sum over k < {p.length} of {a} * {b}")
+        inner = _INNER[: len(p.lengths)]
+        a, b = (_access(x, [*text.letters[: len(kernel.shape)], *inner]) for x in (p.a, p.b))
+        over = ", ".join(f"{letter} < {n}" for letter, n in zip(inner, p.lengths, strict=True))
+        lines.append(f"  acc = sum over {over} of {a} * {b}")
     for step in kernel.passes:
         if kernel.reduced:
             lines.append("  over " + ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")
@@ -426,7 +439,8 @@ def _access(access: Access, letters: Sequence[str]) -> str:
     return f"b{access.slot}[{' + '.join(parts)}]"
 
 
-_LETTERS = "ijklmnopq"
+_LETTERS = "ijklmnopqrstuvw"
+_INNER = "kuvw"
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "eq": "==", "le": "<="}
 _ATOMS = ("load", "const", "number", "index", "reduced", "kept", "acc")
 

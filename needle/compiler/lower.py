@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from needle.compiler.fuse import (
+    STILL,
     Group,
     Grouping,
     Where,
@@ -29,10 +30,10 @@ from needle.compiler.keep import keep
 from needle.compiler.kernel import Access, Call, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store, scalars
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
-from needle.ops import BroadcastTo, Embed, Equal, Gather, MatMul, Max, Permute, Reshape, Slice
+from needle.ops import Contract, Embed, Equal, Gather, Max
 from needle.ops.create import Arange, Full, Uniform
 from needle.tracing import HostNumber
-from needle.value import Movement, Reduction, Shape
+from needle.value import Contraction, Movement, Reduction, Shape
 
 
 @dataclass
@@ -78,7 +79,7 @@ def find_stored(grouping: Grouping) -> set[int]:
         for root in group.roots if group.into is None else [group.into]:
             for leaf, where in leaves(grouping, root, None):
                 other = grouping.owner.get(id(leaf))
-                if other is not None and (other is not group or isinstance(root.op, MatMul) or where is not None):
+                if other is not None and (other is not group or isinstance(root.op, Contraction) or where is not None):
                     stored.add(id(leaf))
     return stored
 
@@ -96,6 +97,7 @@ def accumulator(dtype: DType) -> DType:
 class _Lowering:
     def __init__(self, grouping: Grouping, group: Group, stored: set[int]) -> None:
         self.grouping, self.group, self.stored = grouping, group, stored
+        self.axes = len(group.shape) + (0 if group.product is None else len(inner_shape(group.product)))
         self.pool = Pool()
         self.memory: list[Node] = []
         self.written: list[bool] = []
@@ -144,33 +146,32 @@ class _Lowering:
         value = self.value(node.inputs[0], here)
         own = row_major(node.shape)
         if isinstance(node.op, Embed):
-            where = tuple((i, step, start) for i, (start, _, step) in enumerate(node.op.ranges))
+            where = tuple((((i, step),), start) for i, (start, _, step) in enumerate(node.op.ranges))
             strides, offset = self._strides(own, where)
             self.passes[0].full.append(Store(Access(self._slot(node, True), strides, offset), value))
             return ()
         axes: tuple[int, ...] = node.op.axes
         middle = len(here) - (len(node.shape) - len(axes))
-        indices = [self._index(node, a, aligned(a.shape, here[axes[0] : axes[0] + middle])) for a in node.inputs[1:]]
-        kept: list[Where] = [(-1, 1, 0)] * len(axes)
-        where = (*here[: axes[0]], *kept, *here[axes[0] + middle :])
+        among = here[axes[0] : axes[0] + middle]
+        indices = [self._index(node, k, aligned(a.shape, among)) for k, a in enumerate(node.inputs[1:])]
+        where = (*here[: axes[0]], *[STILL] * len(axes), *here[axes[0] + middle :])
         strides, offset = self._strides(own, where)
         access = Access(self._slot(node, True), strides, offset)
         statement = Scatter(access, tuple(indices), tuple(own[a] for a in axes), value)
         self.passes[0].full.append(statement)
         return tuple(range(axes[0], axes[0] + middle))
 
-    def _index(self, node: Node, index: Node, where: tuple[Where, ...]) -> Scalar:
-        """An index that is data: from the end if negative, and checked."""
-        at = node.inputs.index(index) - 1 if node.inputs.count(index) == 1 else 0
+    def _index(self, node: Node, k: int, where: tuple[Where, ...]) -> Scalar:
+        """Index k, which is data: from the end if negative, and checked."""
         shape = node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
-        n = shape[node.op.axes[at]]
-        value = self.pool.cast(self.value(index, where), np.dtype("int64"))
+        n = shape[node.op.axes[k]]
+        value = self.pool.cast(self.value(node.inputs[1 + k], where), np.dtype("int64"))
         return self.pool.make("checked", (value,), np.dtype("int64"), n)
 
     def _root(self, root: Node) -> None:
         where = self.group.position(root.shape)
         assert where is not None, "a root stands in its group's loops"  # noqa: S101
-        if isinstance(root.op, MatMul):
+        if isinstance(root.op, Contraction):
             value = self.pool.cast(self.pool.make("acc", (), accumulator(root.dtype)), root.dtype)
         elif isinstance(root.op, Reduction):
             value = self._reduce(root)
@@ -192,7 +193,8 @@ class _Lowering:
         return self.pool.make("reduced", (), dtype, number)
 
     def _add(self, statement: Store, value: Scalar, where: tuple[Where, ...], state: bool) -> None:
-        outer = bool(self.group.reduced) and not any(axis in self.group.reduced for axis, _, _ in where)
+        moving = {axis for moves, _ in where for axis, _ in moves}
+        outer = bool(self.group.reduced) and moving.isdisjoint(self.group.reduced)
         at = self._first(value)
         if state:
             (self.last.outer if outer else self.last.full).append(statement)
@@ -233,7 +235,7 @@ class _Lowering:
             return self._number(op.scalar, node)
         if isinstance(op, Arange | Uniform):
             return self._created(node, where)
-        if isinstance(op, BroadcastTo | Permute | Slice) or (isinstance(op, Reshape) and is_virtual(node, set())):
+        if isinstance(op, Movement) and is_virtual(node, set()):
             ((source, at),) = through(node, where)
             return self.value(source, at)
         if isinstance(op, Movement):  # a root that copies: a general reshape or an embedding
@@ -256,12 +258,11 @@ class _Lowering:
         axes: tuple[int, ...] = node.op.axes
         middle = len(node.shape) - (len(source.shape) - len(axes))
         indices: list[Scalar] = []
-        for a in node.inputs[1:]:
+        for k, a in enumerate(node.inputs[1:]):
             at = gather_index(node, a, where)
             assert at is not None  # noqa: S101
-            indices.append(self._index(node, a, at))
-        kept = tuple((-1, 1, 0) for _ in axes)
-        access = self._access(source, (*where[: axes[0]], *kept, *where[axes[0] + middle :]))
+            indices.append(self._index(node, k, at))
+        access = self._access(source, (*where[: axes[0]], *[STILL] * len(axes), *where[axes[0] + middle :]))
         own = row_major(source.shape)
         return self.pool.make("gather", tuple(indices), node.dtype, (access, tuple(own[a] for a in axes)))
 
@@ -283,10 +284,10 @@ class _Lowering:
     # -------------------------------------------------------------------------------------------------- memory
 
     def _strides(self, own: tuple[int, ...], where: tuple[Where, ...]) -> tuple[tuple[int, ...], int]:
-        strides, offset = [0] * (len(self.group.shape) + (self.group.product is not None)), 0
-        for stride, (axis, step, start) in zip(own, where, strict=True):
+        strides, offset = [0] * self.axes, 0
+        for stride, (moves, start) in zip(own, where, strict=True):
             offset += stride * start
-            if axis >= 0:
+            for axis, step in moves:
                 strides[axis] += stride * step
         return tuple(strides), offset
 
@@ -312,15 +313,32 @@ class _Lowering:
         node = self.group.product
         assert node is not None  # noqa: S101
         a, b = node.inputs
-        rank = len(self.group.shape)
-        leading = [(i, 1, 0) for i in range(rank - 2)]
+        batch, rows = sides(node)
+        rank, lengths = len(self.group.shape), inner_shape(node)
+        everywhere: list[Where] = [(((i, 1),), 0) for i in range(self.axes)]
+        inner = everywhere[rank:]
 
-        def access(operand: Node, i: int, j: int) -> Access:
-            batch = leading[rank - len(operand.shape) :] if len(operand.shape) <= rank else leading
-            batch = [(-1, 1, 0) if n == 1 else w for n, w in zip(operand.shape[:-2], batch, strict=True)]
-            where = (*batch, (i, 1, 0), (j, 1, 0))
+        def access(operand: Node, where: tuple[Where, ...]) -> Access:
             while is_virtual(operand, self.grouping.roots):
                 ((operand, where),) = through(operand, where)
             return self._access(operand, where)
 
-        return Product(access(a, rank - 2, rank), access(b, rank, rank - 1), a.shape[-1], accumulator(node.dtype))
+        shared, columns = tuple(everywhere[:batch]), everywhere[batch + rows : rank]
+        of_a, of_b = (
+            access(x, (*aligned(x.shape[: len(x.shape) - len(own)], shared), *own))
+            for x, own in ((a, [*everywhere[batch : batch + rows], *inner]), (b, [*inner, *columns]))
+        )
+        return Product(of_a, of_b, lengths, accumulator(node.dtype), batch, rows)
+
+
+def inner_shape(node: Node) -> Shape:
+    """The lengths of the axes that a product sums over."""
+    a = node.inputs[0].shape
+    return a[len(a) - (node.op.inner if isinstance(node.op, Contract) else 1) :]
+
+
+def sides(node: Node) -> tuple[int, int]:
+    """How many axes of a product are shared by both sides, and how many are the left one's."""
+    if not isinstance(node.op, Contract):
+        return len(node.shape) - 2, 1
+    return node.op.batch, len(node.inputs[0].shape) - node.op.batch - node.op.inner

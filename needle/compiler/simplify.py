@@ -6,6 +6,7 @@ Next: fuse.py.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from needle.ops import (
     BroadcastTo,
     Cast,
     DivScalar,
+    Embed,
     Max,
     MulScalar,
     Negate,
@@ -25,8 +27,9 @@ from needle.ops import (
     Summation,
     Transpose,
 )
+from needle.ops.create import Creation
 from needle.tracing import HostNumber
-from needle.value import Op, Shape
+from needle.value import Elementwise, Op, Shape, Spec
 
 ROWS_FIRST = 1 << 11
 """Elements from which on a reduction of everything is worth two steps."""
@@ -109,6 +112,74 @@ def _order(op: Any, shape: Shape) -> tuple[int, ...]:
     return tuple(axis % len(shape) for axis in op.axes)
 
 
+def _permute_of_ones(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A Permute that moves axes of length 1 only, as a Reshape."""
+    (a,) = inputs
+    moved = [axis for axis in _order(op, a.shape) if a.shape[axis] != 1]
+    return build.make(Reshape(like.shape), inputs, like) if moved == sorted(moved) else None
+
+
+def _later(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """An elementwise op on permuted arrays as a Permute of one on the arrays as they lie in memory.
+
+    So loops go through memory in order, and the Permute that a layer does last meets the one that the next does first.
+    """
+    large: list[Any] = [a for a in inputs if a.shape == like.shape and not isinstance(a.op, Creation)]
+    if not large or not all(isinstance(a.op, Permute) for a in large):
+        return None
+    order: tuple[int, ...] = large[0].op.axes
+    if any(a.op.axes != order for a in large):
+        return None
+    count, back = len(order), _inverse(order)
+    spec = Spec(tuple([like.shape[i] for i in back]), like.dtype)
+    moved: list[Node] = []
+    for a in inputs:
+        if a.shape and isinstance(a.op, Permute) and a.op.axes == order:
+            moved.append(a.inputs[0])
+            continue
+        shape = (*[1] * (count - len(a.shape)), *a.shape)
+        aligned = build.make(Reshape(shape), (a,), _like(a, shape))
+        moved.append(build.make(Permute(back), (aligned,), _like(a, tuple([shape[i] for i in back]))))
+    inner = build.make(op, tuple(moved), Node(op, tuple(moved), spec, like.site))
+    return build.make(Permute(order), (inner,), like)
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _like(a: Node, shape: Shape) -> Node:
+    """A stand-in that says which shape is wanted."""
+    return Node(a.op, a.inputs, Spec(shape, a.dtype), a.site)
+
+
+def _ranges_later(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """The same for a Slice or an Embed."""
+    (a,) = inputs
+    if not isinstance(a.op, Permute):
+        return None
+    back = _inverse(a.op.axes)
+    shape = tuple([like.shape[i] for i in back])
+    turned = replace(op, ranges=tuple([op.ranges[i] for i in back]))
+    turned = replace(turned, shape=shape) if isinstance(op, Embed) else turned
+    inner = build.make(turned, a.inputs, _like(like, shape))
+    return build.make(Permute(a.op.axes), (inner,), like)
+
+
+def _reduced_later(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """The same for a reduction; comes after `_drops_axes`."""
+    (a,) = inputs
+    if not isinstance(a.op, Permute):
+        return None
+    order: tuple[int, ...] = a.op.axes
+    axes = tuple(sorted([order[int(i)] for i in op.axes]))
+    left = [axis for i, axis in enumerate(order) if i not in op.axes]
+    places = tuple([sorted(left).index(axis) for axis in left])
+    shape = tuple([a.inputs[0].shape[axis] for axis in sorted(left)])
+    inner = build.make(cast("Any", type(op))(axes), a.inputs, _like(like, shape))
+    return build.make(Permute(places), (inner,), like)
+
+
 def _scalar_identity(neutral: float) -> Rule:
     def rule(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
         same = not isinstance(op.scalar, HostNumber) and op.scalar == neutral
@@ -165,6 +236,9 @@ RULES: list[tuple[type[Op], Rule]] = [
     (Slice, _slice_all),
     (Transpose, _transpose),
     (Permute, _transpose),
+    (Permute, _permute_of_ones),
+    (Slice, _ranges_later),
+    (Embed, _ranges_later),
     (Cast, _cast),
     (MulScalar, _scalar_identity(1)),
     (DivScalar, _scalar_identity(1)),
@@ -173,8 +247,11 @@ RULES: list[tuple[type[Op], Rule]] = [
     (Negate, _double_negate),
     (Summation, _reduces_nothing),
     (Summation, _drops_axes),
+    (Summation, _reduced_later),
     (Summation, _rows_first),
     (Max, _reduces_nothing),
     (Max, _drops_axes),
+    (Max, _reduced_later),
     (Max, _rows_first),
+    (Elementwise, _later),
 ]

@@ -13,11 +13,13 @@ The statements after the product run on the accumulators before anything is stor
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
-from needle.compiler.emit import Axis, Loops, Machine, kept_lines
+from needle.compiler.emit import Axis, Loops, Machine, accesses, kept_lines, merged
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
 from needle.dtype import DType
@@ -54,16 +56,48 @@ def even(total: int, most: int) -> list[int]:
     return [size + (i < larger) for i in range(pieces)]
 
 
+@dataclass
+class Sides:
+    """The axes of a product, neighbours merged where every access allows it. None is empty but `batch`.
+
+    Rows may be several axes: a tile's rows are then counted through all of them. Of several column axes all but the
+    last count as batch.
+    """
+
+    batch: list[Axis]
+    rows: list[Axis]
+    column: Axis
+    inner: list[Axis]
+
+
+def sides(kernel: Kernel) -> Sides:
+    """The axes of a product."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    axes = [Axis(n, i, False) for i, n in enumerate([*kernel.shape, *p.lengths])]
+    of_sides = [p.a.strides, p.b.strides]
+    every, rank = [*of_sides, *accesses(kernel)], len(kernel.shape)
+
+    def some(part: list[Axis], strides: list[tuple[int, ...]]) -> list[Axis]:
+        return merged(part, strides) or part[-1:]
+
+    *outer, column = some(axes[p.batch + p.rows : rank], every)
+    batch = merged(axes[: p.batch], every)
+    return Sides([*batch, *outer], some(axes[p.batch : p.batch + p.rows], every), column, some(axes[rank:], of_sides))
+
+
 def packs(kernel: Kernel) -> tuple[bool, bool]:
     """Whether the left and the right side of a product are packed."""
     p = kernel.product
     if p is None or not p.length:
         return False, False
-    rank = len(kernel.shape)
-    far = p.a.strides[rank] * kernel.slots[p.a.slot].itemsize >= FAR
-    left = p.a.strides[rank - 2] == 1 and far and p.length >= LEFT_LENGTH
-    large = p.length * kernel.shape[-1] * p.dtype.itemsize > PACK_BYTES
-    return left, p.b.strides[rank - 1] != 1 or large
+    of = sides(kernel)
+    row, inner = of.rows[-1].source, of.inner[-1].source
+    far = p.a.strides[inner] * kernel.slots[p.a.slot].itemsize >= FAR
+    plain = len(of.rows) == len(of.inner) == 1
+    left = plain and p.a.strides[row] == 1 and far and p.length >= LEFT_LENGTH
+    large = p.length * of.column.extent * p.dtype.itemsize > PACK_BYTES
+    return left, p.b.strides[of.column.source] != 1 or large
 
 
 def scratch_bytes(kernel: Kernel) -> int:
@@ -93,11 +127,12 @@ class _Tile(Loops):
         assert kernel.product is not None  # noqa: S101
         self.product: Product = kernel.product
         self.lanes = machine.lanes(self.product.dtype.itemsize)
-        rank = len(kernel.shape)
-        self.axes = [Axis(n, i, False) for i, n in enumerate(kernel.shape)]
-        self.batch, self.row, self.column = self.axes[:-2], self.axes[-2], self.axes[-1]
+        of = sides(kernel)
+        self.batch, self.rows, self.column, self.inner = of.batch, of.rows, of.column, of.inner
+        self.axes = [*self.batch, *self.rows, self.column]
         self.vector = self.column
-        self.k = rank  # the product's own axis comes last in its strides
+        self.height = prod(a.extent for a in self.rows)
+        self.k = self.inner[-1].source
         self.left_packed, self.packed = packs(kernel)
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
@@ -139,7 +174,7 @@ class _Tile(Loops):
             return "nothing"
         if self.batch and self.batch[0].extent >= self.threads:
             return "batch"
-        enough = self.row.extent >= self.threads * tile_rows(self.machine, VECTORS)
+        enough = self.height >= self.threads * tile_rows(self.machine, VECTORS)
         columns = -(-self.column.extent // self.lanes)
         return "row" if enough or columns < self.threads else "column"
 
@@ -219,7 +254,7 @@ class _Tile(Loops):
 
     def _row_parts(self, vectors: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """For each tile height that occurs, the range of rows that each thread covers with it."""
-        extent = self.row.extent
+        extent = self.height
         threads = self.threads if self._split() == "row" else 1
         found: dict[int, list[tuple[int, int]]] = {}
         for t in range(threads):
@@ -263,42 +298,77 @@ class _Tile(Loops):
         first: Reg | None,
     ) -> None:
         """Rows i and following; `first` is the row with which the packed part of the left side begins."""
-        c, p, dtype = self.code, self.product, self.product.dtype
-        of_a, of_b = self.kernel.slots[p.a.slot], self.kernel.slots[p.b.slot]
-        if first is None:
-            left = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), self.row.source: i})
-            step_a, by_row = p.a.strides[self.k], p.a.strides[self.row.source]
-        else:
-            left = c.address(self._left, c.make(f"sub i64 {i.text}, {first.text}", INT), of_a)
-            step_a, by_row = LEFT, 1
-        step_b = vectors * self.lanes if right else p.b.strides[self.k]
-        if right is None:
-            right = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
-            load_masks = masks
-        else:
-            load_masks = [None] * vectors
-        zero = Reg("zeroinitializer", dtype, self.lanes)
+        left, steps_a = self._left_rows(i, rows, first)
+        right, steps_b, load_masks = self._right_lines(column, vectors, masks, right)
 
-        def step(k: Reg, acc: list[Reg]) -> list[Reg]:
-            from_b = c.address(right, c.mul(k, step_b), of_b)
-            b = [
-                c.convert(
-                    c.load(c.address(from_b, integer(v * self.lanes), of_b), of_b, self.lanes, load_masks[v]), dtype
-                )
-                for v in range(vectors)
-            ]
-            from_a = c.address(left, c.mul(k, step_a), of_a)
-            after: list[Reg] = []
-            for r in range(rows):
-                one = c.load(c.address(from_a, integer(r * by_row), of_a), of_a)
-                a = c.splat(c.convert(one, dtype), self.lanes)
-                after += [c.fma(a, b[v], acc[r * vectors + v]) for v in range(vectors)]
-            return after
+        def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg]) -> list[Reg]:
+            if not axes:
+                return self._multiply(left, at_a, self.code.address(right, at_b, self._of_b), load_masks, acc)
+            source = axes[0].source
 
-        acc = [zero] * (rows * vectors)
-        if p.length:
-            acc = c.loop(integer(0), integer(p.length), 1, acc, step)
+            def body(k: Reg, acc: list[Reg]) -> list[Reg]:
+                on_a, on_b = self.code.mul(k, steps_a[source]), self.code.mul(k, steps_b[source])
+                return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc)
+
+            return self.code.loop(integer(0), integer(axes[0].extent), 1, acc, body)
+
+        acc = [Reg("zeroinitializer", self.product.dtype, self.lanes)] * (rows * vectors)
+        if self.product.length:
+            acc = along(self.inner, integer(0), integer(0), acc)
         self._epilogue(acc, i, rows, column, vectors, masks)
+
+    def _multiply(
+        self, left: list[tuple[str, int]], at: Reg, right: str, masks: list[Reg | None], acc: list[Reg]
+    ) -> list[Reg]:
+        """One k: each row's element times the vectors of the right side, added to the accumulators."""
+        c, dtype, of_a, of_b = self.code, self.product.dtype, self._of_a, self._of_b
+        places = [c.address(right, integer(v * self.lanes), of_b) for v in range(len(masks))]
+        b = [c.convert(c.load(x, of_b, self.lanes, m), dtype) for x, m in zip(places, masks, strict=True)]
+        bases = {base: c.address(base, at, of_a) for base, _ in left}
+        after: list[Reg] = []
+        for base, further in left:
+            one = c.load(c.address(bases[base], integer(further), of_a), of_a)
+            a = c.splat(c.convert(one, dtype), self.lanes)
+            after += [c.fma(a, line, acc[len(after) + v]) for v, line in enumerate(b)]
+        return after
+
+    def _right_lines(
+        self, column: Reg, vectors: int, masks: list[Reg | None], packed: str | None
+    ) -> tuple[str, dict[int, int], list[Reg | None]]:
+        """Where a tile's part of the right side begins, the steps of inner axes, and which lanes may be read."""
+        p = self.product
+        if packed is None:
+            index = {**self._batch_index(), self.column.source: column}
+            start = self._base(p.b.slot, p.b.strides, p.b.offset, index)
+            return start, {a.source: p.b.strides[a.source] for a in self.inner}, masks
+        steps, width = dict[int, int](), vectors * self.lanes
+        for axis in reversed(self.inner):
+            steps[axis.source], width = width, width * axis.extent
+        return packed, steps, [None] * vectors
+
+    def _left_rows(self, i: Reg, rows: int, first: Reg | None) -> tuple[list[tuple[str, int]], dict[int, int]]:
+        """Where the rows of a tile begin, as an address and how many elements further; and the steps of inner axes."""
+        c, p = self.code, self.product
+        if first is not None:
+            start = c.address(self._left, c.make(f"sub i64 {i.text}, {first.text}", INT), self.kernel.slots[p.a.slot])
+            return [(start, r) for r in range(rows)], {self.k: LEFT}
+        steps = {a.source: p.a.strides[a.source] for a in self.inner}
+
+        def start_of(i: Reg) -> str:
+            return self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), **self._row_index(i)})
+
+        if len(self.rows) > 1:
+            return [(start_of(c.add(i, integer(r))), 0) for r in range(rows)], steps
+        start, apart = start_of(i), p.a.strides[self.rows[0].source]
+        return [(start, r * apart) for r in range(rows)], steps
+
+    def _row_index(self, i: Reg) -> dict[int, Reg]:
+        """Row i, counted through all row axes, as an index for each of them."""
+        found: dict[int, Reg] = {}
+        for axis in reversed(self.rows[1:]):
+            found[axis.source] = self.code.make(f"urem i64 {i.text}, {axis.extent}", INT)
+            i = self.code.make(f"udiv i64 {i.text}, {axis.extent}", INT)
+        return {self.rows[0].source: i, **found}
 
     def _epilogue(self, acc: list[Reg], i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
         c = self.code
@@ -379,12 +449,12 @@ class _Tile(Loops):
         if s.kind in ("acc", "gather"):
             return False
         strides = s.param.strides if s.kind == "load" else s.param[0] if s.kind == "index" else ()
-        return not (strides and strides[self.row.source]) and all(map(self._is_same_in_rows, s.args))
+        return not (strides and any(strides[a.source] for a in self.rows)) and all(map(self._is_same_in_rows, s.args))
 
     def _finish(self, acc: Reg, i: Reg, column: Reg, mask: Reg | None) -> None:
         """The statements after the product, on one accumulator."""
         known = dict(self.values)
-        self.index[self.row.source] = i
+        self.index |= self._row_index(i)
         self.index[self.column.source] = column
         self.mask = mask
         self.acc = acc
@@ -407,7 +477,7 @@ class _Tile(Loops):
     def _pack_left(self, low: Reg, high: Reg) -> None:
         """Copy rows low to high of the left side so that those of each k stand beside each other, LEFT apart."""
         c, p, dtype = self.code, self.product, self.kernel.slots[self.product.a.slot]
-        source = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), self.row.source: low})
+        source = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), **self._row_index(low)})
         count = c.make(f"sub i64 {high.text}, {low.text}", INT)
         starts = range(0, LEFT, self.lanes)
         masks = [c.compare("lt", self._lanes_from(v), count) for v in starts]
@@ -444,8 +514,8 @@ class _Tile(Loops):
             self._pack_turned(source, by_column, vectors, masks)
             return "%scratch"
 
-        def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
-            line = c.address(source, c.mul(k, p.b.strides[self.k]), dtype)
+        def copy(offset: Reg, k: Reg) -> None:
+            line = c.address(source, offset, dtype)
             to = c.address("%scratch", c.mul(k, vectors * self.lanes), dtype)
             if by_column == 1:
                 self._ask_ahead(line, p.b.strides[self.k] * dtype.itemsize, vectors * self.lanes * dtype.itemsize)
@@ -453,31 +523,53 @@ class _Tile(Loops):
                 at = c.address(line, integer(v * self.lanes * by_column), dtype)
                 value = self._strided(at, by_column, masks[v])
                 c.store(value, c.address(to, integer(v * self.lanes), dtype))
+
+        self._each_inner(self.inner, integer(0), integer(0), copy)
+        return "%scratch"
+
+    def _each_inner(self, axes: list[Axis], offset: Reg, k: Reg, body: Callable[[Reg, Reg], None]) -> None:
+        """Loops over inner axes: `body` is told the offset on the right side, and how many k came before."""
+        if not axes:
+            body(offset, k)
+            return
+        c, axis = self.code, axes[0]
+
+        def inside(i: Reg, _: Sequence[Reg]) -> list[Reg]:
+            here = c.add(offset, c.mul(i, self.product.b.strides[axis.source]))
+            self._each_inner(axes[1:], here, c.add(c.mul(k, axis.extent), i), body)
             return []
 
-        c.loop(integer(0), integer(p.length), 1, [], copy)
-        return "%scratch"
+        c.loop(integer(0), integer(axis.extent), 1, [], inside)
 
     def _pack_turned(self, source: str, by_column: int, vectors: int, masks: list[Reg | None]) -> None:
         """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
-        c, p, lanes, dtype = self.code, self.product, self.lanes, self._of_b
+        c, lanes, dtype = self.code, self.lanes, self._of_b
         columns = vectors * lanes if masks[-1] is None else (vectors - 1) * lanes + masks[-1].text.count("i1 1")
         name, needed = square(dtype, lanes)
         c.declared |= needed
+        length = self.inner[-1].extent
 
-        def one(first: Reg, k: Reg, left: Reg) -> list[Reg]:
-            line = c.address(source, c.add(c.mul(first, by_column), k), dtype)
+        def one(first: Reg, offset: Reg, k: Reg, left: Reg) -> list[Reg]:
+            line = c.address(source, c.add(c.mul(first, by_column), offset), dtype)
             to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), first), dtype)
             last = c.make(f"sub i64 {columns - 1}, {first.text}", INT)
             numbers = f"i64 {by_column}, i64 {last.text}, i64 {vectors * lanes}, i64 {left.text}"
             c.line(f"call void @{name}(ptr {line}, ptr {to}, {numbers})")
             return []
 
-        def block(k: Reg, _: Sequence[Reg]) -> list[Reg]:
-            left = c.make(f"sub i64 {p.length}, {k.text}", INT)
-            return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda first, _: one(first, k, left))
+        def lines(offset: Reg, before: Reg) -> None:
+            def block(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+                left = c.make(f"sub i64 {length}, {k.text}", INT)
+                here, at = c.add(offset, k), c.add(c.mul(before, length), k)
+                return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda f, _: one(f, here, at, left))
 
-        c.loop(integer(0), integer(p.length), lanes, [], block)
+            c.loop(integer(0), integer(length), lanes, [], block)
+
+        self._each_inner(self.inner[:-1], integer(0), integer(0), lines)
+
+    @property
+    def _of_a(self) -> DType:
+        return self.kernel.slots[self.product.a.slot]
 
     @property
     def _of_b(self) -> DType:

@@ -7,25 +7,36 @@ Next: norm.py.
 
 from typing import Any
 
+import numpy as np
+
 from needle import init
 from needle.device import Device
 from needle.dtype import as_float_dtype, is_float
-from needle.errors import ArgumentError
+from needle.errors import ArgumentError, DTypeError
 from needle.nn.module import Module, Parameter
-from needle.ops import gather
+from needle.ops import equal, gather, not_equal, where
 from needle.tensor import Tensor
+from needle.tracing import active
 
 _SIZE = "Embedding: {name} must be a whole number of at least 1, not {value!r}"
+_PADDING = "Embedding: padding_idx must be a whole number from {low} to {high}, the index of a row, not {value!r}"
+_WHOLE = "Embedding: {value} is not a whole number, so it is no index of a row; round it, and use .astype('int64')"
 
 
 class Embedding(Module):
     """weight[x]: (...) -> (..., embedding_dim), with `weight` (num_embeddings, embedding_dim) drawn from N(0, 1).
 
-    x may also hold whole numbers in a floating-point dtype. Raises `IndexRangeError` for a number without a row.
+    x may also hold whole numbers in a floating-point dtype. The row `padding_idx` begins with zeros and gets no
+    gradient. Raises `IndexRangeError` for a number without a row.
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, device: Device | None = None, dtype: Any = "float32"
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        device: Device | None = None,
+        dtype: Any = "float32",
+        padding_idx: int | None = None,
     ) -> None:
         super().__init__()
         dtype = as_float_dtype(dtype, "Embedding")
@@ -33,10 +44,35 @@ class Embedding(Module):
             if not hasattr(value, "__index__") or value < 1:
                 raise ArgumentError(_SIZE.format(name=name, value=value))
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight = Parameter(init.randn(num_embeddings, embedding_dim, device=device, dtype=dtype))
+        weight = init.randn(num_embeddings, embedding_dim, device=device, dtype=dtype)
+        self.padding_idx = padding_idx
+        if padding_idx is not None:
+            if not hasattr(padding_idx, "__index__") or not -num_embeddings <= padding_idx < num_embeddings:
+                limits = {"low": -num_embeddings, "high": num_embeddings - 1}
+                raise ArgumentError(_PADDING.format(value=padding_idx, **limits))
+            self.padding_idx = padding_idx % num_embeddings
+            weight = where(np.arange(num_embeddings)[:, None] == self.padding_idx, 0.0, weight)
+        self.weight = Parameter(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return gather(self.weight, x.astype("int64") if is_float(x.dtype) else x)
+        if is_float(x.dtype):
+            x = _whole(x, self.num_embeddings)
+        rows = gather(self.weight, x)
+        if self.padding_idx is None:
+            return rows
+        counts = not_equal(x, self.padding_idx) * not_equal(x, self.padding_idx - self.num_embeddings)
+        return where(counts.reshape((*x.shape, 1)), rows, rows.detach())
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}"
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+
+def _whole(x: Tensor, rows: int) -> Tensor:
+    """Whole numbers in a floating-point dtype as integers."""
+    if active.tracer is not None:  # what is not whole becomes a number without a row, which is an error later
+        return where(equal(x.astype("int64"), x), x.astype("int64"), rows)
+    array = x.numpy()
+    if (wrong := array[array != np.floor(array)]).size:
+        raise DTypeError(_WHOLE.format(value=wrong[0]))
+    return x.astype("int64")

@@ -7,19 +7,19 @@ Next: recurrent.py.
 from typing import Any
 
 from needle.nn.module import Module
-from needle.ops import adaptive_avg_pool, avg_pool, max_pool
+from needle.ops import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
 from needle.tensor import Tensor
 
 
 class _Pool(Module):
     axes: tuple[int, ...] = (-2, -1)
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.kernel_size, self.stride, self.padding, self.ceil_mode = kernel_size, stride, padding, ceil_mode
 
     def extra_repr(self) -> str:
-        given = {"stride": self.stride, "padding": self.padding or None}
+        given = {"stride": self.stride, "padding": self.padding or None, "ceil_mode": self.ceil_mode or None}
         more = [f"{name}={value}" for name, value in given.items() if value is not None]
         return ", ".join([str(self.kernel_size), *more])
 
@@ -27,12 +27,14 @@ class _Pool(Module):
 class MaxPool2d(_Pool):
     """The largest element of each window; `stride` is the window's size where it is None. See `needle.max_pool`."""
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1) -> None:
-        super().__init__(kernel_size, stride, padding)
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, ceil_mode)
         self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return max_pool(x, self.kernel_size, self.stride, self.padding, self.dilation, self.axes)
+        return max_pool(x, self.kernel_size, self.stride, self.padding, self.dilation, self.axes, self.ceil_mode)
 
 
 class MaxPool1d(MaxPool2d):
@@ -44,12 +46,20 @@ class MaxPool1d(MaxPool2d):
 class AvgPool2d(_Pool):
     """The mean of each window, of which padding is a part where `count_include_pad`. See `needle.avg_pool`."""
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, count_include_pad: bool = True) -> None:
-        super().__init__(kernel_size, stride, padding)
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        count_include_pad: bool = True,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, ceil_mode)
         self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
-        return avg_pool(x, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.axes)
+        numbers = self.kernel_size, self.stride, self.padding
+        return avg_pool(x, *numbers, self.count_include_pad, self.axes, self.ceil_mode)
 
 
 class AvgPool1d(AvgPool2d):
@@ -58,23 +68,38 @@ class AvgPool1d(AvgPool2d):
     axes = (-1,)
 
 
-class AdaptiveAvgPool2d(Module):
-    """Means of windows so that the last two axes have the lengths `output_size`: a number, or one for each."""
-
+class _Adaptive(Module):
     axes: tuple[int, ...] = (-2, -1)
 
     def __init__(self, output_size: Any) -> None:
         super().__init__()
         self.output_size = output_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        return adaptive_avg_pool(x, self.output_size, self.axes)
-
     def extra_repr(self) -> str:
         return str(self.output_size)
 
 
+class AdaptiveAvgPool2d(_Adaptive):
+    """Means of windows so that the last two axes have the lengths `output_size`: a number, or one for each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return adaptive_avg_pool(x, self.output_size, self.axes)
+
+
 class AdaptiveAvgPool1d(AdaptiveAvgPool2d):
     """`AdaptiveAvgPool2d` along the last axis alone."""
+
+    axes = (-1,)
+
+
+class AdaptiveMaxPool2d(_Adaptive):
+    """The largest elements of the windows of `AdaptiveAvgPool2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return adaptive_max_pool(x, self.output_size, self.axes)
+
+
+class AdaptiveMaxPool1d(AdaptiveMaxPool2d):
+    """`AdaptiveMaxPool2d` along the last axis alone."""
 
     axes = (-1,)

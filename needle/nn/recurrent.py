@@ -15,7 +15,7 @@ from needle.device import Device
 from needle.dtype import as_float_dtype
 from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
-from needle.ops import relu, sigmoid, split, stack, tanh
+from needle.ops import concatenate, relu, sigmoid, split, stack, tanh
 from needle.tensor import Tensor
 from needle.value import as_tuple
 
@@ -175,28 +175,38 @@ class GRUCell(_Cell):
 
 
 class _Layers(Module):
-    """Cells on top of each other, each of which gets the outputs of the one below."""
+    """Cells on top of each other, each of which gets the outputs of the one below.
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int) -> None:
+    With `bidirectional`, each layer has a second cell, which begins at the last step; what it gives stands behind what
+    the first cell gives.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, bidirectional: bool) -> None:
         super().__init__()
         _whole(type(self).__name__, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.directions = 2 if bidirectional else 1
 
     def _sizes(self) -> list[int]:
-        return [self.input_size] + [self.hidden_size] * (self.num_layers - 1)
+        """The features that each cell gets."""
+        above = [self.hidden_size * self.directions] * (self.num_layers - 1)
+        return [size for size in (self.input_size, *above) for _ in range(self.directions)]
 
     def _run(self, cells: Sequence[_Cell], X: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """(steps, batch, hidden_size), and the state of each layer after the last step."""
+        """(steps, batch, directions * hidden_size), and the state of each cell after its last step."""
         self._check(X, state, cells[0].paired)
-        below, last = X, list[Any]()
+        below, last, sides = X, list[Any](), list[Tensor]()
         for k, cell in enumerate(cells):
+            order = -1 if k % self.directions else 1
             now = cell.zeros(X.shape[1]) if state is None else tuple(s[k] for s in state) if cell.paired else state[k]
             outputs: list[Any] = []
-            for projected in split(cell.project(below), 0):
+            for projected in list(split(cell.project(below), 0))[::order]:
                 now = cell.advance(projected, now)
                 outputs.append(now[0] if cell.paired else now)
-            below = stack(outputs)
+            sides.append(stack(outputs[::order]))
             last.append(now)
+            if len(sides) == self.directions:
+                below, sides = sides[0] if self.directions == 1 else concatenate(sides, -1), []
         if cells[0].paired:
             return below, tuple(stack(part) for part in zip(*last, strict=True))
         return below, stack(last)
@@ -208,17 +218,19 @@ class _Layers(Module):
         if not shape[0]:
             raise ShapeError(_EMPTY.format(layer=name, shape=shape))
         if state is not None:
-            _check_state(name, state, paired, (self.num_layers, shape[1], self.hidden_size))
+            _check_state(name, state, paired, (self.num_layers * self.directions, shape[1], self.hidden_size))
 
     def extra_repr(self) -> str:
         layers = f", num_layers={self.num_layers}" if self.num_layers > 1 else ""
-        return f"{self.input_size}, {self.hidden_size}{layers}"
+        both = ", bidirectional=True" if self.directions == 2 else ""
+        return f"{self.input_size}, {self.hidden_size}{layers}{both}"
 
 
 class RNN(_Layers):
     """Layers of `RNNCell`: (steps, batch, input_size) -> outputs (steps, batch, hidden_size), h_n.
 
-    h_0 and h_n are (num_layers, batch, hidden_size); h_0 is 0 where it is None.
+    h_0 and h_n are (num_layers, batch, hidden_size); h_0 is 0 where it is None. With `bidirectional`, each layer reads
+    the sequence from both ends: outputs have 2 * hidden_size features, and states 2 * num_layers rows.
     """
 
     def __init__(
@@ -230,8 +242,9 @@ class RNN(_Layers):
         nonlinearity: str = "tanh",
         device: Device | None = None,
         dtype: Any = "float32",
+        bidirectional: bool = False,
     ) -> None:
-        super().__init__(input_size, hidden_size, num_layers)
+        super().__init__(input_size, hidden_size, num_layers, bidirectional)
         self.rnn_cells = [RNNCell(n, hidden_size, bias, nonlinearity, device, dtype) for n in self._sizes()]
 
     def forward(self, X: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -241,7 +254,7 @@ class RNN(_Layers):
 class LSTM(_Layers):
     """Layers of `LSTMCell`: (steps, batch, input_size) -> outputs (steps, batch, hidden_size), (h_n, c_n).
 
-    All states are (num_layers, batch, hidden_size); h = (h_0, c_0) is 0 where it is None.
+    All states are (num_layers, batch, hidden_size); h = (h_0, c_0) is 0 where it is None. `bidirectional` as in `RNN`.
     """
 
     def __init__(
@@ -252,8 +265,9 @@ class LSTM(_Layers):
         bias: bool = True,
         device: Device | None = None,
         dtype: Any = "float32",
+        bidirectional: bool = False,
     ) -> None:
-        super().__init__(input_size, hidden_size, num_layers)
+        super().__init__(input_size, hidden_size, num_layers, bidirectional)
         self.lstm_cells = [LSTMCell(n, hidden_size, bias, device, dtype) for n in self._sizes()]
 
     def forward(self, X: Tensor, h: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -271,8 +285,9 @@ class GRU(_Layers):
         bias: bool = True,
         device: Device | None = None,
         dtype: Any = "float32",
+        bidirectional: bool = False,
     ) -> None:
-        super().__init__(input_size, hidden_size, num_layers)
+        super().__init__(input_size, hidden_size, num_layers, bidirectional)
         self.gru_cells = [GRUCell(n, hidden_size, bias, device, dtype) for n in self._sizes()]
 
     def forward(self, X: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from needle.ops.activation import (
     silu,
     softplus,
 )
-from needle.ops.contract import MatMul, matmul
+from needle.ops.contract import Contract, MatMul, matmul
 from needle.ops.conv import Conv, conv, conv_transpose
 from needle.ops.einsum import einsum
 from needle.ops.elementwise import (
@@ -92,6 +92,7 @@ from needle.ops.movement import (
     Reshape,
     Slice,
     Transpose,
+    Windows,
     broadcast_to,
     dilate,
     flip,
@@ -102,7 +103,7 @@ from needle.ops.movement import (
     undilate,
 )
 from needle.ops.order import ArgMax, ArgSort, CumSum, argmax, argsort, cumsum, sort, take_along, topk
-from needle.ops.pool import adaptive_avg_pool, avg_pool, max_pool
+from needle.ops.pool import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
 from needle.ops.reduce import (
     Center,
     LogSoftmax,
@@ -140,6 +141,7 @@ __all__ = [
     "Center",
     "Clip",
     "Concatenate",
+    "Contract",
     "Conv",
     "CumSum",
     "DivScalar",
@@ -198,8 +200,10 @@ __all__ = [
     "TensorTupleOp",
     "Transpose",
     "Where",
+    "Windows",
     "absolute",
     "adaptive_avg_pool",
+    "adaptive_max_pool",
     "add",
     "add_scalar",
     "argmax",

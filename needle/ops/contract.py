@@ -5,12 +5,16 @@ adds and removes an axis for vectors. Next: index.py.
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from needle.errors import DTypeError
-from needle.value import Contraction, check_inner
+from needle.errors import DTypeError, ShapeError
+from needle.ops.movement import Permute
+from needle.value import Contraction, Spec, check_inner, probe_dtype
 
 _NO_TENSOR = "MatMul(): needs a Tensor, but was given {kinds}; wrap it as ndl.Tensor(...)"
+
+_CONTRACT = "{op}: shapes {a} and {b}: the batch axes of both, and the inner axes of both, must be equal"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,41 @@ class MatMul(Contraction):
         return (
             out_grad @ b.transpose() if a.requires_grad else None,
             a.transpose() @ out_grad if b.requires_grad else None,
+        )
+
+
+@dataclass(frozen=True)
+class Contract(Contraction):
+    """A matrix product in which each axis may be several: a (batch, rows, inner), b (batch, inner, columns) -> (batch,
+    rows, columns), where the first `batch` axes of both and the `inner` last ones of a stand for one of those words.
+    """
+
+    batch: int
+    inner: int
+
+    def infer(self, *inputs: Spec) -> Spec:
+        a, b = inputs
+        batch, inner = self.batch, a.shape[len(a.shape) - self.inner :]
+        if b.shape[: batch + self.inner] != (*a.shape[:batch], *inner):
+            raise ShapeError(_CONTRACT.format(op=self, a=a.shape, b=b.shape))
+        shape = (*a.shape[: len(a.shape) - self.inner], *b.shape[batch + self.inner :])
+        return Spec(shape, probe_dtype(MatMul(), *(Spec((1, 1), s.dtype) for s in inputs)))
+
+    def compute(self, a: Any, b: Any) -> Any:
+        shape = self.infer(Spec(a.shape, a.dtype), Spec(b.shape, b.dtype)).shape
+        batch, inner = prod(a.shape[: self.batch]), prod(a.shape[a.ndim - self.inner :])
+        rows, columns = prod(a.shape[self.batch : a.ndim - self.inner]), prod(b.shape[self.batch + self.inner :])
+        return (a.reshape((batch, rows, inner)) @ b.reshape((batch, inner, columns))).reshape(shape)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        a, b = node.inputs
+        batch, inner = tuple(range(self.batch)), self.inner
+        rows, columns = a.ndim - inner - self.batch, b.ndim - inner - self.batch
+        turned_a = Permute((*batch, *range(a.ndim - inner, a.ndim), *range(self.batch, a.ndim - inner)))
+        turned_b = Permute((*batch, *range(b.ndim - columns, b.ndim), *range(self.batch, b.ndim - columns)))
+        return (
+            Contract(self.batch, columns)(out_grad, turned_b(b)) if a.requires_grad else None,
+            Contract(self.batch, rows)(turned_a(a), out_grad) if b.requires_grad else None,
         )
 
 

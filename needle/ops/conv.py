@@ -5,8 +5,8 @@ Out: (batch, ..., outputs). Invariant: both gradients are convolutions again, of
 kernel, and of the input with the gradient as its kernel; so they have gradients of any order.
 Next: pool.py.
 
-`compute` lays all windows beside each other and makes one matrix product. `decompose` says the same by a Gather at
-positions that are counted, and a MatMul.
+`compute` lays all windows beside each other and makes one matrix product. `decompose` says the same by a view of all
+windows, which is not laid out anywhere, and a Contract.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from needle.errors import ArgumentError, ShapeError
-from needle.ops.contract import MatMul
-from needle.ops.index import Gather
-from needle.ops.movement import Embed, Permute, Range, Reshape, Slice, flip
-from needle.ops.order import counting
+from needle.ops.contract import Contract, MatMul
+from needle.ops.elementwise import Multiply
+from needle.ops.movement import BroadcastTo, Embed, Permute, Range, Reshape, Slice, Windows, flip
+from needle.ops.reduce import Summation
 from needle.value import Shape, Spec, TensorOp, as_tuple, probe_dtype
 
 PerAxis = int | tuple[int, ...]
@@ -166,18 +166,26 @@ class Conv(TensorOp):
 
     def decompose(self, *inputs: Any) -> Any:
         a, b = inputs
-        spec = self.infer(a.spec, b.spec)
         geometry, groups = self.geometry(a.shape, b.shape), self.groups
-        count, each, channels = len(geometry.size), spec.shape[-1] // groups, b.shape[-2]
-        windows = Gather(tuple(range(1, count + 1)))(_among_zeros(a, geometry), *_positions(a, geometry))
+        count, channels, outputs = len(geometry.size), b.shape[-2], b.shape[-1]
+        a = _among_zeros(a, geometry)
         if groups == 1:
-            rows = Reshape((prod(spec.shape[:-1]), prod(b.shape[:-1])))(windows)
-            return Reshape(spec.shape)(MatMul()(rows, Reshape((prod(b.shape[:-1]), each))(b)))
-        place, taps = prod(spec.shape[:-1]), prod(geometry.kernel)
-        split = Permute((2, 0, 1, 3))(Reshape((place, taps, groups, channels))(windows))
-        kernels = Permute((1, 0, 2))(Reshape((taps * channels, groups, each))(b))
-        product = MatMul()(Reshape((groups, place, taps * channels))(split), kernels)
-        return Reshape(spec.shape)(Permute((1, 0, 2))(product))
+            return Contract(0, count + 1)(_all_windows(a, 1, geometry), b)
+        each = outputs // groups
+        a = Reshape((*a.shape[:-1], groups, channels))(a)
+        b = Reshape((*geometry.kernel, channels, groups, each))(b)
+        if (
+            each == 1 and a.dtype == b.dtype and a.dtype.kind == "f"
+        ):  # a product with a single column would use one lane of each vector
+            kernel_axes = tuple(range(count + 1, 2 * count + 2))
+            lines = _all_windows(Permute((*range(count + 1), count + 2, count + 1))(a), 1, geometry)
+            weights = Reshape((*geometry.kernel, channels, groups))(b)
+            return Summation(kernel_axes)(Multiply()(lines, BroadcastTo(lines.shape)(weights)))
+        a = Permute((count + 1, *range(count + 1), count + 2))(a)
+        b = Permute((count + 1, *range(count + 1), count + 2))(b)
+        product = Contract(1, count + 1)(_all_windows(a, 2, geometry), b)  # (groups, batch, *out, each)
+        joined = Permute((*range(1, count + 2), 0, count + 2))(product)
+        return Reshape((*joined.shape[:-2], outputs))(joined)
 
 
 def _windows(a: Any, geometry: _Geometry, groups: int) -> Any:
@@ -207,14 +215,9 @@ def _among_zeros(a: Any, geometry: _Geometry) -> Any:
     return a
 
 
-def _positions(a: Any, geometry: _Geometry) -> list[Any]:
-    """For each sliding axis the positions that windows read, in a form that broadcasts to (*out, *kernel)."""
-    found: list[Any] = []
-    count = len(geometry.size)
-    for i, (n, k) in enumerate(zip(geometry.out, geometry.kernel, strict=True)):
-        start = counting(a, n).reshape((n, *[1] * (2 * count - 1 - i))) * geometry.stride[i]
-        found.append(start + counting(a, k).reshape((k, *[1] * (count - 1 - i))) * geometry.dilation[i])
-    return found
+def _all_windows(a: Any, first: int, geometry: _Geometry) -> Any:
+    """All windows of a padded input whose sliding axes begin with `first`."""
+    return Windows(first, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)(a)
 
 
 def _spread(out_grad: Any, geometry: _Geometry) -> Any:
@@ -252,14 +255,15 @@ def kernel_gradient(a: Any, out_grad: Any, geometry: _Geometry, groups: int) -> 
     count = len(geometry.size)
     middle = tuple(range(1, count + 1))
     batch, channels = a.shape[0], a.shape[-1] // groups
+    reach = [(n - 1) * s + e for n, s, e in zip(geometry.out, geometry.stride, geometry.extent, strict=True)]
+    a = _among_zeros(a, geometry)  # as forward, so that a compiled step makes it once
+    if geometry.padded != tuple(reach):
+        a = Slice(((0, batch, 1), *((0, n, 1) for n in reach), (0, a.shape[-1], 1)))(a)
     split = Reshape((*a.shape[:-1], groups, channels))(a)
     lines = Permute((count + 2, *middle, count + 1, 0))(split)  # (channels, ..., groups, batch)
-    lines = Reshape((channels, *geometry.size, groups * batch))(lines)
+    lines = Reshape((channels, *reach, groups * batch))(lines)
     kernel = Permute((*middle, 0, count + 1))(out_grad)  # (*out, batch, outputs)
-    reach = [(n - 1) * s + 1 for n, s in zip(geometry.out, geometry.stride, strict=True)]
-    known = zip(geometry.size, geometry.padding, geometry.extent, reach, strict=True)
-    padding = tuple((p, e - 1 + r - n - p) for n, (p, _), e, r in known)
-    found = Conv(geometry.dilation, padding, geometry.stride, groups)(lines, kernel)
+    found = Conv(geometry.dilation, 0, geometry.stride, groups)(lines, kernel)
     return Permute((*middle, 0, count + 1))(found)  # (*kernel, channels, outputs)
 
 

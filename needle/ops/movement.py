@@ -6,14 +6,17 @@ Next: contract.py.
 """
 
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from needle.dtype import Number
 from needle.errors import ArgumentError, ShapeError
-from needle.ops.elementwise import Equal, Greater, Where
+from needle.ops.elementwise import Add, Equal, Greater, Where
 from needle.value import Axes, Movement, Shape, Spec, TensorOp, as_axes, as_tuple
 
 _RESHAPE = (
@@ -184,6 +187,48 @@ class Embed(Movement):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         return Slice(self.ranges)(out_grad)
+
+
+@dataclass(frozen=True)
+class Windows(Movement):
+    """All windows that slide along the axes from `first` on, one for each member of `out`: their places stand where
+    those axes stood, and the elements of each window behind them.
+
+    out[..., i, k, ...] = a[..., i * stride + k * dilation, ...], for i below `out` and k below `kernel`.
+    """
+
+    first: int
+    out: Shape
+    kernel: Shape
+    stride: Shape
+    dilation: Shape
+
+    def out_shape(self, shape: Shape) -> Shape:
+        return (*shape[: self.first], *self.out, *self.kernel, *shape[self.first + len(self.out) :])
+
+    def compute(self, a: Any) -> Any:
+        last = self.first + len(self.out)
+        numbers = zip(a.shape[self.first : last], self.out, self.kernel, self.stride, self.dilation, strict=True)
+        if any((i - 1) * s + (k - 1) * d >= n for n, i, k, s, d in numbers):
+            raise ValueError("a window would read foreign memory")
+        along = a.strides[self.first : last]
+        places = [n * s for n, s in zip(along, self.stride, strict=True)]
+        taps = [n * d for n, d in zip(along, self.dilation, strict=True)]
+        strides = (*a.strides[: self.first], *places, *taps, *a.strides[last:])
+        return as_strided(a, self.out_shape(a.shape), strides, writeable=False)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        """Each element of a window goes back to where it was read."""
+        shape, first, count = node.inputs[0].shape, self.first, len(self.out)
+        outer, inner = [(0, n, 1) for n in shape[:first]], [(0, n, 1) for n in shape[first + count :]]
+        places = [(0, n, 1) for n in self.out]
+        back: list[Any] = []
+        for tap in product(*map(range, self.kernel)):
+            one = Slice((*outer, *places, *((k, 1, 1) for k in tap), *inner))(out_grad)
+            ranges = [(k * d, n, s) for k, d, n, s in zip(tap, self.dilation, self.out, self.stride, strict=True)]
+            alone = Reshape((*shape[:first], *self.out, *shape[first + count :]))(one)
+            back.append(Embed((*outer, *ranges, *inner), shape)(alone))
+        return reduce(Add(), back)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 In: a Value and the axes along which windows slide. Out: a Value that is shorter there. Invariant: made of slices and
 elementwise ops, or of a reshape and a reduction where windows do not overlap; a window of several axes is pooled along
 one axis after the other, because a maximum of maxima, or a sum of sums, is that of the whole window.
-Next: __init__.py, the list of all names; then ../device.py.
+Next: attention.py.
 """
 
 import math
@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from needle.dtype import Array
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.contract import MatMul
 from needle.ops.conv import per_axis
 from needle.ops.elementwise import Add, Maximum
+from needle.ops.index import gather
 from needle.ops.join import part
 from needle.ops.movement import Permute, Reshape, Slice, pad
 from needle.ops.reduce import Max, Summation
@@ -27,11 +29,16 @@ _LARGE = (
     "padding included; use a smaller window, or more padding"
 )
 _HALF = "{name}: padding {padding} is more than half of the window {kernel}, so some windows would hold padding only"
-_SIZES = "adaptive_avg_pool: sizes must be whole numbers of at least 1, one for each of the axes {axes}, not {sizes!r}"
 
 
 def max_pool(
-    a: Any, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, axes: Axes = (-2, -1)
+    a: Any,
+    kernel: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    axes: Axes = (-2, -1),
+    ceil_mode: bool = False,
 ) -> Any:
     """The largest element of each window along `axes`. Where several are equal they share the gradient.
 
@@ -39,27 +46,34 @@ def max_pool(
         kernel, stride, padding, dilation: the window's length, the way from one to the next (the length, for None), how
             many elements of -inf stand on either side, and the way from one element of a window to the next; a number
             for all axes, or one for each.
+        ceil_mode: whether a last window that reaches over the end counts, with what it has of `a`.
     """
     lowest: Any = -math.inf if a.dtype.kind == "f" else False if a.dtype.kind == "b" else np.iinfo(a.dtype).min
-    numbers = _numbers("max_pool", a, kernel, stride, padding, dilation, axes)
-    for axis, k, s, p, d in numbers:
-        a = _along("max_pool", a, axis, k, s, p, d, lowest, Maximum(), Max)
+    for axis, k, s, p, d, more in _numbers("max_pool", a, kernel, stride, padding, dilation, axes, ceil_mode):
+        a = _along(a, axis, k, s, (p, p + more), d, lowest, Maximum(), Max)
     return a
 
 
 def avg_pool(
-    a: Any, kernel: Any, stride: Any = None, padding: Any = 0, count_padding: bool = True, axes: Axes = (-2, -1)
+    a: Any,
+    kernel: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    count_padding: bool = True,
+    axes: Axes = (-2, -1),
+    ceil_mode: bool = False,
 ) -> Any:
     """The mean of each window along `axes`; see `max_pool` for the arguments. Padding is of zeros.
 
     `count_padding` says whether these zeros count as elements.
     """
-    for axis, k, s, p, _ in _numbers("avg_pool", a, kernel, stride, padding, 1, axes):
-        n = a.shape[axis]
-        a = _along("avg_pool", a, axis, k, s, p, 1, 0, Add(), Summation)
-        if p and not count_padding:
+    for axis, k, s, p, _, more in _numbers("avg_pool", a, kernel, stride, padding, 1, axes, ceil_mode):
+        counted = p if count_padding else 0  # never what a last window lacks
+        end = a.shape[axis] + counted
+        a = _along(a, axis, k, s, (p, p + more), 1, 0, Add(), Summation)
+        if p > counted or more:
             starts = np.arange(int(a.shape[axis])) * s - p
-            counts = np.minimum(starts + k, n) - np.maximum(starts, 0)
+            counts = np.minimum(starts + k, end) - np.maximum(starts, -counted)
             a = a / counts.astype(a.dtype).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
         else:
             a = a / k
@@ -71,23 +85,43 @@ def adaptive_avg_pool(a: Any, sizes: Any, axes: Axes = (-2, -1)) -> Any:
 
     Window i of m goes from element floor(i * n / m) up to, not including, ceil((i + 1) * n / m).
     """
-    places = as_axes("adaptive_avg_pool", axes, a.shape)
-    wanted = per_axis("adaptive_avg_pool", "sizes", sizes, len(places))
-    for axis, m in zip(places, wanted, strict=True):
+    return _adaptive("adaptive_avg_pool", a, sizes, axes, avg_pool, _by_matrix)
+
+
+def adaptive_max_pool(a: Any, sizes: Any, axes: Axes = (-2, -1)) -> Any:
+    """The largest elements of the windows of `adaptive_avg_pool`. Where several are equal they share the gradient."""
+    return _adaptive("adaptive_max_pool", a, sizes, axes, max_pool, _by_index)
+
+
+def _adaptive(
+    name: str, a: Any, sizes: Any, axes: Axes, equal: Callable[..., Any], unequal: Callable[[Any, int, int], Any]
+) -> Any:
+    """One axis after the other, by `equal` where all windows have one length, and else by `unequal`."""
+    places = as_axes(name, axes, a.shape)
+    for axis, m in zip(places, per_axis(name, "sizes", sizes, len(places)), strict=True):
         n = a.shape[axis]
-        if not n % m and n:
-            a = avg_pool(a, n // m, axes=axis)
-        else:
-            a = _by_matrix(a, axis, m)
+        a = equal(a, n // m, axes=axis) if n and not n % m else unequal(a, axis, m)
     return a
+
+
+def _windows(n: int, m: int) -> tuple[Array, Array]:
+    """Where m windows of n elements begin and end."""
+    i = np.arange(m)
+    return i * n // m, -(-(i + 1) * n // m)
+
+
+def _by_index(a: Any, axis: int, m: int) -> Any:
+    """Maxima of windows of different lengths: in short ones, the last element is there several times."""
+    starts, ends = _windows(a.shape[axis], m)
+    longest = int((ends - starts).max())
+    return Max(axis + 1)(gather(a, np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1), axis))
 
 
 def _by_matrix(a: Any, axis: int, m: int) -> Any:
     """Means of windows of different lengths: a product with the matrix of their weights."""
     n = a.shape[axis]
     weights = np.zeros((n, m), a.dtype if a.dtype.kind == "f" else "float64")
-    for i in range(m):
-        first, last = i * n // m, -(-(i + 1) * n // m)
+    for i, (first, last) in enumerate(zip(*_windows(n, m), strict=True)):
         weights[first:last, i] = 1 / max(last - first, 1)
     order = [i for i in range(a.ndim) if i != axis] + [axis]
     back = tuple(order.index(i) for i in range(a.ndim))
@@ -96,28 +130,43 @@ def _by_matrix(a: Any, axis: int, m: int) -> Any:
     return Permute(back)(Reshape((*moved.shape[:-1], m))(product))
 
 
-def _numbers(name: str, a: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, axes: Axes) -> Any:
-    """(axis, kernel, stride, padding, dilation) for each axis, checked."""
+def _numbers(
+    name: str, a: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, axes: Axes, ceil_mode: bool
+) -> list[tuple[int, ...]]:
+    """(axis, kernel, stride, padding, dilation, what the last window lacks) for each axis, checked."""
     places = as_axes(name, axes, a.shape)
     count = len(places)
     kernels = per_axis(name, "kernel", kernel, count)
     strides = kernels if stride is None else per_axis(name, "stride", stride, count)
     paddings, dilations = per_axis(name, "padding", padding, count, 0), per_axis(name, "dilation", dilation, count)
-    for axis, k, p, d in zip(places, kernels, paddings, dilations, strict=True):
+    found: list[tuple[int, ...]] = []
+    for axis, k, s, p, d in zip(places, kernels, strides, paddings, dilations, strict=True):
         n, extent = a.shape[axis] + 2 * p, d * (k - 1) + 1
         if p > k / 2:
             raise ArgumentError(_HALF.format(name=name, padding=p, kernel=k))
-        if n < extent:
+        last = (n - extent) // s * s  # where the last window begins
+        if ceil_mode and last + extent < n and last + s < n - p:  # one more begins before what is padded behind
+            last += s
+        if last < 0:
             raise ShapeError(_LARGE.format(name=name, extent=extent, axis=axis, shape=a.shape, n=n))
-    return list(zip(places, kernels, strides, paddings, dilations, strict=True))
+        found.append((axis, k, s, p, d, max(last + extent - n, 0)))
+    return found
 
 
 def _along(
-    name: str, a: Any, axis: int, k: int, s: int, p: int, d: int, empty: Any, combine: Callable[..., Any], whole: Any
+    a: Any,
+    axis: int,
+    k: int,
+    s: int,
+    ends: tuple[int, int],
+    d: int,
+    empty: Any,
+    combine: Callable[..., Any],
+    whole: Any,
 ) -> Any:
-    """Windows along one axis, combined to one element each."""
-    if p:
-        a = pad(a, [(p, p) if i == axis else (0, 0) for i in range(a.ndim)], empty)
+    """Windows along one axis with `ends` elements `empty` before and after it, combined to one element each."""
+    if any(ends):
+        a = pad(a, [ends if i == axis else (0, 0) for i in range(a.ndim)], empty)
     count = (a.shape[axis] - (d * (k - 1) + 1)) // s + 1
     if s == k and d == 1:  # side by side: an axis of its own for the elements of a window
         used = Slice(part(a.shape, axis, 0, count * k))(a) if count * k != a.shape[axis] else a

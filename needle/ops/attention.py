@@ -1,0 +1,169 @@
+"""Attention in memory that is linear in the number of steps.
+
+In: queries (..., steps, features), keys and values (..., others, features), perhaps a mask. Out: means of values, and
+the logsumexp of each query's logits. Invariants: of the weights (..., steps, others) there is one block at a time, and
+none is kept: the gradient computes them again, as exp(logits - logsumexp) (Dao et al., 2022); a causal block does
+not reach to keys that none of its queries sees.
+Next: __init__.py, the list of all names; then ../device.py.
+
+The blocks are written once, with ops. `decompose` applies them to Values, `compute` runs their `compute` on arrays.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from needle.ops.elementwise import Abs, Exp, GreaterEqual, Log, Where
+from needle.ops.join import Concatenate, part
+from needle.ops.movement import Slice, Transpose
+from needle.ops.order import counting
+from needle.ops.tuples import MakeTensorTuple
+from needle.value import TensorTupleOp, Value
+
+BLOCK = 256
+"""Queries, or keys, in a block. No more than these are better taken all at once: their weights are few enough to keep,
+and it takes fewer kernels."""
+
+
+def _run(op: Any, *inputs: Any) -> Any:
+    return op(*inputs) if isinstance(inputs[0], Value) else op.compute(*inputs)
+
+
+def _cut(a: Any, axis: int, start: int, stop: int) -> Any:
+    """The elements from start to stop along an axis, -1 or -2; one of length 1 stands for all."""
+    n = a.shape[axis]
+    return a if n == 1 else _run(Slice(part(a.shape, a.ndim + axis, start, stop - start)), a)
+
+
+def _turned(a: Any) -> Any:
+    return _run(Transpose(), a)
+
+
+def _positions(a: Any, start: int, count: int) -> Any:
+    return (counting(a, count) if isinstance(a, Value) else np.arange(count)) + start
+
+
+@dataclass(frozen=True)
+class _InBlocks(TensorTupleOp):
+    """What the op and its gradient share. A mask is the last input: booleans, or numbers that are added."""
+
+    causal: bool
+    block: int = BLOCK
+
+    def compute(self, *arrays: Any) -> Any:
+        with np.errstate(divide="ignore"):  # the logarithm of 0, where nothing is seen
+            return self.blocks(*arrays)
+
+    def decompose(self, *inputs: Any) -> Any:
+        return MakeTensorTuple()(*self.blocks(*inputs))
+
+    def blocks(self, query: Any, key: Any, value: Any, *more: Any) -> tuple[Any, ...]:
+        """The results, block by block."""
+        raise NotImplementedError
+
+    def pieces(self, length: int, other: int) -> Iterator[tuple[int, int]]:
+        """Where blocks begin and end along an axis of `length`; a shorter other axis needs fewer of them."""
+        count = -(-min(length, other) // self.block)
+        return ((length * i // count, length * (i + 1) // count) for i in range(count))
+
+    def logits(self, query: Any, key: Any, row: int, column: int, mask: tuple[Any, ...]) -> Any:
+        """Those of some queries, the first of which is number `row`, and some keys; -inf where a key is not seen."""
+        logits = query @ _turned(key)
+        rows, columns = logits.shape[-2:]
+        if self.causal and row < column + columns - 1:
+            position = _positions(logits, row, rows).reshape((rows, 1))
+            seen = _run(GreaterEqual(), position, _positions(logits, column, columns))
+            logits = _run(Where(), seen, logits, -math.inf)
+        for shown in _block_of(mask, row, column, rows, columns):
+            logits = _run(Where(), shown, logits, -math.inf) if shown.dtype == bool else logits + shown
+        return logits
+
+
+def _block_of(mask: tuple[Any, ...], row: int, column: int, rows: int, columns: int) -> list[Any]:
+    return [_cut(_cut(whole, -2, row, row + rows), -1, column, column + columns) for whole in mask]
+
+
+@dataclass(frozen=True)
+class Attention(_InBlocks):
+    """A tuple: softmax(query key^T) value, and logsumexp(query key^T) as (..., steps, 1).
+
+    Query i sees the keys 0 to i if it is `causal`; then there are no more keys than queries.
+    """
+
+    def blocks(self, query: Any, key: Any, value: Any, *more: Any) -> tuple[Any, ...]:
+        steps, others = query.shape[-2], key.shape[-2]
+        means: list[Any] = []
+        totals: list[Any] = []
+        for start, stop in self.pieces(steps, others):
+            seen = min(stop, others) if self.causal else others
+            logits = self.logits(_cut(query, -2, start, stop), _cut(key, -2, 0, seen), start, 0, more)
+            largest = logits.max(-1, keepdims=True)
+            largest = _run(Where(), _run(Abs(), largest) < math.inf, largest, 0)  # -inf - -inf is not a number
+            powers = _run(Exp(), logits - largest)
+            total = powers.sum(-1, keepdims=True)
+            means.append(powers @ _cut(value, -2, 0, seen) / total)
+            totals.append(_run(Log(), total) + largest)
+        return _run(Concatenate(-2), *means), _run(Concatenate(-2), *totals)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        grad, total_grad = out_grad
+        query, key, value, *mask = node.inputs
+        mean, total = node
+        delta = (grad * mean).sum(-1, keepdims=True) - total_grad
+        grads = AttentionGradient(self.causal, self.block)(query, key, value, total, grad, delta, *mask)
+        return *grads, *(None for _ in mask)
+
+
+@dataclass(frozen=True)
+class AttentionGradient(_InBlocks):
+    """The gradients of query, key and value, as a tuple, from logsumexp, the gradient of the means, and `delta`.
+
+    With w = exp(logits - logsumexp) and s = w * (grad value^T - delta), they are s key, s^T query and w^T grad; `delta`
+    is what a row of w * (grad value^T) adds up to, grad * mean, less the gradient of logsumexp.
+    """
+
+    def blocks(self, query: Any, key: Any, value: Any, *more: Any) -> tuple[Any, ...]:
+        total, grad, delta, mask = *more[:3], more[3:]
+        steps, others = query.shape[-2], key.shape[-2]
+        by_query: list[Any] = []  # of the rows that no later key is seen from
+        by_key: list[Any] = []
+        by_value: list[Any] = []
+        open_rows: Any = None
+        for start, stop in self.pieces(others, steps):
+            row = start if self.causal else 0
+            q, g, t, d = (_cut(a, -2, row, steps) for a in (query, grad, total, delta))
+            k, v = (_cut(a, -2, start, stop) for a in (key, value))
+            weights = _run(Exp(), self.logits(q, k, row, start, mask) - t)
+            by_value.append(_turned(weights) @ g)
+            slope = weights * (g @ _turned(v) - d)
+            for shown in _block_of(mask, row, start, steps - row, stop - start):
+                slope = _run(Where(), shown, slope, 0) if shown.dtype == bool else slope
+            by_key.append(_turned(slope) @ q)
+            share = slope @ k
+            open_rows = share if open_rows is None else open_rows + share
+            if self.causal and stop < others:
+                by_query.append(_cut(open_rows, -2, 0, stop - start))
+                open_rows = _cut(open_rows, -2, stop - start, steps - row)
+        return tuple(_run(Concatenate(-2), *parts) for parts in ([*by_query, open_rows], by_key, by_value))
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        """All weights at once: second derivatives of long sequences take the memory that first ones save."""
+        a, b, c = out_grad
+        query, key, value, total, grad, delta, *mask = node.inputs
+        weights = Exp()(self.logits(query, key, 0, 0, tuple(mask)) - total)
+        slope = grad @ value.transpose() - delta
+        by_slope = weights * (a @ key.transpose() + query @ b.transpose())
+        by_logits = by_slope * slope + weights * (grad @ c.transpose())
+        weighted = weights * slope
+        return (
+            by_logits @ key + weighted @ b,
+            by_logits.transpose() @ query + weighted.transpose() @ a,
+            by_slope.transpose() @ grad,
+            -by_logits.sum(-1, keepdims=True),
+            by_slope @ value + weights @ c,
+            -by_slope.sum(-1, keepdims=True),
+            *(None for _ in mask),
+        )

@@ -1,0 +1,73 @@
+"""PyTorch's weights in needle's layers and back, through files.
+
+In: the same networks built in both. Out: a failure where outputs differ after loading or exporting, or where a file
+that does not fit is not refused by name. Invariant: both directions go through a safetensors file. Next: test_nn.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import needle as ndl
+from needle import nn
+from needle.errors import CheckpointError
+
+torch = pytest.importorskip("torch")
+
+Pair = tuple[Callable[[], nn.Module], Callable[[], Any], tuple[int, ...]]
+PAIRS: dict[str, Pair] = {
+    "mlp": (
+        lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, 5)),
+        lambda: torch.nn.Sequential(
+            torch.nn.Linear(3, 5),
+            torch.nn.BatchNorm1d(5),
+            torch.nn.ReLU(),
+            torch.nn.LayerNorm(5),
+            torch.nn.Linear(5, 5),
+        ),
+        (4, 3),
+    ),
+    "conv1d": (lambda: nn.Conv1d(2, 3, 3), lambda: torch.nn.Conv1d(2, 3, 3), (2, 2, 7)),
+    "conv2d": (lambda: nn.Conv2d(2, 3, 3), lambda: torch.nn.Conv2d(2, 3, 3), (2, 2, 6, 7)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3), lambda: torch.nn.ConvTranspose2d(2, 3, 3), (2, 2, 4, 5)),
+    "lstm": (lambda: nn.LSTM(3, 4, 2), lambda: torch.nn.LSTM(3, 4, 2), (5, 2, 3)),
+    "gru": (lambda: nn.GRU(3, 4, 2), lambda: torch.nn.GRU(3, 4, 2), (5, 2, 3)),
+    "encoder": (
+        lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0),
+        lambda: torch.nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True),
+        (2, 3, 4),
+    ),
+}
+
+
+def same(ours: nn.Module, theirs: Any, shape: tuple[int, ...]) -> None:
+    x = np.random.randn(*shape).astype("float32")
+    results: list[Any] = [ours.eval()(ndl.Tensor(x)), theirs.eval()(torch.tensor(x))]
+    outputs: list[Any] = [y[0] if type(y) is tuple else y for y in results]
+    found, wanted = outputs
+    np.testing.assert_allclose(found.numpy(), wanted.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_weights_go_both_ways(name: str, tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch")
+
+    ours, theirs, shape = PAIRS[name][0](), PAIRS[name][1](), PAIRS[name][2]
+    files.save_file(theirs.state_dict(), tmp_path / "torch.safetensors")
+    nn.load_torch(ours, tmp_path / "torch.safetensors")
+    same(ours, theirs, shape)
+    ours, theirs = PAIRS[name][0](), PAIRS[name][1]()
+    nn.save_torch(ours, tmp_path / "needle.safetensors")
+    theirs.load_state_dict(files.load_file(tmp_path / "needle.safetensors"))
+    same(ours, theirs, shape)
+
+
+def test_a_misfit_is_refused_by_name() -> None:
+    state = {"weight": np.zeros((3, 2)), "other": np.zeros(2)}
+    with pytest.raises(
+        CheckpointError, match=r"missing bias, unexpected other, weight has shape \(3, 2\), not \(4, 2\)"
+    ):
+        nn.load_torch(nn.Linear(2, 4), state)
