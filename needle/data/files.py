@@ -1,15 +1,12 @@
-"""Data files: where they are looked for, how they are written, and what is said of those that do not fit.
+"""Data files: where they are looked for, and what is said of those that do not fit.
 
-In: folders and file names. Out: folders to look in, files written whole, `DataError`s that name a file.
-Invariant: nothing appears under its final name before it is complete; no reader here runs what it reads.
+In: folders and file names. Out: folders to look in, contents, `DataError`s that name a file.
+Invariant: no reader here runs what it reads.
 Next: mnist.py, the first of the readers.
 """
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from needle import config
 from needle.errors import DataError
@@ -45,20 +42,6 @@ def read_text(filename: FileName, expected: str, advice: str) -> str:
     except UnicodeDecodeError as error:
         found = f"bytes that are not UTF-8, at position {error.start}"
         raise mismatch(filename, expected, found, "save the file as UTF-8") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Generator[BinaryIO]:
-    """A file to write, which takes the place of `path` at the end; an error or interrupt leaves what was there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def mismatch(file: FileName, expected: str, found: str, advice: str) -> DataError:

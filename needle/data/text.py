@@ -13,9 +13,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from needle.data.files import FileName, mismatch, places, read_text, replacing
+from needle.data.files import FileName, mismatch, places, read_text
 from needle.device import Device
 from needle.errors import ArgumentError, DataError, DTypeError, IndexRangeError
+from needle.files import replacing
 from needle.tensor import Tensor
 
 END_OF_LINE = "<eos>"

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle.data.dataset import Array, Dataset, Fields, Index, rows
-from needle.data.files import FileName, mismatch, replacing
+from needle.data.files import FileName, mismatch
 from needle.errors import ArgumentError, DataError
+from needle.files import replacing
 
 _FILE = "an npy file with one axis of whole numbers, as TokenFile.write makes it"
 _WRITE_AGAIN = "write it again with TokenFile.write"

