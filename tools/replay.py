@@ -31,8 +31,8 @@ PARTS = ("graph", "groups", "kernels", "plan", "ir")
 MACHINES = {"avx512": ("AVX512", "x86_64"), "avx2": ("AVX2", "x86_64"), "neon": ("NEON", "aarch64")}
 """Name -> (its description in needle.compiler.emit, the processor that Python names)."""
 REQUIRED = ("compile.Step.explain", "compiler.program.host_machine", "compiler.program.team", "runtime.native.load")
-MODELS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {"mlp_resnet": ({"dim": 784}, (100, 784))}
-"""Name in needle.models -> its settings, and the shape of a batch."""
+MODELS: dict[str, tuple[str, dict[str, int], tuple[int, ...]]] = {"mlp_resnet": ("MLPResNet", {"dim": 784}, (100, 784))}
+"""Name of a program -> the network in needle.models, its settings, and the shape of a batch."""
 OPTIMIZERS: dict[str, dict[str, float]] = {"SGD": {"momentum": 0.9}, "Adam": {"weight_decay": 0.01}}
 SIZES = {
     "lines of IR": r"^(?=[^;\s])|^  \S",
@@ -92,8 +92,8 @@ def programs(seeds: int) -> Iterator[tuple[str, Callable[[], tuple[Callable[...,
 def training_step(name: str, optimizer: str) -> tuple[Callable[..., Any], list[Any]]:
     """A whole step of a model under an optimizer."""
     ndl = importlib.import_module("needle")
-    settings, shape = MODELS[name]
-    model = importlib.import_module("needle.models").build(name, settings)
+    network, settings, shape = MODELS[name]
+    model = getattr(importlib.import_module("needle.models"), network)(**settings)
     update, loss_of = getattr(ndl.optim, optimizer)(model.parameters(), **OPTIMIZERS[optimizer]), ndl.nn.SoftmaxLoss()
 
     def step(x: Any, y: Any) -> Any:
@@ -110,8 +110,8 @@ def training_step(name: str, optimizer: str) -> tuple[Callable[..., Any], list[A
 def evaluation(name: str) -> tuple[Callable[..., Any], list[Any]]:
     """What a model predicts."""
     ndl = importlib.import_module("needle")
-    settings, shape = MODELS[name]
-    model = importlib.import_module("needle.models").build(name, settings)
+    network, settings, shape = MODELS[name]
+    model = getattr(importlib.import_module("needle.models"), network)(**settings)
     model.eval()
     return lambda x: model(x), [ndl.Tensor(np.ones(shape, "float32"), requires_grad=False)]
 
