@@ -166,6 +166,7 @@ class Conv(TensorOp):
 
     def decompose(self, *inputs: Any) -> Any:
         a, b = inputs
+        self.infer(a.spec, b.spec)
         geometry, groups = self.geometry(a.shape, b.shape), self.groups
         count, channels, outputs = len(geometry.size), b.shape[-2], b.shape[-1]
         a = _among_zeros(a, geometry)
