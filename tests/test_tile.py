@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import needle as ndl
-from needle.compiler.tile import FAR, LEFT, LEFT_LENGTH, PACK_BYTES
+from needle.compiler.tile import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "one element": (1, 1, 1),
@@ -21,6 +21,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "a right side larger than the cache": (40, 1031, PACK_BYTES // 4096 + 10),
     "a left side in far places": (FAR // 4 + 3, LEFT_LENGTH + 9, 70),
     "fewer rows than are packed at a time": (LEFT // 3, LEFT_LENGTH + 9, 37),
+    "a sum that is made in blocks": (31, 2 * BLOCK + 300, PACK_BYTES // 4 // 2 // BLOCK + 7),
+    "the same, from far places": (FAR // 4 + 1, 2 * BLOCK + 5, 70),
 }
 """Name -> (m, k, n) of (m, k) @ (k, n)."""
 
@@ -59,6 +61,35 @@ def test_products_of_every_layout(name: str, dtype: str) -> None:
         a, b = (x.astype("float64") for x in pair)
         wanted = (a.T if layout in ("left", "both") else a) @ (b.T if layout in ("right", "both") else b)
         assert_close(found[layout].numpy(), wanted, k)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "channels", "outputs", "stride", "padding"),
+    [
+        ((5, 7), (3, 3), 4, 17, 1, 1),
+        ((9, 8), (3, 2), 3, 33, 2, 1),
+        ((4, 4), (3, 3), 130, 70, 1, 1),
+        ((33, 31), (3, 3), 5, 70, 1, 0),
+        ((40,), (7,), 20, 100, 3, 2),
+    ],
+)
+def test_convolutions_and_their_gradients(
+    size: tuple[int, ...], kernel: tuple[int, ...], channels: int, outputs: int, stride: int, padding: int
+) -> None:
+    """Products over windows: rows and sums of several axes, some of them made in blocks."""
+    source = np.random.default_rng(0)
+    x = ndl.Tensor(source.standard_normal((5, *size, channels)), dtype="float32")
+    weight = ndl.Tensor(source.standard_normal((*kernel, channels, outputs)), dtype="float32")
+
+    def step(x: ndl.Tensor, weight: ndl.Tensor) -> list[ndl.Tensor]:
+        x.grad = weight.grad = None
+        out = ndl.conv(x, weight, stride, padding)
+        (out * out).sum().backward()
+        return [out, x.grad, weight.grad]
+
+    wanted = step(*(ndl.Tensor(t.numpy(), dtype="float64") for t in (x, weight)))
+    for found, exact in zip(ndl.compile(step)(x, weight), wanted, strict=True):
+        assert_close(found.numpy(), exact.numpy(), 1000)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

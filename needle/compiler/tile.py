@@ -40,6 +40,10 @@ packed LEFT rows at a time: else each k would be in another page, and in the sam
 AHEAD = 24
 """So many k ahead the packing asks the memory for what it will copy: no processor guesses steps of several pages."""
 
+BLOCK = 1024
+"""A packed product over more than twice so many k is made in blocks of about so many: what is packed stays in the cache
+while all rows pass over it, and the sums so far wait in memory."""
+
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
 
@@ -81,9 +85,14 @@ def sides(kernel: Kernel) -> Sides:
     def some(part: list[Axis], strides: list[tuple[int, ...]]) -> list[Axis]:
         return merged(part, strides) or part[-1:]
 
+    def by_step(part: list[Axis]) -> list[Axis]:
+        """Neighbours in memory come one after the other."""
+        return sorted(part, key=lambda a: -abs(p.a.strides[a.source]))
+
     *outer, column = some(axes[p.batch + p.rows : rank], every)
     batch = merged(axes[: p.batch], every)
-    return Sides([*batch, *outer], some(axes[p.batch : p.batch + p.rows], every), column, some(axes[rank:], of_sides))
+    rows, inner = by_step(axes[p.batch : p.batch + p.rows]), by_step(axes[rank:])
+    return Sides([*batch, *outer], some(rows, every), column, some(inner, of_sides))
 
 
 def packs(kernel: Kernel) -> tuple[bool, bool]:
@@ -106,11 +115,31 @@ def scratch_bytes(kernel: Kernel) -> int:
     if p is None:
         return kept_lines(kernel, LANES)[1]
     left, right = packs(kernel)
-    return _right_bytes(p) * (left or right) + p.length * LEFT * p.dtype.itemsize * left
+    step = block(kernel)
+    length = packed_length(kernel)
+    sums = prod(kernel.shape[p.batch : p.batch + p.rows]) * WIDEST * 64 * (step > 0)
+    return _right_bytes(kernel) * (left or right) + length * LEFT * p.dtype.itemsize * left + sums
 
 
-def _right_bytes(p: Product) -> int:
-    return -(-p.length // 16) * 16 * WIDEST * 64
+def block(kernel: Kernel) -> int:
+    """How many members of the first inner axis are multiplied at once; 0 for all."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    left, right = packs(kernel)
+    first = sides(kernel).inner[0].extent
+    step = max(BLOCK * first // max(p.length, 1), 1)
+    return step if right and p.length >= 2 * BLOCK + (not left) and step < first else 0
+
+
+def packed_length(kernel: Kernel) -> int:
+    """How many k are packed at once."""
+    p, step = kernel.product, block(kernel)
+    assert p is not None  # noqa: S101
+    return step * p.length // sides(kernel).inner[0].extent if step else p.length
+
+
+def _right_bytes(kernel: Kernel) -> int:
+    return -(-packed_length(kernel) // 16) * 16 * WIDEST * 64
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
@@ -134,6 +163,8 @@ class _Tile(Loops):
         self.height = prod(a.extent for a in self.rows)
         self.k = self.inner[-1].source
         self.left_packed, self.packed = packs(kernel)
+        self.block = block(kernel)
+        self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where the product is made in blocks
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
@@ -225,6 +256,41 @@ class _Tile(Loops):
 
     def _rows(self, column: Reg, vectors: int, rest: int) -> None:
         masks = self._masks(vectors, rest)
+        if not self.block:
+            self._row_tiles(column, vectors, masks)
+            return
+        c, extent = self.code, self.inner[0].extent
+        zero = Reg("zeroinitializer", self.product.dtype, self.lanes)
+
+        def clear(i: Reg, _: Sequence[Reg]) -> list[Reg]:
+            c.store(zero, self._sums(i))
+            return []
+
+        def part(low: Reg, _: Sequence[Reg]) -> list[Reg]:
+            most = c.call("llvm.smin.i64", "i64", c.add(low, integer(self.block)), integer(extent))
+            self.part = low, c.make(most, INT)
+            self._row_tiles(column, vectors, masks)
+            self.part = None
+            return []
+
+        c.loop(integer(0), integer(self.height * vectors), 1, [], clear)
+        c.loop(integer(0), integer(extent), self.block, [], part)
+
+    def _sums(self, vector: Reg) -> str:
+        """Where the sums so far of rows are, behind what is packed; counted in vectors."""
+        left = packed_length(self.kernel) * LEFT * self.product.dtype.itemsize * self.left_packed
+        start = self.code.address("%scratch", integer(_right_bytes(self.kernel) + left), np.dtype("int8"))
+        return self.code.address(start, self.code.mul(vector, self.lanes), self.product.dtype)
+
+    def _limits(self, axis: Axis) -> tuple[Reg, Reg]:
+        """The part of an inner axis that is multiplied now."""
+        return self.part if self.part and axis is self.inner[0] else (integer(0), integer(axis.extent))
+
+    def _since(self, i: Reg, low: Reg) -> Reg:
+        """How far i is from the start of a part."""
+        return i if low.text == "0" else self.code.make(f"sub i64 {i.text}, {low.text}", INT)
+
+    def _row_tiles(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
         right = self._pack(column, vectors, masks) if self.packed else None
         for rows, parts in self._row_parts(vectors):
             low, high = self._choose([p[0] for p in parts]), self._choose([p[1] for p in parts])
@@ -306,16 +372,30 @@ class _Tile(Loops):
                 return self._multiply(left, at_a, self.code.address(right, at_b, self._of_b), load_masks, acc)
             source = axes[0].source
 
+            low, high = self._limits(axes[0])
+
             def body(k: Reg, acc: list[Reg]) -> list[Reg]:
-                on_a, on_b = self.code.mul(k, steps_a[source]), self.code.mul(k, steps_b[source])
+                packed = self._since(k, low)
+                on_a = self.code.mul(packed if first is not None else k, steps_a[source])
+                on_b = self.code.mul(packed, steps_b[source])
                 return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc)
 
-            return self.code.loop(integer(0), integer(axes[0].extent), 1, acc, body)
+            return self.code.loop(low, high, 1, acc, body)
 
-        acc = [Reg("zeroinitializer", self.product.dtype, self.lanes)] * (rows * vectors)
-        if self.product.length:
-            acc = along(self.inner, integer(0), integer(0), acc)
-        self._epilogue(acc, i, rows, column, vectors, masks)
+        count = rows * vectors
+        if self.part is None:
+            acc = [Reg("zeroinitializer", self.product.dtype, self.lanes)] * count
+            acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
+            self._epilogue(acc, i, rows, column, vectors, masks)
+            return
+        sums = self._sums(self.code.mul(i, vectors))
+        places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(count)]
+        acc = [self.code.load(place, self.product.dtype, self.lanes) for place in places]
+        acc = along(self.inner, integer(0), integer(0), acc)
+        for one, place in zip(acc, places, strict=True):
+            self.code.store(one, place)
+        last = self.code.compare("eq", self.part[1], integer(self.inner[0].extent))
+        self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
 
     def _multiply(
         self, left: list[tuple[str, int]], at: Reg, right: str, masks: list[Reg | None], acc: list[Reg]
@@ -472,7 +552,7 @@ class _Tile(Loops):
     @property
     def _left(self) -> str:
         """Where the packed part of the left side is, behind that of the right one."""
-        return self.code.address("%scratch", integer(_right_bytes(self.product)), np.dtype("int8"))
+        return self.code.address("%scratch", integer(_right_bytes(self.kernel)), np.dtype("int8"))
 
     def _pack_left(self, low: Reg, high: Reg) -> None:
         """Copy rows low to high of the left side so that those of each k stand beside each other, LEFT apart."""
@@ -484,14 +564,16 @@ class _Tile(Loops):
         to = self._left
 
         def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
-            line, place = c.address(source, c.mul(k, p.a.strides[self.k]), dtype), c.address(to, c.mul(k, LEFT), dtype)
+            line = c.address(source, c.mul(k, p.a.strides[self.k]), dtype)
+            place = c.address(to, c.mul(self._since(k, start), LEFT), dtype)
             self._ask_ahead(line, p.a.strides[self.k] * dtype.itemsize, LEFT * dtype.itemsize)
             for v, mask in zip(starts, masks, strict=True):
                 value = c.load(c.address(line, integer(v), dtype), dtype, self.lanes, mask)
                 c.store(value, c.address(place, integer(v), dtype))
             return []
 
-        c.loop(integer(0), integer(p.length), 1, [], copy)
+        start, end = self._limits(self.inner[0])
+        c.loop(start, end, 1, [], copy)
 
     def _ask_ahead(self, line: str, step: int, size: int) -> None:
         """Have the memory fetch what is copied AHEAD steps later."""
@@ -533,13 +615,14 @@ class _Tile(Loops):
             body(offset, k)
             return
         c, axis = self.code, axes[0]
+        low, high = self._limits(axis)
 
         def inside(i: Reg, _: Sequence[Reg]) -> list[Reg]:
             here = c.add(offset, c.mul(i, self.product.b.strides[axis.source]))
-            self._each_inner(axes[1:], here, c.add(c.mul(k, axis.extent), i), body)
+            self._each_inner(axes[1:], here, c.add(c.mul(k, axis.extent), self._since(i, low)), body)
             return []
 
-        c.loop(integer(0), integer(axis.extent), 1, [], inside)
+        c.loop(low, high, 1, [], inside)
 
     def _pack_turned(self, source: str, by_column: int, vectors: int, masks: list[Reg | None]) -> None:
         """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
@@ -548,6 +631,7 @@ class _Tile(Loops):
         name, needed = square(dtype, lanes)
         c.declared |= needed
         length = self.inner[-1].extent
+        low, high = self._limits(self.inner[-1])
 
         def one(first: Reg, offset: Reg, k: Reg, left: Reg) -> list[Reg]:
             line = c.address(source, c.add(c.mul(first, by_column), offset), dtype)
@@ -558,12 +642,12 @@ class _Tile(Loops):
             return []
 
         def lines(offset: Reg, before: Reg) -> None:
-            def block(k: Reg, _: Sequence[Reg]) -> list[Reg]:
-                left = c.make(f"sub i64 {length}, {k.text}", INT)
-                here, at = c.add(offset, k), c.add(c.mul(before, length), k)
+            def square_of(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+                left = c.make(f"sub i64 {high.text}, {k.text}", INT)
+                here, at = c.add(offset, k), c.add(c.mul(before, length), self._since(k, low))
                 return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda f, _: one(f, here, at, left))
 
-            c.loop(integer(0), integer(length), lanes, [], block)
+            c.loop(low, high, lanes, [], square_of)
 
         self._each_inner(self.inner[:-1], integer(0), integer(0), lines)
 
