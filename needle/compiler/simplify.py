@@ -16,8 +16,10 @@ from needle.ops import (
     Assemble,
     BroadcastTo,
     Cast,
+    Contract,
     DivScalar,
     Embed,
+    MatMul,
     Max,
     MulScalar,
     Negate,
@@ -184,6 +186,23 @@ def _reduced_later(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node
     return build.make(Permute(places), (inner,), like)
 
 
+def _sum_of_products(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """The sum of a batch of products, such as the gradient of a weight, as one product that sums over it, too."""
+    (product,) = inputs
+    if not isinstance(product.op, MatMul) or like.dtype != product.dtype or like.dtype.kind != "f":
+        return None
+    count = len(product.shape) - 2
+    summed: tuple[int, ...] = op.axes
+    if max(summed) >= count or any(x.shape[:-2] != product.shape[:-2] for x in product.inputs):
+        return None
+    kept = tuple([i for i in range(count) if i not in summed])
+    orders = (*kept, count, *summed, count + 1), (*kept, *summed, count, count + 1)
+    turned: list[Node] = []
+    for x, order in zip(product.inputs, orders, strict=True):
+        turned.append(build.make(Permute(order), (x,), _like(x, tuple([x.shape[i] for i in order]))))
+    return build.make(Contract(len(kept), len(summed) + 1), tuple(turned), like)
+
+
 def _assembled(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
     """A sum of arrays that are laid among zeros, none on top of another: they are put there one by one."""
     if not all(isinstance(a.op, Embed | Assemble) and a.shape == like.shape and a.dtype == like.dtype for a in inputs):
@@ -273,6 +292,7 @@ RULES: list[tuple[type[Op], Rule]] = [
     (Summation, _reduces_nothing),
     (Summation, _drops_axes),
     (Summation, _reduced_later),
+    (Summation, _sum_of_products),
     (Summation, _rows_first),
     (Max, _reduces_nothing),
     (Max, _drops_axes),
