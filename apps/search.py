@@ -23,18 +23,26 @@ from needle.models.encoder import load_encoder
 BATCH, STEP = 32, 16
 
 
-def embed(model: Callable[..., ndl.Tensor], tokenizer: Any, sentences: list[str]) -> Any:
-    """(sentences, d): their vectors, in their order."""
+def batches(tokenizer: Any, sentences: list[str]) -> list[tuple[list[int], Any, Any]]:
+    """Sentences of like length together: which they are, their tokens (BATCH, steps), and where tokens stand."""
     rows = [row.ids for row in tokenizer.encode_batch(sentences)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    vectors: list[Any] = [None] * len(rows)
-    for start in tqdm(range(0, len(rows), BATCH), unit="batch"):
+    found: list[tuple[list[int], Any, Any]] = []
+    for start in range(0, len(rows), BATCH):
         chosen = order[start : start + BATCH]
         steps = -(-len(rows[chosen[-1]]) // STEP) * STEP
         tokens, mask = np.zeros((BATCH, steps), "int64"), np.zeros((BATCH, steps), "float32")
         mask[len(chosen) :, 0] = 1  # rows that fill the batch: one token, so that their length is not 0
         for row, i in enumerate(chosen):
             tokens[row, : len(rows[i])], mask[row, : len(rows[i])] = rows[i], 1
+        found.append((chosen, tokens, mask))
+    return found
+
+
+def embed(model: Callable[..., ndl.Tensor], tokenizer: Any, sentences: list[str]) -> Any:
+    """(sentences, d): their vectors, in their order."""
+    vectors: list[Any] = [None] * len(sentences)
+    for chosen, tokens, mask in tqdm(batches(tokenizer, sentences), unit="batch"):
         with ndl.no_grad():
             found = model(ndl.Tensor(tokens, dtype="int64"), ndl.Tensor(mask)).numpy()
         for row, i in enumerate(chosen):

@@ -10,7 +10,7 @@ import sys
 
 import harness
 
-SCRIPTS = ("install_size", "import_time", "op_overhead", "train_step", "compiled", "generate", "accuracy")
+SCRIPTS = ("install_size", "import_time", "op_overhead", "train_step", "compiled", "generate", "encode", "accuracy")
 
 
 def run_script(name: str) -> harness.Result:

@@ -9,7 +9,7 @@ from needle.backward import no_grad
 from needle.compile import compile
 from needle.data import DataLoader, Dataset
 from needle.device import Device, all_devices, cpu, cuda, default_device
-from needle.functional import cross_entropy, softmax
+from needle.functional import cross_entropy, scan, softmax
 from needle.init import ones, ones_like, rand, randn, zeros, zeros_like
 from needle.nn.summary import summary
 from needle.ops import (
@@ -178,6 +178,7 @@ __all__ = [
     "sign",
     "silu",
     "sin",
+    "scan",
     "softmax",
     "softplus",
     "sort",

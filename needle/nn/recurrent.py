@@ -1,8 +1,8 @@
 """Recurrent layers: one cell for each layer, applied to one step of a sequence after the other.
 
 In: (steps, batch, input_size), and the state before the first step. Out: the outputs of all steps, and the last state.
-Invariant: the products with W_ih are made for all steps at once. The loop over steps is Python's, also in a compiled
-function, whose size therefore grows with the number of steps.
+Invariant: the products with W_ih are made for all steps at once. The loop over steps is `scan`, which a compiled
+function writes out: it has no Python in it, but grows with the number of steps.
 Next: attention.py.
 """
 
@@ -14,6 +14,7 @@ from needle import init
 from needle.device import Device
 from needle.dtype import as_float_dtype
 from needle.errors import ArgumentError, ShapeError
+from needle.functional import scan
 from needle.nn.module import Module, Parameter
 from needle.ops import concatenate, relu, sigmoid, split, stack, tanh
 from needle.tensor import Tensor
@@ -97,6 +98,11 @@ class _Cell(Module):
     def advance(self, projected: Tensor, state: Any) -> Any:
         """The next state, from what `project` gave for this step."""
         raise NotImplementedError
+
+    def step(self, state: Any, projected: Tensor) -> tuple[Any, Tensor]:
+        """The next state, and the output, which is (the first part of) it."""
+        state = self.advance(projected, state)
+        return state, state[0] if self.paired else state
 
     def zeros(self, batch: int) -> Any:
         """The state before the first step."""
@@ -197,13 +203,9 @@ class _Layers(Module):
         self._check(X, state, cells[0].paired)
         below, last, sides = X, list[Any](), list[Tensor]()
         for k, cell in enumerate(cells):
-            order = -1 if k % self.directions else 1
             now = cell.zeros(X.shape[1]) if state is None else tuple(s[k] for s in state) if cell.paired else state[k]
-            outputs: list[Any] = []
-            for projected in list(split(cell.project(below), 0))[::order]:
-                now = cell.advance(projected, now)
-                outputs.append(now[0] if cell.paired else now)
-            sides.append(stack(outputs[::order]))
+            now, outputs = scan(cell.step, now, cell.project(below), reverse=k % self.directions == 1)
+            sides.append(outputs)
             last.append(now)
             if len(sides) == self.directions:
                 below, sides = sides[0] if self.directions == 1 else concatenate(sides, -1), []
