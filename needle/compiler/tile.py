@@ -64,8 +64,8 @@ def even(total: int, most: int) -> list[int]:
 class Sides:
     """The axes of a product, neighbours merged where every access allows it. None is empty but `batch`.
 
-    Rows may be several axes: a tile's rows are then counted through all of them. Of several column axes all but the
-    last count as batch.
+    Rows may be several axes: a tile's rows are then counted through all of them. A batch axis that the right side does
+    not have is one of rows. Of several column axes all but the last count as batch.
     """
 
     batch: list[Axis]
@@ -90,9 +90,10 @@ def sides(kernel: Kernel) -> Sides:
         return sorted(part, key=lambda a: -abs(p.a.strides[a.source]))
 
     *outer, column = some(axes[p.batch + p.rows : rank], every)
-    batch = merged(axes[: p.batch], every)
-    rows, inner = by_step(axes[p.batch : p.batch + p.rows]), by_step(axes[rank:])
-    return Sides([*batch, *outer], some(rows, every), column, some(inner, of_sides))
+    shared = [a for a in axes[: p.batch] if p.b.strides[a.source]]
+    rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
+    inner = by_step(axes[rank:])
+    return Sides([*merged(shared, every), *outer], some(rows, every), column, some(inner, of_sides))
 
 
 def packs(kernel: Kernel) -> tuple[bool, bool]:
@@ -117,7 +118,7 @@ def scratch_bytes(kernel: Kernel) -> int:
     left, right = packs(kernel)
     step = block(kernel)
     length = packed_length(kernel)
-    sums = prod(kernel.shape[p.batch : p.batch + p.rows]) * WIDEST * 64 * (step > 0)
+    sums = prod(a.extent for a in sides(kernel).rows) * WIDEST * 64 * (step > 0)
     return _right_bytes(kernel) * (left or right) + length * LEFT * p.dtype.itemsize * left + sums
 
 
