@@ -71,3 +71,10 @@ def test_a_misfit_is_refused_by_name() -> None:
         CheckpointError, match=r"missing bias, unexpected other, weight has shape \(3, 2\), not \(4, 2\)"
     ):
         nn.load_torch(nn.Linear(2, 4), state)
+
+
+def test_loaded_arrays_lie_in_order() -> None:
+    """Else each call of a compiled function would put them in order anew."""
+    model = nn.Linear(3, 4)
+    model.load_state_dict({"weight": np.ones((4, 3), "float32").T, "bias": np.ones((1, 4), "float32")})
+    assert model.weight.numpy().flags.c_contiguous

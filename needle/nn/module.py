@@ -165,7 +165,7 @@ class Module:
             if arrays[name].shape != tensor.shape:
                 raise CheckpointError(_SHAPE.format(name=name, have=tensor.shape, found=arrays[name].shape))
         for name, tensor in tensors.items():
-            tensor.cached_data = arrays[name].astype(tensor.dtype, copy=True)
+            tensor.cached_data = arrays[name].astype(tensor.dtype, order="C", copy=True)
 
     # ---------------------------------------------------------------------------------------------------- as a text
 
