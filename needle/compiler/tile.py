@@ -44,6 +44,10 @@ BLOCK = 1024
 """A packed product over more than twice so many k is made in blocks of about so many: what is packed stays in the cache
 while all rows pass over it, and the sums so far wait in memory."""
 
+FEW_ROWS = 128
+"""Below so many rows, packing the right side anew for each member of a batch costs too much. Above, those of one member
+stay in the cache while all columns pass over them, which those of the whole batch would not."""
+
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
 
@@ -65,7 +69,7 @@ class Sides:
     """The axes of a product, neighbours merged where every access allows it. None is empty but `batch`.
 
     Rows may be several axes: a tile's rows are then counted through all of them. A batch axis that the right side does
-    not have is one of rows. Of several column axes all but the last count as batch.
+    not have is one of rows, where these are few. Of several column axes all but the last count as batch.
     """
 
     batch: list[Axis]
@@ -90,7 +94,8 @@ def sides(kernel: Kernel) -> Sides:
         return sorted(part, key=lambda a: -abs(p.a.strides[a.source]))
 
     *outer, column = some(axes[p.batch + p.rows : rank], every)
-    shared = [a for a in axes[: p.batch] if p.b.strides[a.source]]
+    few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS
+    shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
     rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
     inner = by_step(axes[rank:])
     return Sides([*merged(shared, every), *outer], some(rows, every), column, some(inner, of_sides))
