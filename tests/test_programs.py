@@ -184,6 +184,8 @@ def test_train_and_generate_on_the_command_line(
     assert "runs/gpt holds a run of gpt, which does not name digits" in call("predict runs/gpt a.png")
     assert "gpt has no --latent-dim; `" in call("train gpt --latent-dim 3")
     assert "--data must be one of shakespeare for gpt, but it is 'mnist'" in call("train gpt --data mnist")
+    assert "heads" in call("train gpt --heads 3 --context 16")
+    assert not Path("runs/gpt-2").exists()  # claimed, but nothing came of it
     Run(*small(PROGRAMS["vae"], epochs=1), "runs/vae").fit()
     assert "runs/vae holds a run of vae, which does not write text" in call("generate runs/vae")
     assert "best.safetensors does not exist; `needle train --keep-best` writes it" in call("evaluate runs/vae --best")
