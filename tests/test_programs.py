@@ -178,6 +178,7 @@ def test_train_and_generate_on_the_command_line(
     assert written[0] == written[1] != written[2]
     assert all(text.startswith("To") for text in written)
     assert "cannot be given with it" in call("train --resume runs/gpt --context 8")
+    assert "runs/gpt holds a run of gpt, not of lstm; leave lstm out" in call("train lstm --resume runs/gpt")
     assert "--prompt: '%' is not one of the characters that runs/gpt was trained on:" in call(
         "generate runs/gpt --prompt %"
     )

@@ -33,6 +33,9 @@ RESUME_FIXED = (
     "--resume goes on with the settings of the saved run, so {options} cannot be given with it; --epochs can. "
     "For other settings, start a new run in another --out."
 )
+RESUME_OTHER = (
+    "{folder} holds a run of {program}, not of {other}; leave {other} out, or name a folder of one of its runs"
+)
 NOTHING_TO_DO = "{folder} already holds {done}. To go on: {program} train --resume {folder} --epochs {more}"
 NOTHING_SAVED = "\nInterrupted before the first checkpoint: nothing was saved."
 STOPPED = "\nInterrupted. {folder} holds {done} of {epochs}{rest}.\nTo go on: {program} train --resume {folder}"
@@ -98,6 +101,8 @@ def _data_name(wanted: str | None, program: Program) -> str:
 def _resume_run(chosen: argparse.Namespace) -> Run:
     checkpoint = load_checkpoint(chosen.resume)
     program = program_of(checkpoint, chosen.resume / INDEX)
+    if chosen.program not in (None, program.name):
+        raise ArgumentError(RESUME_OTHER.format(folder=chosen.resume, program=program.name, other=chosen.program))
     wrong = [option(name) for name in given(chosen, type(program)) if name != "epochs"]
     if wrong := wrong + (["--data"] if chosen.data else []):
         raise ArgumentError(RESUME_FIXED.format(options=", ".join(wrong)))
