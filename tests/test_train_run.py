@@ -161,6 +161,10 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("settings", {**asdict(ADAM), "optimizer": "sgd"}, r"does not describe a run .* SGD\.load_state_dict: "),
     ("loader", {}, r"does not describe a run of this version of needle: .*order"),
     ("history", [{"epoch": 1}], r"does not describe a run of this version of needle"),
+    ("history", 3, r"does not describe a run of this version of needle"),
+    ("epoch", "3", r"does not describe a run of this version of needle: '3' epochs, but metrics of 1"),
+    ("totals", {"seconds": "long"}, r"does not describe a run .*: seconds must be a number, but it is 'long'"),
+    ("schedule", 3, r"does not describe a run of this version of needle"),
 ]
 
 
