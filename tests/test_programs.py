@@ -108,6 +108,20 @@ def test_a_run_goes_on_bit_for_bit_and_draws_its_report(kind: type[Program], sma
     assert not load_model(parts)[0].training
 
 
+def test_drawn_digits_are_large_enough_and_apart(small_data: Path) -> None:
+    run = Run(*small(PROGRAMS["vae"]), small_data)
+    height, width = run.facts["input_shape"]
+    run.write_report()
+    with pytest.importorskip("PIL.Image").open(small_data / "generated.png") as image:
+        page = np.asarray(image)
+    scale = -(-28 // min(height, 28))
+    assert page.shape == (10 * height * scale + 18, 10 * width * scale + 18)
+    assert (page[height * scale : height * scale + 2] == 255).all()
+    blocks = page[: height * scale, : width * scale].reshape(height, scale, width, scale)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    assert len(np.unique(blocks)) > 10
+
+
 @pytest.mark.parametrize("name", ["gpt", "vae"])
 def test_a_compiled_run_learns_and_repeats(name: str, small_data: Path) -> None:
     program, data = small(PROGRAMS[name], eager=False, epochs=3, seed=3)
