@@ -7,7 +7,7 @@ Next: checkpoint.py, which needs several files to change as one.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -78,7 +78,7 @@ def claim_folder(wanted: Path) -> Path:
 
 
 @contextmanager
-def no_empty_folder(folder: Path) -> Iterator[None]:
+def no_empty_folder(folder: Path) -> Generator[None]:
     """Remove `folder` when the block fails before anything was saved in it."""
     try:
         yield
