@@ -25,7 +25,7 @@ from needle.train.progress import say
 HELP = {
     "epochs": "passes through the training set, counting those of a resumed run",
     "batch_size": "samples per step",
-    "accumulate": "parts that a batch is cut into, to need less memory",
+    "accumulate": "parts that a batch is cut into, to need less memory; a batch norm sees one part at a time",
     "optimizer": "update rule: adam, adamw or sgd",
     "lr": "learning rate: the first, or the highest of a schedule that rises",
     "schedule": "how it changes: decay (by lr-decay after each epoch), cosine or one_cycle",

@@ -8,9 +8,9 @@ Next: cli.py, the commands around this.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -133,11 +133,22 @@ class Run:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.schedule.load_state_dict(saved["schedule"])
             self.train_loader.load_state_dict(saved["loader"])
-            history = [EpochMetrics(**metrics) for metrics in saved["history"]]
-            self.state = FitState(saved["epoch"], history, Totals(**saved["totals"]))
+            history, totals = [EpochMetrics(**metrics) for metrics in saved["history"]], Totals(**saved["totals"])
+            for record in (*history, totals):
+                _check_numbers(record)
+            if saved["epoch"] != len(history):
+                raise CheckpointError(f"{saved['epoch']!r} epochs, but metrics of {len(history)}")
+            self.state = FitState(len(history), history, totals)
             restore_random_state(saved["random"])
-        except (KeyError, TypeError, NeedleError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, NeedleError) as error:
             raise CheckpointError(_BAD_ENTRY.format(path=path, error=error)) from error
+
+
+def _check_numbers(record: EpochMetrics | Totals) -> None:
+    for field in fields(record):
+        value, kind = getattr(record, field.name), cast(Any, field.type)
+        if not isinstance(value, kind | int):  # a whole number may stand for any
+            raise CheckpointError(f"{field.name} must be a number, but it is {value!r}")
 
 
 def program_of(checkpoint: Checkpoint, path: Path) -> Program:

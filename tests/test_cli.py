@@ -192,6 +192,9 @@ MISTAKES = [
     (["train", "--resume", "nowhere"], "there is no checkpoint in nowhere"),
     (["evaluate", "nowhere"], "there is no checkpoint in nowhere: nowhere/checkpoint.json does not exist"),
     (["predict", "nowhere", "a.png"], "there is no checkpoint in nowhere"),
+    (["evaluate", "a-file"], "there is no checkpoint in a-file: "),
+    (["explain", "--inputs", "-1"], "explain: --inputs must be 1 or more, but it is -1"),
+    (["explain", "--classes", "0"], "explain: --classes must be 1 or more, but it is 0"),
     (["train", "--data", "digits", "--out", "a-file"], "a-file is a file, but a folder is needed to save in"),
     (
         ["train", "--data", "digits", "--out", "a-file/x"],

@@ -108,6 +108,20 @@ def test_a_run_goes_on_bit_for_bit_and_draws_its_report(kind: type[Program], sma
     assert not load_model(parts)[0].training
 
 
+def test_drawn_digits_are_large_enough_and_apart(small_data: Path) -> None:
+    run = Run(*small(PROGRAMS["vae"]), small_data)
+    height, width = run.facts["input_shape"]
+    run.write_report()
+    with pytest.importorskip("PIL.Image").open(small_data / "generated.png") as image:
+        page = np.asarray(image)
+    scale = -(-28 // min(height, 28))
+    assert page.shape == (10 * height * scale + 18, 10 * width * scale + 18)
+    assert (page[height * scale : height * scale + 2] == 255).all()
+    blocks = page[: height * scale, : width * scale].reshape(height, scale, width, scale)
+    assert (blocks == blocks[:, :1, :, :1]).all()
+    assert len(np.unique(blocks)) > 10
+
+
 @pytest.mark.parametrize("name", ["gpt", "vae"])
 def test_a_compiled_run_learns_and_repeats(name: str, small_data: Path) -> None:
     program, data = small(PROGRAMS[name], eager=False, epochs=3, seed=3)
@@ -178,12 +192,15 @@ def test_train_and_generate_on_the_command_line(
     assert written[0] == written[1] != written[2]
     assert all(text.startswith("To") for text in written)
     assert "cannot be given with it" in call("train --resume runs/gpt --context 8")
-    assert "--prompt: '%' is not one of the characters that runs/gpt was trained on:" in call(
-        "generate runs/gpt --prompt %"
-    )
+    assert "runs/gpt holds a run of gpt, not of lstm; leave lstm out" in call("train lstm --resume runs/gpt")
+    unknown = call("generate runs/gpt --prompt %")
+    assert "--prompt: '%' is not one of the characters that runs/gpt was trained on: '" in unknown
+    assert all(repr(character)[1:-1] in unknown for character in "\n T")
     assert "runs/gpt holds a run of gpt, which does not name digits" in call("predict runs/gpt a.png")
     assert "gpt has no --latent-dim; `" in call("train gpt --latent-dim 3")
     assert "--data must be one of shakespeare for gpt, but it is 'mnist'" in call("train gpt --data mnist")
+    assert "heads" in call("train gpt --heads 3 --context 16")
+    assert not Path("runs/gpt-2").exists()  # claimed, but nothing came of it
     Run(*small(PROGRAMS["vae"], epochs=1), "runs/vae").fit()
     assert "runs/vae holds a run of vae, which does not write text" in call("generate runs/vae")
     assert "best.safetensors does not exist; `needle train --keep-best` writes it" in call("evaluate runs/vae --best")

@@ -17,7 +17,7 @@ from needle.data import DataLoader, NDArrayDataset
 from needle.extras import MissingExtraError, load_extra
 from needle.train import EpochMetrics, Predictions, draw_report, predict
 from needle.train.predict import probabilities
-from needle.train.report import COLUMNS, CURVES, HEAD, LABEL, ROW, ROWS, SUBTITLE
+from needle.train.report import COLUMNS, CURVES, HEAD, LABEL, ROW, ROWS, SUBTITLE, draw_curves
 
 GUESSES = [[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.0, 0.6, 0.4], [0.05, 0.9, 0.05], [0.3, 0.3, 0.4]]
 PREDICTIONS = Predictions(np.array(GUESSES), np.array([0, 0, 2, 2, 2]))
@@ -65,20 +65,25 @@ def test_the_report_is_a_picture(history: list[EpochMetrics], mistakes: int) -> 
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, history: list[EpochMetrics]) -> Any:
-    """The figure of a report of one mistake, before it becomes pixels."""
+def drawn(monkeypatch: pytest.MonkeyPatch, history: list[EpochMetrics], alone: bool = False) -> Any:
+    """The figure of a report of one mistake, or of the curve of the loss alone, before it becomes pixels."""
     figure = pytest.importorskip("matplotlib.figure").Figure
     kept: list[Any] = []
     monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: kept.append(self))
     predictions = Predictions(np.eye(3)[[0, 1, 1]], np.array([0, 1, 2]))
-    draw_report(history, predictions, np.random.rand(3, 8, 8), "a run")
+    if alone:
+        draw_curves(history, "a run")
+    else:
+        draw_report(history, predictions, np.random.rand(3, 8, 8), "a run")
     return kept[0]
 
 
-def test_one_epoch_has_one_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    axis = drawn(monkeypatch, HISTORY[:1]).axes[1]
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_each_of_few_epochs_has_one_tick(monkeypatch: pytest.MonkeyPatch, epochs: int, alone: bool) -> None:
+    axis = drawn(monkeypatch, HISTORY[:epochs], alone).axes[-1 if alone else 1]
     low, high = axis.get_xlim()
-    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == list(range(1, epochs + 1))
 
 
 def test_numbers_at_the_ends_of_curves_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,10 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("settings", {**asdict(ADAM), "optimizer": "sgd"}, r"does not describe a run .* SGD\.load_state_dict: "),
     ("loader", {}, r"does not describe a run of this version of needle: .*order"),
     ("history", [{"epoch": 1}], r"does not describe a run of this version of needle"),
+    ("history", 3, r"does not describe a run of this version of needle"),
+    ("epoch", "3", r"does not describe a run of this version of needle: '3' epochs, but metrics of 1"),
+    ("totals", {"seconds": "long"}, r"does not describe a run .*: seconds must be a number, but it is 'long'"),
+    ("schedule", 3, r"does not describe a run of this version of needle"),
 ]
 
 
@@ -181,6 +185,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("epochs", 1.5, "--epochs must be greater than 0, but it is 1.5"),
     ("batch_size", 0, "--batch-size must be greater than 0, but it is 0"),
     ("batch_size", True, "--batch-size must be greater than 0, but it is True"),
+    ("accumulate", 101, "--accumulate must be at most --batch-size, which is 100, but it is 101"),
     ("lr", 0.0, "--lr must be greater than 0, but it is 0.0"),
     ("lr", float("nan"), "--lr must be greater than 0, but it is nan"),
     ("lr_decay", 1.5, "--lr-decay must be greater than 0 and at most 1"),

@@ -47,6 +47,9 @@ def explain(chosen: argparse.Namespace) -> int:
     if unknown:
         known = {"parts": ", ".join(PARTS), "programs": ", ".join(PROGRAMS)}
         raise ArgumentError(UNKNOWN_PART.format(name=unknown[0], **known))
+    for name in ("inputs", "classes"):
+        if getattr(chosen, name) < 1:
+            raise ArgumentError(f"explain: {option(name)} must be 1 or more, but it is {getattr(chosen, name)}")
     parts = [name for name in chosen.show if name in PARTS]
     kind = find_program(next((name for name in chosen.show if name in PROGRAMS), DEFAULT))
     program = kind(**given(chosen, kind))

@@ -19,7 +19,7 @@ from needle.programs.settings import option
 from needle.run import BEST, FILES, Run, program_of
 from needle.train.callbacks import EarlyStopping, KeepBest, TensorBoardLog
 from needle.train.checkpoint import INDEX, load_checkpoint
-from needle.train.files import check_free, claim_folder, make_folder
+from needle.train.files import check_free, claim_folder, make_folder, no_empty_folder
 from needle.train.metrics import counted, duration, loss_text, percent
 from needle.train.progress import Progress, say
 from needle.train.state import Callback
@@ -32,6 +32,9 @@ DIVERGED = (
 RESUME_FIXED = (
     "--resume goes on with the settings of the saved run, so {options} cannot be given with it; --epochs can. "
     "For other settings, start a new run in another --out."
+)
+RESUME_OTHER = (
+    "{folder} holds a run of {program}, not of {other}; leave {other} out, or name a folder of one of its runs"
 )
 NOTHING_TO_DO = "{folder} already holds {done}. To go on: {program} train --resume {folder} --epochs {more}"
 NOTHING_SAVED = "\nInterrupted before the first checkpoint: nothing was saved."
@@ -51,13 +54,11 @@ def train(chosen: argparse.Namespace) -> int:
     if not chosen.quiet:
         _introduce(run)
     try:
-        run.fit(_callbacks(run, chosen))
+        with no_empty_folder(run.folder):
+            run.fit(_callbacks(run, chosen))
     except KeyboardInterrupt:
         say(_how_to_resume(run), sys.stderr)
         return 130
-    finally:
-        if run.folder.is_dir() and not any(run.folder.iterdir()):
-            run.folder.rmdir()  # claimed, but nothing came of it
     if not chosen.quiet:
         say("")
     _conclude(run)
@@ -84,8 +85,9 @@ def _new_run(chosen: argparse.Namespace) -> Run:
         _data_name(chosen.data, program), chosen.data_dir, not chosen.no_download, None if chosen.quiet else say
     )
     folder = chosen.out or claim_folder(Path("runs") / program.name)
-    make_folder(folder)
-    return Run(replace(program, data=data.name), data, folder)
+    with no_empty_folder(folder):  # the model may not fit the settings
+        make_folder(folder)
+        return Run(replace(program, data=data.name), data, folder)
 
 
 def _data_name(wanted: str | None, program: Program) -> str:
@@ -99,6 +101,8 @@ def _data_name(wanted: str | None, program: Program) -> str:
 def _resume_run(chosen: argparse.Namespace) -> Run:
     checkpoint = load_checkpoint(chosen.resume)
     program = program_of(checkpoint, chosen.resume / INDEX)
+    if chosen.program not in (None, program.name):
+        raise ArgumentError(RESUME_OTHER.format(folder=chosen.resume, program=program.name, other=chosen.program))
     wrong = [option(name) for name in given(chosen, type(program)) if name != "epochs"]
     if wrong := wrong + (["--data"] if chosen.data else []):
         raise ArgumentError(RESUME_FIXED.format(options=", ".join(wrong)))
@@ -107,10 +111,11 @@ def _resume_run(chosen: argparse.Namespace) -> Run:
         check_free(folder, (*FILES, *program.files))
     say_it = None if chosen.quiet else say
     data = program.open_data(program.data, chosen.data_dir, not chosen.no_download, say_it)
-    make_folder(folder)
-    run = Run.resume(checkpoint, data, folder, chosen.epochs)
-    if chosen.out:
-        run.save()  # at once, so that an interrupt in the first epoch leaves something to go on with
+    with no_empty_folder(folder):
+        make_folder(folder)
+        run = Run.resume(checkpoint, data, folder, chosen.epochs)
+        if chosen.out:
+            run.save()  # at once, so that an interrupt in the first epoch leaves something to go on with
     return run
 
 

@@ -61,7 +61,7 @@ def _class_table(predictions: Predictions) -> list[str]:
     for label, counts in enumerate(predictions.confusion()):
         samples, wrong = int(counts.sum()), int(counts.sum() - counts[label])
         counts[label] = 0
-        taken_for = f"{counts.argmax()} ({counts.max()} times)" if wrong else "-"
+        taken_for = f"{counts.argmax()} ({counted(int(counts.max()), 'time')})" if wrong else "-"
         lines.append(f"{label:5}  {samples:7,}  {wrong:5,}  {percent(wrong / max(samples, 1)):>7}  {taken_for}")
     return lines
 
@@ -108,7 +108,7 @@ def generate_text(chosen: argparse.Namespace) -> int:
     prompt: str = chosen.prompt or "\n"
     for character in prompt:
         if character not in vocabulary:
-            facts = {"character": character, "folder": chosen.folder, "known": "".join(vocabulary).strip()}
+            facts = {"character": character, "folder": chosen.folder, "known": repr("".join(vocabulary))}
             raise ArgumentError(NOT_IN_VOCABULARY.format(**facts))
     numbers = {"temperature": chosen.temperature, "top_k": chosen.top_k, "top_p": chosen.top_p, "seed": chosen.seed}
     start = [vocabulary.index(character) for character in prompt]

@@ -35,6 +35,7 @@ def generate(
         ("temperature", temperature, "0 or more", 0 <= temperature < np.inf),
         ("top_k", top_k, "0 or more", top_k >= 0),
         ("top_p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
+        ("seed", seed, "from 0 to 2**32 - 1", seed is None or 0 <= seed < 2**32),
     ):
         if not holds:
             raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=value))

@@ -18,7 +18,7 @@ class DavidNetProgram(ColourClassification):
 
     name: ClassVar[str] = "davidnet"
     about: ClassVar[str] = "the quickest residual network for colour pictures"
-    expect: ClassVar[str] = "77 % of the CIFAR-10 subset right after 16 epochs"
+    expect: ClassVar[str] = "80 % of the CIFAR-10 subset right after 16 epochs, in 4 min 05 s (seed 0, two cores)"
 
     epochs: int = 16
     batch_size: int = 64

@@ -48,6 +48,8 @@ _RULES: dict[str, Rule] = {
 }
 """What a setting must be; those that only some programs have stand here too, so that they mean the same in each."""
 
+_PARTS = "--accumulate must be at most --batch-size, which is {size}, but it is {parts}"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -75,6 +77,8 @@ class Settings:
                 raise ArgumentError(f"{option(field.name)} must {rule or 'be of its type'}, but it is {value!r}")
             if not holds(value):
                 raise ArgumentError(f"{option(field.name)} must {rule}, but it is {value!r}")
+        if self.accumulate > self.batch_size:
+            raise ArgumentError(_PARTS.format(size=self.batch_size, parts=self.accumulate))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

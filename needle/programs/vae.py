@@ -25,6 +25,7 @@ from needle.train.report import draw_curves
 
 GRID, CURVES = "generated.png", "report.png"
 ROWS = 10
+SIDE, GAP = 28, 2  # pixels that a picture has at least, and between two
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,22 @@ class VAEProgram(Program):
     def write_report(self, run: Finished) -> str:
         """Learning curves, and a grid of digits that nobody wrote."""
         height, width = run.facts["input_shape"]
-        pictures = draw_digits(run.model, ROWS * ROWS, self.seed).reshape(ROWS, ROWS, height, width)
-        page = pictures.transpose(0, 2, 1, 3).reshape(ROWS * height, ROWS * width)
+        page = _page(draw_digits(run.model, ROWS * ROWS, self.seed).reshape(-1, height, width))
         image: Any = load_extra("PIL.Image", "Pillow").fromarray((255 * page).astype(np.uint8))
         file = io.BytesIO()
         image.save(file, "PNG")
         replace_file(run.folder / GRID, file.getvalue())
         replace_file(run.folder / CURVES, draw_curves(run.history, f"{self.name} on {run.data.name}"))
         return f"generated digits: {run.folder / GRID}; curves: {run.folder / CURVES}"
+
+
+def _page(pictures: Any) -> Any:
+    """ROWS * ROWS pictures side by side, small ones enlarged, with white between them."""
+    scale = -(-SIDE // min(SIDE, *pictures.shape[1:]))
+    tiles = np.pad(pictures.repeat(scale, 1).repeat(scale, 2), ((0, 0), (0, GAP), (0, GAP)), constant_values=1)
+    _, height, width = tiles.shape
+    page = tiles.reshape(ROWS, ROWS, height, width).transpose(0, 2, 1, 3).reshape(ROWS * height, ROWS * width)
+    return page[:-GAP, :-GAP]
 
 
 def draw_digits(model: VAE, count: int, seed: int = 0) -> Any:

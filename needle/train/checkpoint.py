@@ -126,7 +126,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
         index: Any = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where the folder is a file
         raise CheckpointError(_ABSENT.format(folder=folder, path=path)) from None
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise CheckpointError(_NOT_JSON.format(path=path, error=error)) from None

@@ -7,7 +7,8 @@ Next: checkpoint.py, which needs several files to change as one.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -74,6 +75,17 @@ def claim_folder(wanted: Path) -> Path:
             raise ArgumentError(_NOT_WRITABLE.format(folder=folder, reason=error.strerror)) from error
         else:
             return folder
+
+
+@contextmanager
+def no_empty_folder(folder: Path) -> Generator[None]:
+    """Remove `folder` when the block fails before anything was saved in it."""
+    try:
+        yield
+    except BaseException:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def check_free(folder: Path, names: Iterable[str]) -> None:

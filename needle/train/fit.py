@@ -51,7 +51,7 @@ def fit(
         loss_fn: the mean loss of a batch, from `model(inputs)` and the targets.
         wrong: counts wrong answers, from the same as `loss_fn`; None where there is no right and wrong.
         clip: the largest joint norm of all gradients; 0 leaves them as they are.
-        accumulate: into how many parts each batch is cut, whose gradients are added: less memory, the same step.
+        accumulate: parts that each batch is cut into: less memory, the same step (but batch norms see one part each).
         compiled: run each step as one native function (see `needle.compile`).
 
     Raises DivergenceError, which names the op that is to blame, when a loss is not finite.

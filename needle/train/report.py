@@ -74,12 +74,12 @@ def _draw_curves(axes: Any, history: Sequence[EpochMetrics], quantity: str, scal
     _label_ends(axes, ends, max(epochs, default=1))
     _plain(axes)
     axes.grid(axis="y", color="#e8e8e8", lw=0.8)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.set_xlim(min(epochs, default=1) - 0.5, max(epochs, default=1) + 0.5)
     if scale == 1 and history:
         axes.legend(frameon=False, loc="upper right")
     else:
         axes.set_xlabel("epoch", color=INK)
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axes.set_xlim(min(epochs, default=1) - 0.5, max(epochs, default=1) + 0.5)
 
 
 def _label_ends(axes: Any, ends: list[tuple[float, str]], epoch: int) -> None:

@@ -90,7 +90,7 @@ class TrainStep:
                     if wrong is not None:
                         errors.append(wrong(outputs, y))
                     loss = loss_fn(outputs, y)
-                    yield loss if parts == 1 else loss * (len(x) * parts / len(inputs))
+                    yield loss if parts == 1 else loss * (len(x) * min(parts, len(inputs)) / len(inputs))
 
             if parts == 1:
                 (loss,) = losses()
