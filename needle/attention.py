@@ -13,7 +13,7 @@ import numpy as np
 from needle.dtype import is_float
 from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.functional import dropout, softmax
-from needle.ops import MatMul, concatenate, where
+from needle.ops import MatMul, TriangularMatMul, concatenate, where
 from needle.ops.attention import BLOCK, Attention
 from needle.ops.order import counting
 from needle.tensor import Tensor
@@ -58,7 +58,7 @@ def scaled_dot_product_attention(
     if min(shape[-2:]) > BLOCK and constant and not dropout_p and _one_float(query, key, value):
         MatMul().infer(Spec(shape, query.dtype), value.spec)
         return _in_blocks(query * scale, key, value, mask, causal)
-    logits = query @ turned * scale
+    logits = (TriangularMatMul("row", "column")(query, turned) if causal else query @ turned) * scale
     if causal:
         steps, others = shape[-2:]
         row, column = counting(logits.detach(), steps).reshape((steps, 1)), counting(logits.detach(), others)
@@ -66,7 +66,8 @@ def scaled_dot_product_attention(
     if mask is not None:
         logits = where(mask, logits, -math.inf) if mask.dtype == bool else logits + mask
     weights = softmax(logits, -1)
-    return (dropout(weights, dropout_p) if dropout_p else weights) @ value
+    weights = dropout(weights, dropout_p) if dropout_p else weights
+    return TriangularMatMul("row", "inner")(weights, value) if causal else weights @ value
 
 
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -15,7 +15,7 @@ Next: lower.py.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy
 
@@ -255,6 +255,14 @@ class Pass:
     outer: list[Store] = field(default_factory=list[Store])
 
 
+class Bound(NamedTuple):
+    """Only terms count whose index along the axis `later`, plus `shift`, is at least that along the axis `earlier`."""
+
+    later: int
+    earlier: int
+    shift: int
+
+
 @dataclass
 class Product:
     """acc[batch, rows, columns] = sum over inner of a[batch, rows, inner] * b[batch, inner, columns].
@@ -269,6 +277,8 @@ class Product:
     dtype: DType
     batch: int
     rows: int
+    bound: Bound | None = None
+    """Of two of a row, a column and an inner axis, where there is one of each."""
 
     @property
     def length(self) -> int:
@@ -358,7 +368,11 @@ def _text(kernel: Kernel) -> str:
         inner = _INNER[: len(p.lengths)]
         a, b = (_access(x, [*text.letters[: len(kernel.shape)], *inner]) for x in (p.a, p.b))
         over = ", ".join(f"{letter} < {n}" for letter, n in zip(inner, p.lengths, strict=True))
-        lines.append(f"  acc = sum over {over} of {a} * {b}")
+        where = ""
+        if p.bound:
+            later, earlier = ([*text.letters[: len(kernel.shape)], *inner][axis] for axis in p.bound[:2])
+            where = f" where {later} + {p.bound.shift} >= {earlier}"
+        lines.append(f"  acc = sum over {over} of {a} * {b}{where}")
     for step in kernel.passes:
         if kernel.reduced:
             lines.append("  over " + ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")

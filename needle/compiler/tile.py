@@ -48,6 +48,9 @@ FEW_ROWS = 128
 """Below so many rows, packing the right side anew for each member of a batch costs too much. Above, those of one member
 stay in the cache while all columns pass over them, which those of the whole batch would not."""
 
+At = tuple[Reg, Reg, Reg] | None
+"""The first row and column of a tile, and k, where it must be asked whether a term counts."""
+
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
 
@@ -94,7 +97,7 @@ def sides(kernel: Kernel) -> Sides:
         return sorted(part, key=lambda a: -abs(p.a.strides[a.source]))
 
     *outer, column = some(axes[p.batch + p.rows : rank], every)
-    few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS
+    few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS and p.bound is None
     shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
     rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
     inner = by_step(axes[rank:])
@@ -109,7 +112,7 @@ def packs(kernel: Kernel) -> tuple[bool, bool]:
     of = sides(kernel)
     row, inner = of.rows[-1].source, of.inner[-1].source
     far = p.a.strides[inner] * kernel.slots[p.a.slot].itemsize >= FAR
-    plain = len(of.rows) == len(of.inner) == 1
+    plain = len(of.rows) == len(of.inner) == 1 and p.bound is None
     left = plain and p.a.strides[row] == 1 and far and p.length >= LEFT_LENGTH
     large = p.length * of.column.extent * p.dtype.itemsize > PACK_BYTES
     return left, p.b.strides[of.column.source] != 1 or large
@@ -134,7 +137,8 @@ def block(kernel: Kernel) -> int:
     left, right = packs(kernel)
     first = sides(kernel).inner[0].extent
     step = max(BLOCK * first // max(p.length, 1), 1)
-    return step if right and p.length >= 2 * BLOCK + (not left) and step < first else 0
+    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
+    return step if right and long and step < first else 0
 
 
 def packed_length(kernel: Kernel) -> int:
@@ -373,25 +377,27 @@ class _Tile(Loops):
         left, steps_a = self._left_rows(i, rows, first)
         right, steps_b, load_masks = self._right_lines(column, vectors, masks, right)
 
-        def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg]) -> list[Reg]:
+        def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg], some: At = None) -> list[Reg]:
             if not axes:
-                return self._multiply(left, at_a, self.code.address(right, at_b, self._of_b), load_masks, acc)
-            source = axes[0].source
+                return self._multiply(left, at_a, self.code.address(right, at_b, self._of_b), load_masks, acc, some)
+            source, start = axes[0].source, self._limits(axes[0])[0]
+            for low, high, whole in self._spans(axes[0], i, rows, column, vectors):
 
-            low, high = self._limits(axes[0])
+                def body(k: Reg, acc: list[Reg], whole: bool = whole) -> list[Reg]:
+                    packed = self._since(k, start)
+                    on_a = self.code.mul(packed if first is not None else k, steps_a[source])
+                    on_b = self.code.mul(packed, steps_b[source])
+                    some = None if whole else (i, column, k)
+                    return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc, some)
 
-            def body(k: Reg, acc: list[Reg]) -> list[Reg]:
-                packed = self._since(k, low)
-                on_a = self.code.mul(packed if first is not None else k, steps_a[source])
-                on_b = self.code.mul(packed, steps_b[source])
-                return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc)
-
-            return self.code.loop(low, high, 1, acc, body)
+                acc = self.code.loop(low, high, 1, acc, body, may_be_empty=self.product.bound is not None)
+            return acc
 
         count = rows * vectors
         if self.part is None:
             acc = [Reg("zeroinitializer", self.product.dtype, self.lanes)] * count
             acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
+            acc = self._triangle(acc, i, column, vectors)
             self._epilogue(acc, i, rows, column, vectors, masks)
             return
         sums = self._sums(self.code.mul(i, vectors))
@@ -403,17 +409,75 @@ class _Tile(Loops):
         last = self.code.compare("eq", self.part[1], integer(self.inner[0].extent))
         self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
 
+    def _spans(self, axis: Axis, i: Reg, rows: int, column: Reg, vectors: int) -> list[tuple[Reg, Reg, bool]]:
+        """The parts of an inner axis that a tile multiplies, and whether all their terms count."""
+        c, bound, (low, high) = self.code, self.product.bound, self._limits(axis)
+        if bound is None:
+            return [(low, high, True)]
+        row, side, width = self.rows[-1].source, self.column.source, vectors * self.lanes
+
+        def inside(k: Reg, more: int) -> Reg:
+            at_least = c.make(c.call("llvm.smax.i64", "i64", c.add(k, integer(more)), low), INT)
+            return c.make(c.call("llvm.smin.i64", "i64", at_least, high), INT)
+
+        if self.k not in bound[:2]:
+            last_of_rows = self._counts(row, i, integer(rows - 1), column)
+            any_counts = last_of_rows if bound.later == row else self._counts(side, column, integer(width - 1), i)
+            return [(low, c.select(any_counts, high, low), True)]
+        first, size = (i, rows) if row in bound[:2] else (column, width)
+        if bound.earlier == self.k:
+            middle = inside(first, bound.shift + 1)
+            return [(low, middle, True), (middle, inside(first, bound.shift + size), False)]
+        middle = inside(first, size - 1 - bound.shift)
+        return [(inside(first, -bound.shift), middle, False), (middle, high, True)]
+
+    def _counts(self, axis: int, start: Reg, n: Reg, other: Reg) -> Reg:
+        """Whether what is at start + n along a bound axis counts beside what is at `other` along the other one."""
+        c, bound = self.code, self.product.bound
+        assert bound is not None  # noqa: S101
+        later = bound.later == axis
+        limit = c.add(self._since(other, start), integer(-bound.shift if later else bound.shift))
+        return c.compare("ge" if later else "le", n, limit)
+
+    def _lanes_that_count(self, lines: Sequence[Reg], column: Reg, other: Reg) -> list[Reg]:
+        """Vectors from `column` on, with zeros where a column does not count."""
+        c, zero, numbers = self.code, Reg("zeroinitializer", lines[0].dtype, self.lanes), self._lanes_from(0)
+        starts = [c.add(column, integer(v * self.lanes)) for v in range(len(lines))]
+        counts = [self._counts(self.column.source, start, numbers, other) for start in starts]
+        return [c.select(keep, line, zero) for keep, line in zip(counts, lines, strict=True)]
+
+    def _triangle(self, acc: list[Reg], i: Reg, column: Reg, vectors: int) -> list[Reg]:
+        """The sums, with zeros where rows and columns are bound and none of the terms counts."""
+        if self.product.bound is None or self.k in self.product.bound[:2]:
+            return acc
+        rows = [acc[n : n + vectors] for n in range(0, len(acc), vectors)]
+        kept = [self._lanes_that_count(line, column, self.code.add(i, integer(r))) for r, line in enumerate(rows)]
+        return [one for line in kept for one in line]
+
     def _multiply(
-        self, left: list[tuple[str, int]], at: Reg, right: str, masks: list[Reg | None], acc: list[Reg]
+        self,
+        left: list[tuple[str, int]],
+        at: Reg,
+        right: str,
+        masks: list[Reg | None],
+        acc: list[Reg],
+        some: At,
     ) -> list[Reg]:
         """One k: each row's element times the vectors of the right side, added to the accumulators."""
         c, dtype, of_a, of_b = self.code, self.product.dtype, self._of_a, self._of_b
         places = [c.address(right, integer(v * self.lanes), of_b) for v in range(len(masks))]
         b = [c.convert(c.load(x, of_b, self.lanes, m), dtype) for x, m in zip(places, masks, strict=True)]
+        bound = self.product.bound[:2] if self.product.bound and some else ()
+        if some and self.column.source in bound:
+            b = self._lanes_that_count(b, *some[1:])
         bases = {base: c.address(base, at, of_a) for base, _ in left}
         after: list[Reg] = []
         for base, further in left:
             one = c.load(c.address(bases[base], integer(further), of_a), of_a)
+            if some and self.column.source not in bound:
+                row = integer(len(after) // len(b))
+                keep = self._counts(self.rows[-1].source, some[0], row, some[2])
+                one = c.select(keep, one, c.constant(0, of_a))
             a = c.splat(c.convert(one, dtype), self.lanes)
             after += [c.fma(a, line, acc[len(after) + v]) for v, line in enumerate(b)]
         return after
