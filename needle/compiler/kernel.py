@@ -262,6 +262,12 @@ class Bound(NamedTuple):
     earlier: int
     shift: int
 
+    def share(self, axes: tuple[int, ...]) -> float:
+        """How much of a product over axes of these lengths counts."""
+        later, earlier = axes[self.later], axes[self.earlier]
+        counted = sum(min(max(i + self.shift + 1, 0), earlier) for i in range(later))
+        return counted / max(later * earlier, 1)
+
 
 @dataclass
 class Product:
@@ -418,6 +424,15 @@ def identity(kernel: Kernel) -> str:
     return "\n".join(lines)
 
 
+def multiplications(kernel: Kernel) -> int:
+    """How many terms the sums of a product have in all."""
+    p = kernel.product
+    if p is None:
+        return 0
+    axes = *kernel.shape, *p.lengths
+    return round(prod(axes) * (p.bound.share(axes) if p.bound else 1))
+
+
 SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
 """Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
 
@@ -442,8 +457,7 @@ def first_draw(kernel: Kernel) -> int | None:
 
 def is_few(kernel: Kernel) -> bool:
     """Whether the work is too little to share."""
-    elements = prod(kernel.shape)
-    return elements * kernel.product.length < SERIAL_PRODUCT if kernel.product else elements < SERIAL
+    return multiplications(kernel) < SERIAL_PRODUCT if kernel.product else prod(kernel.shape) < SERIAL
 
 
 def _access(access: Access, letters: Sequence[str]) -> str:

@@ -28,7 +28,20 @@ from needle.compiler.fuse import (
 )
 from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.keep import keep
-from needle.compiler.kernel import Access, Bound, Call, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store, scalars
+from needle.compiler.kernel import (
+    Access,
+    Bound,
+    Call,
+    Kernel,
+    Pass,
+    Pool,
+    Product,
+    Reduce,
+    Scalar,
+    Scatter,
+    Store,
+    scalars,
+)
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
 from needle.ops import Contract, Equal, Gather, Max, ScatterAdd, TriangularMatMul

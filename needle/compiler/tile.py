@@ -37,6 +37,9 @@ LEFT, LEFT_LENGTH, FAR = 128, 1024, 8192
 """A left side whose rows stand beside each other and whose k are FAR bytes apart or more, LEFT_LENGTH of them, is
 packed LEFT rows at a time: else each k would be in another page, and in the same few places of the cache."""
 
+PANELS = 8
+"""Where the left side is packed, so many panels of the right one are packed before, which all use it."""
+
 AHEAD = 24
 """So many k ahead the packing asks the memory for what it will copy: no processor guesses steps of several pages."""
 
@@ -126,7 +129,8 @@ def scratch_bytes(kernel: Kernel) -> int:
     left, right = packs(kernel)
     step = block(kernel)
     length = packed_length(kernel)
-    sums = prod(a.extent for a in sides(kernel).rows) * WIDEST * 64 * (step > 0)
+    panels = PANELS if left else 1
+    sums = prod(a.extent for a in sides(kernel).rows) * _panel_width(kernel) * (step > 0) * panels
     return _right_bytes(kernel) * (left or right) + length * LEFT * p.dtype.itemsize * left + sums
 
 
@@ -149,7 +153,18 @@ def packed_length(kernel: Kernel) -> int:
 
 
 def _right_bytes(kernel: Kernel) -> int:
-    return -(-packed_length(kernel) // 16) * 16 * WIDEST * 64
+    """For the packed right side; the last square that is written has as many k as a vector has lanes."""
+    p, panels = kernel.product, PANELS if packs(kernel)[0] else 1
+    assert p is not None  # noqa: S101
+    return (packed_length(kernel) * panels + 64 // p.dtype.itemsize) * _panel_width(kernel)
+
+
+def _panel_width(kernel: Kernel) -> int:
+    """Bytes of a row of the widest panel, at most: see `_Tile._columns`."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    widest = -(-sides(kernel).column.extent * p.dtype.itemsize // 64)
+    return 64 * (widest if widest <= WIDEST else VECTORS)
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
@@ -175,6 +190,7 @@ class _Tile(Loops):
         self.left_packed, self.packed = packs(kernel)
         self.block = block(kernel)
         self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where the product is made in blocks
+        self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
@@ -244,20 +260,39 @@ class _Tile(Loops):
     def _column_group(self, start: int, vectors: int, count: int, rest: int, split: bool) -> None:
         width = vectors * self.lanes
 
+        low, high = self._part(count) if split else (integer(0), integer(count))
+        together = min(PANELS, count) if self.left_packed else 1
+
         def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
             known = dict(self.values)
             column = self.code.add(self.code.mul(i, width), integer(start * self.lanes))
+            if together > 1:
+                self.panels = self._smaller(self._since(high, i), integer(together))
             self._rows(column, vectors, rest)
-            self.values = known
+            self.values, self.panels = known, integer(1)
             return []
 
-        if split:
-            low, high = self._part(count)
-            self.code.loop(low, high, 1, [], body, may_be_empty=True)
-        elif count > 1:
-            self.code.loop(integer(0), integer(count), 1, [], body)
+        if split or count > 1:
+            self.code.loop(low, high, together, [], body, may_be_empty=split)
         else:
             body(integer(0), [])
+
+    def _smaller(self, a: Reg, b: Reg) -> Reg:
+        return self.code.make(self.code.call("llvm.smin.i64", "i64", a, b), INT)
+
+    def _each_panel(self, body: Callable[[], object]) -> None:
+        """Do it for each panel of the right side that is packed now."""
+
+        def inside(panel: Reg, _: Sequence[Reg]) -> list[Reg]:
+            known, self.panel = dict(self.values), panel
+            body()
+            self.values, self.panel = known, integer(0)
+            return []
+
+        if self.panels.text == "1":
+            body()
+        else:
+            self.code.loop(integer(0), self.panels, 1, [], inside)
 
     def _masks(self, vectors: int, rest: int) -> list[Reg | None]:
         return [self.code.mask(rest, self.lanes) if rest and v == vectors - 1 else None for v in range(vectors)]
@@ -273,23 +308,23 @@ class _Tile(Loops):
         zero = Reg("zeroinitializer", self.product.dtype, self.lanes)
 
         def clear(i: Reg, _: Sequence[Reg]) -> list[Reg]:
-            c.store(zero, self._sums(i))
+            c.store(zero, self._sums(i, vectors))
             return []
 
         def part(low: Reg, _: Sequence[Reg]) -> list[Reg]:
-            most = c.call("llvm.smin.i64", "i64", c.add(low, integer(self.block)), integer(extent))
-            self.part = low, c.make(most, INT)
+            self.part = low, self._smaller(c.add(low, integer(self.block)), integer(extent))
             self._row_tiles(column, vectors, masks)
             self.part = None
             return []
 
-        c.loop(integer(0), integer(self.height * vectors), 1, [], clear)
+        self._each_panel(lambda: c.loop(integer(0), integer(self.height * vectors), 1, [], clear))
         c.loop(integer(0), integer(extent), self.block, [], part)
 
-    def _sums(self, vector: Reg) -> str:
+    def _sums(self, vector: Reg, vectors: int) -> str:
         """Where the sums so far of rows are, behind what is packed; counted in vectors."""
         left = packed_length(self.kernel) * LEFT * self.product.dtype.itemsize * self.left_packed
         start = self.code.address("%scratch", integer(_right_bytes(self.kernel) + left), np.dtype("int8"))
+        vector = self.code.add(vector, self.code.mul(self.panel, self.height * vectors))
         return self.code.address(start, self.code.mul(vector, self.lanes), self.product.dtype)
 
     def _limits(self, axis: Axis) -> tuple[Reg, Reg]:
@@ -301,30 +336,34 @@ class _Tile(Loops):
         return i if low.text == "0" else self.code.make(f"sub i64 {i.text}, {low.text}", INT)
 
     def _row_tiles(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
-        right = self._pack(column, vectors, masks) if self.packed else None
+        first_column, width = column, vectors * self.lanes
+
+        def here() -> Reg:
+            return self.code.add(first_column, self.code.mul(self.panel, width))
+
+        if self.packed:
+            self._each_panel(lambda: self._pack(here(), vectors, masks))
         for rows, parts in self._row_parts(vectors):
             low, high = self._choose([p[0] for p in parts]), self._choose([p[1] for p in parts])
 
-            def tiles(low: Reg, high: Reg, first: Reg | None, rows: int = rows) -> list[Reg]:
+            def tiles(low: Reg, high: Reg, first: Reg | None, rows: int = rows) -> None:
                 def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
                     known = dict(self.values)
-                    self._one_tile(i, rows, column, vectors, masks, right, first)
+                    self._one_tile(i, rows, here(), vectors, masks, first)
                     self.values = known
                     return []
 
-                return self.code.loop(low, high, rows, [], body, may_be_empty=first is None)
+                self.code.loop(low, high, rows, [], body, may_be_empty=first is None)
 
             if not self.left_packed:
                 tiles(low, high, None)
                 continue
 
             def block(first: Reg, _: Sequence[Reg], rows: int = rows, high: Reg = high) -> list[Reg]:
-                size = max(LEFT // rows, 1) * rows
-                end = self.code.make(
-                    self.code.call("llvm.smin.i64", "i64", self.code.add(first, integer(size)), high), INT
-                )
+                end = self._smaller(self.code.add(first, integer(max(LEFT // rows, 1) * rows)), high)
                 self._pack_left(first, end)
-                return tiles(first, end, first, rows)
+                self._each_panel(lambda: tiles(first, end, first, rows))
+                return []
 
             self.code.loop(low, high, max(LEFT // rows, 1) * rows, [], block, may_be_empty=True)
 
@@ -370,12 +409,11 @@ class _Tile(Loops):
         column: Reg,
         vectors: int,
         masks: list[Reg | None],
-        right: str | None,
         first: Reg | None,
     ) -> None:
         """Rows i and following; `first` is the row with which the packed part of the left side begins."""
         left, steps_a = self._left_rows(i, rows, first)
-        right, steps_b, load_masks = self._right_lines(column, vectors, masks, right)
+        right, steps_b, load_masks = self._right_lines(column, vectors, masks)
 
         def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg], some: At = None) -> list[Reg]:
             if not axes:
@@ -400,7 +438,7 @@ class _Tile(Loops):
             acc = self._triangle(acc, i, column, vectors)
             self._epilogue(acc, i, rows, column, vectors, masks)
             return
-        sums = self._sums(self.code.mul(i, vectors))
+        sums = self._sums(self.code.mul(i, vectors), vectors)
         places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(count)]
         acc = [self.code.load(place, self.product.dtype, self.lanes) for place in places]
         acc = along(self.inner, integer(0), integer(0), acc)
@@ -483,18 +521,18 @@ class _Tile(Loops):
         return after
 
     def _right_lines(
-        self, column: Reg, vectors: int, masks: list[Reg | None], packed: str | None
+        self, column: Reg, vectors: int, masks: list[Reg | None]
     ) -> tuple[str, dict[int, int], list[Reg | None]]:
         """Where a tile's part of the right side begins, the steps of inner axes, and which lanes may be read."""
         p = self.product
-        if packed is None:
+        if not self.packed:
             index = {**self._batch_index(), self.column.source: column}
             start = self._base(p.b.slot, p.b.strides, p.b.offset, index)
             return start, {a.source: p.b.strides[a.source] for a in self.inner}, masks
         steps, width = dict[int, int](), vectors * self.lanes
         for axis in reversed(self.inner):
             steps[axis.source], width = width, width * axis.extent
-        return packed, steps, [None] * vectors
+        return self._packed_right(vectors), steps, [None] * vectors
 
     def _left_rows(self, i: Reg, rows: int, first: Reg | None) -> tuple[list[tuple[str, int]], dict[int, int]]:
         """Where the rows of a tile begin, as an address and how many elements further; and the steps of inner axes."""
@@ -657,18 +695,24 @@ class _Tile(Loops):
         numbers = ", ".join(f"i64 {first + i}" for i in range(self.lanes))
         return Reg(f"<{numbers}>", INT, self.lanes)
 
-    def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> str:
-        """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive; returns its address."""
+    def _packed_right(self, vectors: int) -> str:
+        """Where the packed panel begins."""
+        size = packed_length(self.kernel) * vectors * self.lanes
+        return self.code.address("%scratch", self.code.mul(self.panel, size), self._of_b)
+
+    def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
+        """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive."""
         c, p, dtype = self.code, self.product, self.kernel.slots[self.product.b.slot]
         source = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
         by_column = p.b.strides[self.column.source]
         if by_column != 1 and p.b.strides[self.k] == 1:
             self._pack_turned(source, by_column, vectors, masks)
-            return "%scratch"
+            return
+        panel = self._packed_right(vectors)
 
         def copy(offset: Reg, k: Reg) -> None:
             line = c.address(source, offset, dtype)
-            to = c.address("%scratch", c.mul(k, vectors * self.lanes), dtype)
+            to = c.address(panel, c.mul(k, vectors * self.lanes), dtype)
             if by_column == 1:
                 self._ask_ahead(line, p.b.strides[self.k] * dtype.itemsize, vectors * self.lanes * dtype.itemsize)
             for v in range(vectors):
@@ -677,7 +721,6 @@ class _Tile(Loops):
                 c.store(value, c.address(to, integer(v * self.lanes), dtype))
 
         self._each_inner(self.inner, integer(0), integer(0), copy)
-        return "%scratch"
 
     def _each_inner(self, axes: list[Axis], offset: Reg, k: Reg, body: Callable[[Reg, Reg], None]) -> None:
         """Loops over inner axes: `body` is told the offset on the right side, and how many k came before."""
@@ -700,12 +743,12 @@ class _Tile(Loops):
         columns = vectors * lanes if masks[-1] is None else (vectors - 1) * lanes + masks[-1].text.count("i1 1")
         name, needed = square(dtype, lanes)
         c.declared |= needed
-        length = self.inner[-1].extent
+        length, panel = self.inner[-1].extent, self._packed_right(vectors)
         low, high = self._limits(self.inner[-1])
 
         def one(first: Reg, offset: Reg, k: Reg, left: Reg) -> list[Reg]:
             line = c.address(source, c.add(c.mul(first, by_column), offset), dtype)
-            to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), first), dtype)
+            to = c.address(panel, c.add(c.mul(k, vectors * lanes), first), dtype)
             last = c.make(f"sub i64 {columns - 1}, {first.text}", INT)
             numbers = f"i64 {by_column}, i64 {last.text}, i64 {vectors * lanes}, i64 {left.text}"
             c.line(f"call void @{name}(ptr {line}, ptr {to}, {numbers})")
