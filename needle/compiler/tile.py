@@ -226,13 +226,15 @@ class _Tile(Loops):
         self._columns()
 
     def _split(self) -> str:
-        """What threads divide: batches, else rows, else columns where there are few rows."""
+        """What threads divide: batches, else rows, else columns where there are few rows, or much to pack."""
         if self.threads == 1:
             return "nothing"
         if self.batch and self.batch[0].extent >= self.threads:
             return "batch"
         enough = self.height >= self.threads * tile_rows(self.machine, VECTORS)
         columns = -(-self.column.extent // self.lanes)
+        if self.left_packed and columns >= 2 * VECTORS * self.threads and self.column.extent >= self.height:
+            return "column"  # so less is packed in all: both sides by rows and columns of their own
         return "row" if enough or columns < self.threads else "column"
 
     # ------------------------------------------------------------------------------------------------- columns
