@@ -78,7 +78,7 @@ def in_range(value: Any, low: float, below: float = math.inf) -> bool:
 
 def is_whole(value: Any, low: int) -> bool:
     """Whether `value` is a whole number (an int, or one of NumPy's) of at least `low`."""
-    return isinstance(value, Integral) and int(value) >= low
+    return isinstance(value, int | Integral) and int(value) >= low  # int first, because it is asked quicker
 
 
 def is_float(dtype: DType) -> bool:
