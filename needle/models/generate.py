@@ -29,7 +29,12 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
 ) -> Iterator[int]:
-    """`count` tokens that follow `prompt`, each as soon as it is chosen; see `choose` for the numbers."""
+    """`count` tokens that follow `prompt`, each as soon as it is chosen by its probability.
+
+    Logits are divided by `temperature` first; 0 takes the most likely token. `top_k` leaves only the k most likely (0:
+    all), `top_p` only the most likely that together have this probability. A `seed` repeats the text. Raises
+    ArgumentError for a number outside its range.
+    """
     if not hasattr(decoder, "read"):
         raise ArgumentError(_DECODER.format(found=type(decoder).__name__))
     tokens: list[Any] = list(prompt) if hasattr(prompt, "__iter__") else [prompt]

@@ -168,6 +168,8 @@ class _Block(Module):
 class TransformerEncoderLayer(_Block):
     """Self-attention, then a network of two layers, each with a skip connection and a norm (Vaswani et al., 2017).
 
+    (batch, steps, d_model) -> the same shape, with `nhead` heads and `dim_feedforward` units between the two layers,
+    whose `activation` is "relu" or "gelu". `dropout` is the probability of dropping an element in training.
     `norm_first` puts the norms before the parts, which trains more easily; `rotary` as in `MultiHeadAttention`.
     """
 

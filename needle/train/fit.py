@@ -118,6 +118,9 @@ def evaluate(
     wrong: Answer | None = wrong_answers,
     compiled: bool = False,
 ) -> Totals:
-    """Loss and error of `model` in eval mode over all of `loader`; changes nothing and draws nothing."""
+    """`loss` (the mean over samples) and `error` (the fraction of wrong answers) of `model` in eval mode.
+
+    All of `loader` is read; nothing is changed, and nothing drawn. The other arguments are those of `fit`.
+    """
     check_task("evaluate", model, loss_fn, wrong, loader=loader)
     return _test(model, loader, make_test_step(model, loss_fn, wrong, compiled), FitState(), ())

@@ -65,7 +65,10 @@ def probabilities(model: nn.Module, inputs: NDArray[Any]) -> FloatArray:
 
 
 def predict(model: nn.Module, loader: Loader) -> Predictions:
-    """Probabilities and true labels for all samples of `loader`, in its order."""
+    """Probabilities (n, classes) and true labels (n,) for the n samples of `loader`, in its order.
+
+    `model` gives logits (batch, classes), and is asked in eval mode.
+    """
     check_model("predict", model)
     check_loader("predict", "loader", loader)
     pairs = (check_batch("test", batch) for batch in loader)

@@ -21,7 +21,6 @@ from needle.tensor import Tensor
 from needle.train.blame import first_fault
 from needle.train.check import described
 from needle.train.state import FitState
-from needle.value import shape_of
 
 _LOSS_TYPE = "fit: loss_fn gave {found}, not a Tensor; compute the loss by operations on the outputs, without .item()"
 _LOSS_SHAPE = "fit: loss_fn gave shape {shape}, not one number; use .mean() over the batch"
@@ -60,7 +59,7 @@ class GradientOptimizer(Protocol):
 
 def wrong_answers(logits: Tensor, labels: Tensor) -> Tensor:
     """How many rows of `logits` (batch, classes) have their largest number elsewhere than the label says."""
-    shape, found = shape_of("wrong_answers", logits), shape_of("wrong_answers", labels)
+    shape, found = (getattr(thing, "shape", described(thing)) for thing in (logits, labels))
     if len(shape) < 2 or found != shape[:1] + shape[2:]:
         raise ShapeError(_ANSWERS.format(logits=shape, labels=found))
     return not_equal(argmax(logits, 1), labels).sum()
