@@ -14,7 +14,7 @@ import pytest
 
 import needle as ndl
 import text_table
-from needle import errors, models, nn, optim
+from needle import errors, models, nn, optim, train
 from needle.errors import CheckpointError, NeedleError
 
 
@@ -627,11 +627,24 @@ models.MLPResNet(3, num_blocks=1.5)
     ArgumentError: MLPResNet: num_blocks must be a whole number of at least 0, not 1.5
 models.GPTDecoder(nn.Linear(2, 2))
     ArgumentError: GPTDecoder: model must be a GPT, not a Linear
+models.load_encoder(3)
+    ArgumentError: load_encoder: path must be the name of a file or folder, a str or Path, not 3
+nn.save_torch(nn.Linear(2, 2), None)
+    ArgumentError: save_torch: path must be the name of a file or folder, a str or Path, not None
+train.load_checkpoint(None)
+    ArgumentError: load_checkpoint: folder must be the name of a file or folder, a str or Path, not None
+train.save_checkpoint('runs', {})
+    ArgumentError: save_checkpoint: checkpoint must be a Checkpoint, not a dict
+train.KeepBest(None, 'best')
+    ArgumentError: KeepBest: model must be a Module, such as nn.Linear(4, 2), not None
+train.CSVLog(None)
+    ArgumentError: CSVLog: path must be the name of a file or folder, a str or Path, not None
 models.generate(nn.Linear(2, 2), [0], 3)
     ArgumentError: generate: needs a decoder, such as GPTDecoder(model), not a Linear
 """
 
-NAMES: dict[str, Any] = {"models": models} | {n: thing for n, thing in globals().items() if not n.startswith("_")}
+NAMES: dict[str, Any] = {n: thing for n, thing in globals().items() if not n.startswith("_")}
+NAMES |= {"models": models, "train": train}
 ANSWERS = [(program, *answer.split(": ", 1)) for program, answer in text_table.read(PROGRAMS)]
 ROWS = [(program, getattr(errors, kind), sentence) for program, kind, sentence in ANSWERS]
 

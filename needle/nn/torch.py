@@ -15,7 +15,7 @@ import numpy as np
 from needle.dtype import Array
 from needle.errors import ArgumentError, CheckpointError
 from needle.extras import load_extra
-from needle.files import replacing
+from needle.files import as_path, replacing
 from needle.nn.attention import MultiHeadAttention, TransformerDecoderLayer, TransformerEncoderLayer
 from needle.nn.module import Module, Sequential
 from needle.nn.norm import BatchNorm1d
@@ -85,7 +85,7 @@ def save_torch(module: Module, path: str | Path) -> None:
     """Write all parameters and buffers as safetensors that PyTorch's `load_state_dict` takes."""
     _check_module("save_torch", module)
     state = {name: np.ascontiguousarray(array) for name, array in torch_state(module).items()}
-    with replacing(Path(path)) as file:
+    with replacing(as_path("save_torch: path", path)) as file:
         file.write(load_extra("safetensors.numpy", "safetensors").save(state))
 
 

@@ -15,6 +15,8 @@ from needle.averaging import MovingAverage
 from needle.dtype import is_whole
 from needle.errors import ArgumentError
 from needle.extras import load_extra
+from needle.files import as_path
+from needle.train.check import check_model
 from needle.train.files import replace_file
 from needle.train.metrics import EpochMetrics, Totals, csv_text
 from needle.train.state import Callback, FitState, Phase
@@ -54,7 +56,8 @@ class KeepBest(Callback):
     """Writes parameters and buffers to `path`, as safetensors, after each epoch whose loss is the lowest so far."""
 
     def __init__(self, model: nn.Module, path: str | Path) -> None:
-        self.model, self.path = model, Path(path)
+        check_model("KeepBest", model)
+        self.model, self.path = model, as_path("KeepBest: path", path)
 
     def after_epoch(self, state: FitState) -> None:
         """Write them if this epoch is the best."""
@@ -105,7 +108,7 @@ class CSVLog(Callback):
     """Writes the history to `path`, one line for each epoch, after each epoch."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = as_path("CSVLog: path", path)
 
     def after_epoch(self, state: FitState) -> None:
         """Write the file anew: whole, or not at all."""

@@ -20,7 +20,7 @@ _FUNCTION = "{what}: {argument} must be a function of (outputs, targets), such a
 _LOADER = "{what}: {argument} must give batches, and have a len(), but it is {found}; write DataLoader(dataset, 32)"
 _NO_BATCHES = "{what}: {argument} has no batches; give it at least one sample"
 _BATCH = (
-    "fit: a batch of {phase}ing data is {found}, not a pair of Tensors (inputs, targets); "
+    "a batch of {phase}ing data is {found}, not a pair of Tensors (inputs, targets); "
     "give a DataLoader whose data set has samples (input, target)"
 )
 _OPTIMIZER = "fit: optimizer must be one of needle.optim, such as optim.Adam(model.parameters()), not {found}"
