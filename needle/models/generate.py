@@ -6,14 +6,16 @@ Next: ../train/metrics.py.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from needle.dtype import Array
+from needle.dtype import Array, in_range, is_whole
 from needle.errors import ArgumentError
 from needle.models.decoder import Decoder
 
 _EMPTY = "generate: the prompt is empty; give at least one token to go on from"
+_DECODER = "generate: needs a decoder, such as GPTDecoder(model), not a {found}"
 _NUMBER = "generate: {name} must be {rule}, not {value!r}"
 
 
@@ -27,19 +29,28 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
 ) -> Iterator[int]:
-    """`count` tokens that follow `prompt`, each as soon as it is chosen; see `choose` for the numbers."""
-    if not prompt:
+    """`count` tokens that follow `prompt`, each as soon as it is chosen by its probability.
+
+    Logits are divided by `temperature` first; 0 takes the most likely token. `top_k` leaves only the k most likely (0:
+    all), `top_p` only the most likely that together have this probability. A `seed` repeats the text. Raises
+    ArgumentError for a number outside its range.
+    """
+    if not hasattr(decoder, "read"):
+        raise ArgumentError(_DECODER.format(found=type(decoder).__name__))
+    tokens: list[Any] = list(prompt) if hasattr(prompt, "__iter__") else [prompt]
+    if not tokens:
         raise ArgumentError(_EMPTY)
     for name, value, rule, holds in (
-        ("count", count, "0 or more", count >= 0),
-        ("temperature", temperature, "0 or more", 0 <= temperature < np.inf),
-        ("top_k", top_k, "0 or more", top_k >= 0),
-        ("top_p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
-        ("seed", seed, "from 0 to 2**32 - 1", seed is None or 0 <= seed < 2**32),
+        ("prompt", prompt, "a list of token numbers", all(is_whole(token, 0) for token in tokens)),
+        ("count", count, "a whole number of 0 or more", is_whole(count, 0)),
+        ("temperature", temperature, "0 or more", in_range(temperature, 0)),
+        ("top_k", top_k, "a whole number of 0 or more", is_whole(top_k, 0)),
+        ("top_p", top_p, "above 0 and at most 1", in_range(top_p, 0) and 0 < top_p <= 1),
+        ("seed", seed, "a whole number from 0 to 2**32 - 1", seed is None or (is_whole(seed, 0) and seed < 2**32)),
     ):
         if not holds:
             raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=value))
-    return _generate(decoder, list(prompt), count, temperature, top_k, top_p, np.random.RandomState(seed))
+    return _generate(decoder, tokens, count, temperature, top_k, top_p, np.random.RandomState(seed))
 
 
 def _generate(
