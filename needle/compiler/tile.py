@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
-from needle.compiler.emit import Axis, Loops, Machine, accesses, kept_lines, merged
+from needle.compiler.emit import Axis, Loops, Machine, all_strides, kept_lines, merged
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
 from needle.dtype import DType
@@ -90,7 +90,7 @@ def sides(kernel: Kernel) -> Sides:
     assert p is not None  # noqa: S101
     axes = [Axis(n, i, False) for i, n in enumerate([*kernel.shape, *p.lengths])]
     of_sides = [p.a.strides, p.b.strides]
-    every, rank = [*of_sides, *accesses(kernel)], len(kernel.shape)
+    every, rank = [*of_sides, *all_strides(kernel)], len(kernel.shape)
 
     def some(part: list[Axis], strides: list[tuple[int, ...]]) -> list[Axis]:
         return merged(part, strides) or part[-1:]
@@ -101,6 +101,7 @@ def sides(kernel: Kernel) -> Sides:
 
     *outer, column = some(axes[p.batch + p.rows : rank], every)
     few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS and p.bound is None
+    few = few and not kernel.batches
     shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
     rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
     inner = by_step(axes[rank:])
@@ -214,7 +215,7 @@ class _Tile(Loops):
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
         else:
             self._hoist(self.statements, -1)
-        self._batches(0)
+        self._batches(self._one_batch(self.batch))
 
     def _batches(self, level: int) -> None:
         if level < len(self.batch):
