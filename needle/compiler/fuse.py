@@ -276,7 +276,29 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots.add(id(node))
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
-    return roots | huge, huge
+    roots |= huge
+    return roots | _early(graph, roots, weight), huge
+
+
+def _early(graph: Graph, roots: set[int], weight: dict[int, int]) -> set[int]:
+    """Costly functions of a product, such as the slope of an activation, which other loops will want, while nobody will
+    want the product: computed and stored in the loops that make it, they take its place."""
+    product_of: dict[int, Node] = {}  # what is a function of one product alone
+    wanted: dict[int, list[Node]] = {}  # of each product, which of its functions others read
+    for node in graph.nodes():
+        large = [a for a in node.inputs if prod(a.shape) >= prod(node.shape) and not isinstance(a.op, Creation)]
+        products = [product_of.get(id(a)) for a in large]
+        own = products[0] if products and all(p is products[0] for p in products) else None
+        inside = isinstance(node.op, Elementwise) and own is not None and own.shape == node.shape
+        if isinstance(node.op, Contraction):
+            product_of[id(node)] = node
+        elif inside and own is not None and id(node) not in roots:
+            product_of[id(node)] = own
+        for a, product in zip(large, products, strict=True):
+            if product is not None and not inside and a not in wanted.setdefault(id(product), []):
+                wanted[id(product)].append(a)
+    found = (of[0] for of in wanted.values() if len(of) == 1)
+    return {id(node) for node in found if weight[id(node)] >= DEEP}
 
 
 def _read_in_order(graph: Graph, roots: set[int]) -> set[int]:
