@@ -87,11 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         ("train", train, _add_train, "train a model, and save it with a report"),
         ("list", tools.list_programs, _add_list, "show what can be trained"),
         ("evaluate", trained.evaluate_run, _add_evaluate, "measure a trained model on the test set"),
-        ("predict", trained.predict_pictures, _add_predict, "say which digits pictures show"),
+        ("predict", trained.predict_pictures, _add_predict, "say what pictures show"),
         ("generate", trained.generate_text, _add_generate, "write text with a trained model"),
         ("explain", tools.explain, _add_explain, "show what becomes of a training step when it is compiled"),
         ("cache", tools.show_cache, _add_cache, "show or clear the compiled code that is kept on disk"),
-        ("info", tools.info, _add_data_dir, "show versions, devices, and where data is looked for"),
+        ("info", tools.info, _add_data_dir, "show versions, devices, and which data sets are here"),
     ):
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=command)
@@ -167,7 +167,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture of one digit, such as a PNG")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture of one thing, such as a PNG")
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +175,7 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="folder with the data, looked in first")
+    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="folder with the data; no other is looked in")
 
 
 def _add_no_download(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,8 @@ import pytest
 import needle
 from needle.cli import main
 from needle.data import DigitsDataset
-from needle.programs.mlp_resnet import MLPResNetProgram, open_data
+from needle.programs.mlp_resnet import MLPResNetProgram
+from needle.programs.source import open_data
 from needle.train import draw_report, load_checkpoint
 from needle.train.checkpoint import INDEX
 
@@ -166,15 +167,15 @@ def test_predict_names_the_digits_in_pictures(trained: str, capsys: pytest.Captu
     assert [row[0] for row in rows] == names
     right = sum(int(row[1]) == label for row, label in zip(rows, held_out.labels, strict=False))
     assert right >= 34
-    assert all(abs(sum(map(float, row[2::2])) - 100) < 0.1 for row in rows)
+    assert all(float(row[2]) >= float(row[5]) >= float(row[8]) for row in rows)
     assert main(["predict", trained, *names[:2]]) == 0
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["info", "--data-dir", "elsewhere"]) == 0
+    assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert f"needle      {needle.__version__} in" in out
-    assert f"looked in   elsewhere, {tmp_path / 'none'}, {tmp_path / 'cache' / 'data'}" in out
+    assert f"data        {tmp_path / 'none'}, {tmp_path / 'cache' / 'data'}" in out
 
 
 def error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -195,6 +196,13 @@ MISTAKES = [
     (["evaluate", "a-file"], "there is no checkpoint in a-file: "),
     (["explain", "--inputs", "-1"], "explain: --inputs must be 1 or more, but it is -1"),
     (["explain", "--classes", "0"], "explain: --classes must be 1 or more, but it is 0"),
+    *(
+        (
+            [*command.split(), "--data-dir", "elsewhere"],
+            "elsewhere is not a folder that exists, so no data can be found",
+        )
+        for command in ("train", "train gpt", "train davidnet", "train vae", "info")
+    ),
     (["train", "--data", "digits", "--out", "a-file"], "a-file is a file, but a folder is needed to save in"),
     (
         ["train", "--data", "digits", "--out", "a-file/x"],
@@ -264,11 +272,11 @@ def test_interrupted_before_the_first_batch(
     def stop(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("needle.programs.mlp_resnet.open_data", stop)
+    monkeypatch.setattr("needle.programs.digits.open_data", stop)
     assert main(["train", *SMALL]) == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
     monkeypatch.setattr("needle.run.Run.fit", stop)
-    monkeypatch.setattr("needle.programs.mlp_resnet.open_data", open_data)
+    monkeypatch.setattr("needle.programs.digits.open_data", open_data)
     assert main(["train", *SMALL]) == 130
     assert "Interrupted before the first checkpoint: nothing was saved." in capsys.readouterr().err
     assert not Path("runs/mlp_resnet").exists()

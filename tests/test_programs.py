@@ -196,7 +196,10 @@ def test_train_and_generate_on_the_command_line(
     unknown = call("generate runs/gpt --prompt %")
     assert "--prompt: '%' is not one of the characters that runs/gpt was trained on: '" in unknown
     assert all(repr(character)[1:-1] in unknown for character in "\n T")
-    assert "runs/gpt holds a run of gpt, which does not name digits" in call("predict runs/gpt a.png")
+    assert (
+        "runs/gpt holds a run of gpt, which does not say what pictures show; give the folder of a run of mlp_resnet"
+        in call("predict runs/gpt a.png")
+    )
     assert "gpt has no --latent-dim; `" in call("train gpt --latent-dim 3")
     assert "--data must be one of shakespeare for gpt, but it is 'mnist'" in call("train gpt --data mnist")
     assert "heads" in call("train gpt --heads 3 --context 16")
