@@ -199,7 +199,7 @@ MISTAKES = [
     *(
         (
             [*command.split(), "--data-dir", "elsewhere"],
-            "elsewhere is not a folder that exists, so no data can be found",
+            "elsewhere is not a folder that exists",
         )
         for command in ("train", "train gpt", "train davidnet", "train vae", "info")
     ),
