@@ -18,6 +18,7 @@ from needle.commands import tools, trained
 from needle.commands.train import train
 from needle.errors import NeedleError
 from needle.explain import PARTS
+from needle.interrupt import INTERRUPTED, exit_status, loaded
 from needle.programs import DEFAULT, PROGRAMS
 from needle.programs.settings import OPTIMIZERS, SCHEDULES, option
 from needle.train.progress import say
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen.help = HELP
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
+        loaded()
         return command(chosen)
     except BrokenPipeError:  # as in `needle info | head -1`: whoever read has left, and Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NeedleError, OSError) as error:
         say(f"needle: error: {error}", sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        say("\nInterrupted.", sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        say(INTERRUPTED, sys.stderr)
+        return exit_status(stop)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -232,15 +232,16 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_ctrl_c_tells_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_between_two_batches_and_tells_how_to_go_on(tmp_path: Path, number: int, status: int) -> None:
     program = start("train", *SMALL[:-1], "100000")
     index = tmp_path / "runs" / "mlp_resnet" / INDEX
     deadline = time.monotonic() + 60
     while not index.exists() and time.monotonic() < deadline and program.poll() is None:
         time.sleep(0.01)
-    program.send_signal(signal.SIGINT)
+    program.send_signal(number)
     _, errors = program.communicate(timeout=60)
-    assert program.returncode == 130, errors
+    assert program.returncode == status, errors
     told = r"Interrupted\. (\S+) holds ([\d,]+) of [\d,]+ epochs( and [\d,]+ samples of the next)?\."
     found = re.search(told, errors)
     assert found, errors
@@ -249,6 +250,14 @@ def test_ctrl_c_tells_how_to_go_on(tmp_path: Path) -> None:
     state = load_checkpoint(found[1]).state
     assert state["epoch"] == int(found[2].replace(",", "")) > 0
     assert main(["train", "--resume", found[1], "--epochs", str(state["epoch"] + 1), "-q"]) == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_command_is_loading_shows_no_traceback(tmp_path: Path, number: int, status: int) -> None:
+    (tmp_path / "numpy.py").write_text(f"import os; os.kill(os.getpid(), {number:d})")  # the first thing that is loaded
+    program = start("list")
+    assert program.communicate(timeout=60) == ("", "\nInterrupted.\n")
+    assert program.returncode == status
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

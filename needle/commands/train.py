@@ -1,7 +1,7 @@
 """`needle train`: a new run, or an earlier one that goes on.
 
 In: the arguments of the command line, as a namespace. Out: a table on stdout, progress and errors on stderr, and an
-exit status: 0 for done, 130 for an interrupt.
+exit status: 0 for done, 130 for Ctrl-C, 143 for SIGTERM.
 Invariant: these functions only translate between a person and needle.run; whatever they do can be done from Python too.
 Next: trained.py.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from needle.commands.shared import given, program_call
 from needle.errors import ArgumentError
 from needle.extras import MissingExtraError
+from needle.interrupt import exit_status
 from needle.programs import DEFAULT, Program, find_program
 from needle.programs.settings import option
 from needle.run import BEST, FILES, Run, program_of
@@ -56,9 +57,9 @@ def train(chosen: argparse.Namespace) -> int:
     try:
         with no_empty_folder(run.folder):
             run.fit(_callbacks(run, chosen))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(_how_to_resume(run), sys.stderr)
-        return 130
+        return exit_status(stop)
     if not chosen.quiet:
         say("")
     _conclude(run)

@@ -119,11 +119,15 @@ def _thicken(ink: Pixels, pen: float) -> Pixels:
     if radius < 0.5:
         return ink
     canvas = np.pad(ink > _INK, int(np.ceil(radius)) + 1)
-    # Around the corner, where the transform has its origin: distances go both ways.
-    y, x = (np.fft.fftfreq(length, 1 / length) for length in canvas.shape)
+    y, x = (_circular(length) for length in canvas.shape)
     disc = y[:, None] ** 2 + x**2 <= radius**2
     covered = np.fft.irfft2(np.fft.rfft2(canvas) * np.fft.rfft2(disc), canvas.shape)
     return _cut((covered > 0.5).astype(np.float32))
+
+
+def _circular(length: int) -> NDArray[Any]:
+    """How far each point of a line is from the first, the last being its neighbour: so the transform takes it."""
+    return np.minimum(np.arange(length), length - np.arange(length))
 
 
 def _start(weights: Pixels, length: int, offset: float) -> int:
