@@ -20,6 +20,7 @@ import pytest
 import needle
 from needle.cli import main
 from needle.data import DigitsDataset
+from needle.explain import PARTS
 from needle.programs.mlp_resnet import MLPResNetProgram
 from needle.programs.source import open_data
 from needle.train import draw_report, load_checkpoint
@@ -190,6 +191,9 @@ MISTAKES = [
     (["train", "--epochs", "-1"], "--epochs must be greater than 0, but it is -1"),
     (["train", "--batch-size", "0"], "--batch-size must be greater than 0, but it is 0"),
     (["train", "--lr", "nan"], "--lr must be greater than 0, but it is nan"),
+    (["train", "--patience", "0"], "--patience must be 1 or more, but it is 0"),
+    (["train", "gpt", "--heads", "3"], "--hidden-dim must be a multiple of --heads, which is 3, but it is 128"),
+    (["explain", "lstm", "--context", "16", "plann"], "explain: 'plann' is neither a part to show"),
     (["train", "--resume", "nowhere"], "there is no checkpoint in nowhere"),
     (["evaluate", "nowhere"], "there is no checkpoint in nowhere: nowhere/checkpoint.json does not exist"),
     (["predict", "nowhere", "a.png"], "there is no checkpoint in nowhere"),
@@ -225,6 +229,31 @@ def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pyte
         main(arguments)
     assert stop.value.code == 2
     assert "usage: needle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "rate"), [("mlp_resnet", 0.002), ("davidnet", 0.5), ("gpt", 0.002), ("lstm", 0.003)])
+def test_help_shows_the_settings_of_the_program(name: str, rate: float, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"schedule that rises (default: {rate})" in text
+    assert f"Defaults are those of {name}." in text
+    assert ("--heads" in text) == (name == "gpt")
+
+
+def test_explain_is_short_unless_parts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--hidden-dim", "8", "--num-blocks", "1"]
+    assert main(["explain", *small]) == 0
+    text = capsys.readouterr().out
+    assert re.match(r"a training step of mlp_resnet: \d+ kernels, \d+ barriers, threads: \d+; compiled in .* s\n", text)
+    assert re.search(r"a call takes [\d,]+ us, of which [\d,]+ us waiting\npeak memory \d+\.\d\d MiB\n", text)
+    assert len(text.splitlines()) < 15
+    assert main(["explain", *small, "plan", "--batch-size", "5", "time"]) == 0  # options and names in any order
+    text = capsys.readouterr().out
+    assert text.startswith("[plan]\nplan: ")
+    assert "[time]\n no calls        us  share waits us" in text
+    assert main(["explain", *small, "all"]) == 0
+    assert re.findall(r"^\[(\w+)\]$", capsys.readouterr().out, re.MULTILINE) == [p for p in PARTS if p != "ir"]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

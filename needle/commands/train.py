@@ -44,6 +44,8 @@ STOPPED = "\nInterrupted. {folder} holds {done} of {epochs}{rest}.\nTo go on: {p
 
 def train(chosen: argparse.Namespace) -> int:
     """Train a program, or go on with a run."""
+    if chosen.patience is not None and chosen.patience < 1:
+        raise ArgumentError(f"--patience must be 1 or more, but it is {chosen.patience}")
     run = _resume_run(chosen) if chosen.resume else _new_run(chosen)
     done = run.state.epoch
     if done >= run.program.epochs:

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from needle.commands.shared import how_far
 from needle.data.loader import DataLoader
 from needle.errors import ArgumentError, DataError
-from needle.models.generate import generate
+from needle.models.generate import broken_rules, generate
 from needle.programs import PROGRAMS
 from needle.programs.classification import Classification
+from needle.programs.settings import option
 from needle.programs.text import LanguageProgram
 from needle.run import check_data, load_model, program_of
 from needle.train.checkpoint import INDEX
@@ -39,8 +41,8 @@ def evaluate_run(chosen: argparse.Namespace) -> int:
     loader = DataLoader(program.datasets(data)[1], program.batch_size)
     wrong = program.wrong if program.score == "error" else None
     totals = evaluate(model, loader, program.loss, wrong=wrong, compiled=not program.eager)
-    epochs = counted(checkpoint.state["epoch"], "epoch")
-    say(f"{chosen.folder}: {program.name} after {'the best of ' if chosen.best else ''}{epochs}")
+    done = "the best of " * chosen.best + how_far(checkpoint.state["epoch"], checkpoint.state["totals"]["samples"])
+    say(f"{chosen.folder}: {program.name} after {done}")
     say(f"{data.origin}: {data.describe()}\n")
     if isinstance(program, Classification):
         for line in _class_table(predict(model, loader), program.classes):
@@ -108,13 +110,16 @@ def generate_text(chosen: argparse.Namespace) -> int:
     if not isinstance(program, LanguageProgram):
         problem = "does not write text; give the folder of a run of gpt or lstm"
         raise ArgumentError(WRONG_KIND.format(folder=chosen.folder, program=program.name, problem=problem))
+    numbers = {"temperature": chosen.temperature, "top_k": chosen.top_k, "top_p": chosen.top_p, "seed": chosen.seed}
+    for name, rule in broken_rules({"count": chosen.length, **numbers}):
+        name = "length" if name == "count" else name
+        raise ArgumentError(f"{option(name)} must be {rule}, but it is {getattr(chosen, name)}")
     vocabulary: str = checkpoint.config["facts"]["vocabulary"]
     prompt: str = chosen.prompt or "\n"
     for character in prompt:
         if character not in vocabulary:
             facts = {"character": character, "folder": chosen.folder, "known": repr("".join(vocabulary))}
             raise ArgumentError(NOT_IN_VOCABULARY.format(**facts))
-    numbers = {"temperature": chosen.temperature, "top_k": chosen.top_k, "top_p": chosen.top_p, "seed": chosen.seed}
     start = [vocabulary.index(character) for character in prompt]
     tokens = generate(program.decoder(model), start, chosen.length, **numbers)
     sys.stdout.write(chosen.prompt)

@@ -74,7 +74,7 @@ class Corpus:
 
     def tokenize(self, path: FileName, max_lines: int | None = None) -> list[int]:
         """The numbers of the words in a file, with one for `<eos>` after each line; new words join the dictionary."""
-        lines = read_text(Path(path).expanduser(), _TEXT, _CORPUS).split("\n")
+        lines = _read_filled(Path(path).expanduser(), _CORPUS).split("\n")
         lines = lines if lines[-1] else lines[:-1]  # what follows the last line end is no line
         return [self.dictionary.add_word(word) for line in lines[:max_lines] for word in [*line.split(), END_OF_LINE]]
 
@@ -173,10 +173,17 @@ def find_shakespeare(data_dir: FileName | None = None) -> Path | None:
     return SHAKESPEARE.find(data_dir)
 
 
+def _read_filled(path: FileName, advice: str) -> str:
+    text = read_text(path, _TEXT, advice)
+    if not text:
+        raise mismatch(path, _TEXT, "an empty file", "put text into it, or name another")
+    return text
+
+
 def read_split(path: FileName, held_out: float = 0.1) -> tuple[str, str]:
     """A text in two parts, the second being the last `held_out` of its characters. Raises `DataError`."""
     if not 0 <= held_out < 1:
         raise ArgumentError(f"read_split: held_out is the share of the text to keep apart, from 0 to 1, not {held_out}")
-    text = read_text(path, _TEXT, _CHECK_NAME)
+    text = _read_filled(path, _CHECK_NAME)
     middle = len(text) - round(len(text) * held_out)
     return text[:middle], text[middle:]

@@ -5,7 +5,8 @@ Invariant: chance comes from a generator of its own, so the same seed writes the
 Next: ../train/metrics.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,13 @@ from needle.models.decoder import Decoder
 
 _EMPTY = "generate: the prompt is empty; give at least one token to go on from"
 _NUMBER = "generate: {name} must be {rule}, not {value!r}"
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "count": ("0 or more", lambda value: value >= 0),
+    "temperature": ("0 or more", lambda value: 0 <= value < np.inf),
+    "top_k": ("0 or more", lambda value: value >= 0),
+    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "seed": ("from 0 to 2**32 - 1", lambda value: value is None or 0 <= value < 2**32),
+}
 
 
 def generate(
@@ -30,16 +38,15 @@ def generate(
     """`count` tokens that follow `prompt`, each as soon as it is chosen; see `choose` for the numbers."""
     if not prompt:
         raise ArgumentError(_EMPTY)
-    for name, value, rule, holds in (
-        ("count", count, "0 or more", count >= 0),
-        ("temperature", temperature, "0 or more", 0 <= temperature < np.inf),
-        ("top_k", top_k, "0 or more", top_k >= 0),
-        ("top_p", top_p, "above 0 and at most 1", 0 < top_p <= 1),
-        ("seed", seed, "from 0 to 2**32 - 1", seed is None or 0 <= seed < 2**32),
-    ):
-        if not holds:
-            raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=value))
+    numbers = {"count": count, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    for name, rule in broken_rules(numbers):
+        raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=numbers[name]))
     return _generate(decoder, list(prompt), count, temperature, top_k, top_p, np.random.RandomState(seed))
+
+
+def broken_rules(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of arguments of `generate`, those that are not what they must be, and what they must be."""
+    return [(name, rule) for name, (rule, holds) in _RULES.items() if name in numbers and not holds(numbers[name])]
 
 
 def _generate(
