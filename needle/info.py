@@ -36,7 +36,7 @@ def describe(data_dir: FileName | None = None) -> list[str]:
         "digits": "come with needle",
         **{name: _found(location.find(data_dir), size) for name, (location, size) in STORED.items()},
     }
-    return [f"{name:12}{text}" for name, text in entries.items()]
+    return [f"{name:14}{text}" for name, text in entries.items()]
 
 
 def _found(folder: Path | None, size: str) -> str:

@@ -105,7 +105,7 @@ def test_resume_goes_on_and_overwrite_begins_anew(capsys: pytest.CaptureFixture[
 
 def test_auto_without_mnist_and_network_says_what_it_uses(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SMALL[2:], "--no-download"]) == 0
-    assert "MNIST was not found, and --no-download was given: using the 1,797 digits" in capsys.readouterr().out
+    assert "data, and --no-download was given: using the 1,797 digits" in capsys.readouterr().out
     assert main(["train", "--data", "mnist", "--no-download"]) == 1
     assert "Name its folder with --data-dir or NEEDLE_DATA" in error(capsys)
 
@@ -175,8 +175,8 @@ def test_predict_names_the_digits_in_pictures(trained: str, capsys: pytest.Captu
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert f"needle      {needle.__version__} in" in out
-    assert f"data        {tmp_path / 'none'}, {tmp_path / 'cache' / 'data'}" in out
+    assert f"needle        {needle.__version__} in" in out
+    assert f"data          {tmp_path / 'none'}, {tmp_path / 'cache' / 'data'}" in out
 
 
 def error(capsys: pytest.CaptureFixture[str]) -> str:

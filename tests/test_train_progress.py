@@ -104,4 +104,4 @@ def test_info_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("needle.info.version", absent)
     lines = "\n".join(describe())
-    assert "pillow      not installed: `pip install 'needle-dl[viz]'`" in lines
+    assert "pillow        not installed: `pip install 'needle-dl[viz]'`" in lines

@@ -13,7 +13,7 @@ import pytest
 
 from needle.data.mnist import TEST_FILES, TRAIN_FILES
 from needle.errors import ArgumentError, DataError
-from needle.programs.source import open_data, open_shakespeare
+from needle.programs.source import open_data, open_shakespeare, places
 
 
 def write_mnist(folder: Path, labels: int = 3) -> Path:
@@ -76,7 +76,9 @@ def test_auto_says_why_it_uses_the_digits(lines: list[str]) -> None:
     lines.clear()
     assert open_data("auto", download=False, say=lines.append).name == "digits"
     assert len(lines) == 1
-    assert lines[0].startswith("MNIST was not found, and --no-download was given: using the 1,797 digits of 8 x 8")
+    assert lines[0].startswith(
+        f"MNIST was not found in {places(None)}, and --no-download was given: using the 1,797 digits of 8 x 8"
+    )
     assert open_data("auto").name == open_data("auto", download=False).name == open_data("digits").name == "digits"
 
 

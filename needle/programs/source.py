@@ -39,7 +39,7 @@ STORED: dict[str, tuple[Location, str]] = {
 
 _DOWNLOADING = "{title} was not found in {folders}: downloading it ({size})."
 _FALL_BACK = "MNIST {reason}: using the {count:,} digits of 8 x 8 pixels that come with needle."
-_NOT_ALLOWED = "was not found, and --no-download was given"
+_NOT_ALLOWED = "was not found in {folders}, and --no-download was given"
 _NO_FOLDER = "NEEDLE_DATA: {folder} is not a folder, so no data is looked for there."
 _NO_DOWNLOAD = (
     "{title} was not found in {folders}, and --no-download was given. Name its folder with --data-dir or NEEDLE_DATA."
@@ -120,7 +120,7 @@ def open_data(
         folder = find_or_download("mnist", data_dir, download=download, say=say, timeout=AUTO_TIMEOUT)
     except DataError as error:
         if not download:
-            return _fall_back(_NOT_ALLOWED, say)
+            return _fall_back(_NOT_ALLOWED.format(folders=places(data_dir)), say)
         if say is not None:
             say(str(error))
         return _fall_back("could not be downloaded", say)

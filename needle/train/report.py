@@ -111,7 +111,8 @@ def _draw_confusion(axes: Any, counts: NDArray[Any], names: Sequence[str]) -> No
             style = {"color": INK, "fontweight": "bold"} if true == answer else {"color": INK}
             axes.text(answer, true, str(count), ha="center", va="center", fontsize=8, **style)
     axes.set(xticks=range(len(counts)), yticks=range(len(counts)), yticklabels=names)
-    axes.set_xticklabels(names, rotation=45 if max(map(len, names)) > 2 else 0)
+    slanting = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+    axes.set_xticklabels(names, **slanting)
     axes.set_xlabel("answer", color=INK)
     axes.set_ylabel("truth", color=INK)
     axes.set_title("Confusion matrix of the test set (shade: mistakes)", fontsize=11, color=INK)
