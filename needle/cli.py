@@ -45,6 +45,7 @@ HELP = {
     "dropout": "share of hidden units that are left out in training",
     "seed": "start of all random numbers",
 }
+NO_MEMORY = "not enough memory: {reason}. Lower --batch-size, --hidden-dim or --context, or raise --accumulate"
 NOT_EXPLAINED = ("epochs", "lr", "schedule", "lr_decay", "warmup", "seed")  # a single step is the same with any
 EPILOG = """\
 examples:
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (NeedleError, OSError) as error:
         say(f"needle: error: {error}", sys.stderr)
+        return 1
+    except MemoryError as error:
+        say(f"needle: error: {NO_MEMORY.format(reason=str(error) or 'the system gives no more')}", sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         say(INTERRUPTED, sys.stderr)

@@ -193,6 +193,10 @@ MISTAKES = [
     (["train", "--lr", "nan"], "--lr must be greater than 0, but it is nan"),
     (["train", "--patience", "0"], "--patience must be 1 or more, but it is 0"),
     (["train", "gpt", "--heads", "3"], "--hidden-dim must be a multiple of --heads, which is 3, but it is 128"),
+    (["train", "--data", "cifar10"], "for mlp_resnet, but it is 'cifar10', which is for resnet9 or davidnet"),
+    (["explain", "--hidden-dim", "100000000000"], "not enough memory: Unable to allocate"),
+    (["train", "gpt", "--num-blocks", "0"], "--num-blocks must be 1 or more, but it is 0"),
+    (["train", "lstm", "--hidden-dim", "3"], "--hidden-dim must be 4 or more, but it is 3"),
     (["explain", "lstm", "--context", "16", "plann"], "explain: 'plann' is neither a part to show"),
     (["train", "--resume", "nowhere"], "there is no checkpoint in nowhere"),
     (["evaluate", "nowhere"], "there is no checkpoint in nowhere: nowhere/checkpoint.json does not exist"),
@@ -205,7 +209,7 @@ MISTAKES = [
             [*command.split(), "--data-dir", "elsewhere"],
             "elsewhere is not a folder that exists",
         )
-        for command in ("train", "train gpt", "train davidnet", "train vae", "info")
+        for command in ("train", "train gpt", "train davidnet", "train vae", "train --data digits", "info")
     ),
     (["train", "--data", "digits", "--out", "a-file"], "a-file is a file, but a folder is needed to save in"),
     (

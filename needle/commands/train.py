@@ -15,7 +15,7 @@ from needle.commands.shared import given, program_call
 from needle.errors import ArgumentError
 from needle.extras import MissingExtraError
 from needle.interrupt import exit_status
-from needle.programs import DEFAULT, Program, find_program
+from needle.programs import DEFAULT, PROGRAMS, Program, find_program
 from needle.programs.settings import option
 from needle.run import BEST, FILES, Run, program_of
 from needle.train.callbacks import EarlyStopping, KeepBest, TensorBoardLog
@@ -37,6 +37,7 @@ RESUME_FIXED = (
 RESUME_OTHER = (
     "{folder} holds a run of {program}, not of {other}; leave {other} out, or name a folder of one of its runs"
 )
+OTHER_DATA = "--data must be one of {known} for {name}, but it is {wanted!r}, which is for {takers}"
 NOTHING_TO_DO = "{folder} already holds {done}. To go on: {program} train --resume {folder} --epochs {more}"
 NOTHING_SAVED = "\nInterrupted before the first checkpoint: nothing was saved."
 STOPPED = "\nInterrupted. {folder} holds {done} of {epochs}{rest}.\nTo go on: {program} train --resume {folder}"
@@ -97,7 +98,9 @@ def _data_name(wanted: str | None, program: Program) -> str:
     """What --data asks for, if the program can be trained on it; without it, the first that can be had."""
     known = program.data_sets if len(program.data_sets) == 1 else ("auto", *program.data_sets)
     if wanted is not None and wanted not in known:
-        raise ArgumentError(f"--data must be one of {', '.join(known)} for {program.name}, but it is {wanted!r}")
+        one = "mnist" if wanted == "auto" else wanted
+        takers = " or ".join(name for name, kind in PROGRAMS.items() if one in kind.data_sets)
+        raise ArgumentError(OTHER_DATA.format(known=", ".join(known), name=program.name, wanted=wanted, takers=takers))
     return wanted or known[0]
 
 

@@ -107,6 +107,7 @@ def open_data(
     cache folder. Raises DataError when `data_dir` is no folder, when files are damaged, or when the data set was asked
     for by name and cannot be had.
     """
+    data_dirs(data_dir)  # a wrong name is said, even where no file is needed
     if name == "digits":
         return _digits()
     if name == "cifar10":
@@ -115,7 +116,6 @@ def open_data(
         raise ArgumentError(f"--data must be one of auto, {', '.join(DATA_SETS)}, but it is {name!r}")
     if name == "mnist":
         return _mnist(find_or_download(name, data_dir, download=download, say=say))
-    data_dirs(data_dir)  # a wrong name is not a reason to use the digits
     try:
         folder = find_or_download("mnist", data_dir, download=download, say=say, timeout=AUTO_TIMEOUT)
     except DataError as error:
