@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from needle.dtype import is_float
+from needle.dtype import in_range, is_float, is_whole
 from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.functional import dropout, softmax
-from needle.ops import MatMul, concatenate, where
+from needle.ops import MatMul, TriangularMatMul, concatenate, where
 from needle.ops.attention import BLOCK, Attention
 from needle.ops.order import counting
 from needle.tensor import Tensor
-from needle.value import Shape, Spec, broadcast_shapes
+from needle.value import Shape, Spec, broadcast_shapes, shape_of
 
 _NDIM = "{name}: needs Tensors of shape (..., steps, features), but {what} has shape {shape}"
 _FIT = "{name}: queries {query}, keys {key} and values {value}: {rule}"
@@ -58,7 +58,7 @@ def scaled_dot_product_attention(
     if min(shape[-2:]) > BLOCK and constant and not dropout_p and _one_float(query, key, value):
         MatMul().infer(Spec(shape, query.dtype), value.spec)
         return _in_blocks(query * scale, key, value, mask, causal)
-    logits = query @ turned * scale
+    logits = (TriangularMatMul("row", "column")(query, turned) if causal else query @ turned) * scale
     if causal:
         steps, others = shape[-2:]
         row, column = counting(logits.detach(), steps).reshape((steps, 1)), counting(logits.detach(), others)
@@ -66,7 +66,8 @@ def scaled_dot_product_attention(
     if mask is not None:
         logits = where(mask, logits, -math.inf) if mask.dtype == bool else logits + mask
     weights = softmax(logits, -1)
-    return (dropout(weights, dropout_p) if dropout_p else weights) @ value
+    weights = dropout(weights, dropout_p) if dropout_p else weights
+    return TriangularMatMul("row", "inner")(weights, value) if causal else weights @ value
 
 
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -117,10 +118,12 @@ def rotary(x: Tensor, base: float = 10000.0, first: int = 0) -> Tensor:
     Feature i is paired with feature i + features / 2, and turned by position * base ** (-2 i / features); the first
     position is `first`. A product of two such vectors depends on the difference of their positions alone.
     """
-    if x.ndim < 2 or x.shape[-1] % 2:
+    if len(shape_of("rotary", x)) < 2 or x.shape[-1] % 2:
         raise ShapeError(_ODD.format(shape=x.shape))
-    if not base > 0:
+    if not in_range(base, 0) or base == 0:
         raise ArgumentError(f"rotary: base must be a number above 0, not {base!r}")
+    if not is_whole(first, 0):
+        raise ArgumentError(f"rotary: first must be a position, a whole number of at least 0, not {first!r}")
     half = x.shape[-1] // 2
     speed = base ** (-np.arange(half) / half)
     angle = (np.arange(x.shape[-2]) + first)[:, None] * speed  # (steps, features / 2)

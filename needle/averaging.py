@@ -6,7 +6,7 @@ Next: data/dataset.py.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from needle.tensor import Tensor
 from needle.tracing import active
 
 _DECAY = "MovingAverage: decay must be a number of at least 0 and below 1, not {value!r}"
+_PARAMS = "MovingAverage: params must be Tensors, such as model.parameters(), not a {found}"
+_NO_STATE = "MovingAverage.load_state_dict: the state must be a dict of names and arrays, not {found}"
 _STATE = "MovingAverage.load_state_dict: needs an array of shape {shape} under the name {name!r}"
 
 
@@ -35,7 +37,11 @@ class MovingAverage:
     def __init__(self, params: Iterable[Tensor], decay: float = 0.999) -> None:
         if not in_range(decay, 0, 1):
             raise ArgumentError(_DECAY.format(value=decay))
-        self.params = list(params)
+        listed: list[Any] = list(cast("Any", params)) if hasattr(params, "__iter__") else [params]
+        for p in listed:
+            if not isinstance(p, Tensor):
+                raise ArgumentError(_PARAMS.format(found=type(p).__name__))
+        self.params: list[Tensor] = listed
         self.averages = [Tensor(p, requires_grad=False) for p in self.params]
         self.decay = decay
 
@@ -64,6 +70,8 @@ class MovingAverage:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set the averages. Raises `CheckpointError`, and changes nothing, unless all are there and fit."""
+        if not isinstance(state, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise CheckpointError(_NO_STATE.format(found=type(state).__name__))
         fresh: list[Array] = []
         for i, average in enumerate(self.averages):
             name = f"average.{i}"

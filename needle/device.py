@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.dtype import Array, as_array, as_dtype
+from needle.dtype import Array, as_array, as_dtype, is_whole
 from needle.errors import DeviceError, DTypeError, IndexRangeError, ShapeError
 from needle.value import Op, as_tuple
 
@@ -99,6 +99,8 @@ def _whole(i: Array) -> Array:
     """An array of whole numbers, as integers."""
     if i.dtype.kind in "iu":
         return i
+    if i.dtype.kind not in "bf":
+        raise DTypeError(_ONE_HOT_DTYPE.format(dtype=i.dtype, found=i))
     index = i.astype(np.int64)
     if (index != i).any():
         raise DTypeError(_ONE_HOT_DTYPE.format(dtype=i.dtype, found=i[index != i][0]))
@@ -108,7 +110,7 @@ def _whole(i: Array) -> Array:
 def _shape(shape: tuple[Any, ...]) -> tuple[int, ...]:
     """The lengths, given as separate numbers or as one tuple or list."""
     lengths = as_tuple(shape[0]) if len(shape) == 1 else shape
-    if not all(hasattr(n, "__index__") and n >= 0 for n in lengths):
+    if not all(is_whole(n, 0) for n in lengths):
         raise ShapeError(_LENGTHS.format(shape=lengths))
     return lengths
 

@@ -7,7 +7,7 @@ Next: value.py, which uses the rule in `Elementwise.infer`.
 """
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,11 @@ def as_float_dtype(dtype: Any, what: str) -> DType:
 def in_range(value: Any, low: float, below: float = math.inf) -> bool:
     """Whether `value` is a real number with low <= value < below (so finite and not NaN)."""
     return isinstance(value, Real) and low <= float(value) < below
+
+
+def is_whole(value: Any, low: int) -> bool:
+    """Whether `value` is a whole number (an int, or one of NumPy's) of at least `low`."""
+    return isinstance(value, int | Integral) and int(value) >= low  # int first, because it is asked quicker
 
 
 def is_float(dtype: DType) -> bool:

@@ -67,13 +67,18 @@ class Effects:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        sys.setprofile(self._profiler)
+        self._resume_profiler()
         if self._collects:
             gc.enable()
         np.random.set_state(self._numpy)
         random.setstate(self._python)
         for _, generator, state in self.guard.generators:
             _set_state(generator, state)
+
+    def _resume_profiler(self) -> None:
+        sys.setprofile(self._chained)
+        if self._profiler is not self._chained:  # one in C, such as cProfile's, has no function in Python
+            getattr(self._profiler, "enable", bool)()
 
     def _notice(self, frame: types.FrameType, event: Any, argument: Any) -> None:
         """What Python calls for each function that runs in this thread."""
@@ -113,7 +118,7 @@ class Effects:
 
     def check(self) -> None:
         """Raise `TraceError` if the function did what cannot be repeated."""
-        sys.setprofile(self._profiler)
+        self._resume_profiler()
         if self.refused is not None:
             raise self.refused
         now: Any = np.random.get_state()

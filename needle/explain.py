@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from needle.compiler import Program
-from needle.compiler.kernel import Kernel, scalars
+from needle.compiler.kernel import Kernel, multiplications, scalars
 from needle.compiler.lower import Lowered
 from needle.compiler.plan import size_of
 from needle.dtype import Array
@@ -162,9 +162,8 @@ def traffic(lowered: Lowered) -> int:
 
 def arithmetic(kernel: Kernel) -> int:
     """Floating-point operations: two for each step of a product, one for each operation on each element."""
-    elements = prod(kernel.shape)
     operations = sum(s.kind not in _NO_COST for s in scalars(kernel))
-    return elements * (operations + (2 * kernel.product.length if kernel.product else 0))
+    return prod(kernel.shape) * operations + 2 * multiplications(kernel)
 
 
 def label(lowered: Lowered) -> str:

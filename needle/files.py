@@ -9,7 +9,18 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from needle.errors import ArgumentError
+
+_NOT_A_PATH = "{what} must be the name of a file or folder, a str or Path, not {path!r}"
+
+
+def as_path(what: str, path: Any) -> Path:
+    """A path from a person, as a Path. Raises `ArgumentError` for what is none."""
+    if not isinstance(path, str | Path):
+        raise ArgumentError(_NOT_A_PATH.format(what=what, path=path))
+    return Path(path)
 
 
 @contextmanager

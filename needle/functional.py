@@ -14,9 +14,8 @@ from needle.errors import ArgumentError, DTypeError, IndexRangeError, NeedleErro
 from needle.init import one_hot, randb
 from needle.ops import LogSumExp, absolute, equal, log, logsoftmax, logsumexp, not_equal, softplus, split, stack, where
 from needle.tensor import Tensor
-from needle.value import Shape, as_axes
+from needle.value import Shape, as_axis, check_tensor
 
-_NO_TENSOR = "{name}: needs a Tensor, but was given {kind}; wrap it as ndl.Tensor(...)"
 _LOGITS = "cross_entropy: logits must have shape (batch, classes), not {shape}"
 _EMPTY = "cross_entropy: the batch is empty (logits {logits}), so it has no mean; skip empty batches"
 _LABELS = "cross_entropy: labels must have shape ({batch},), one class for each row of logits {logits}, not {shape}"
@@ -31,22 +30,21 @@ _SAME_SHAPE = (
 )
 _REDUCTION = "{name}: reduction must be {allowed}, not {found!r}"
 _PROBABILITY = "dropout: p is the probability of dropping an element, from 0 up to but not including 1, not {p!r}"
+_STEP = "scan: step must be a function of (state, input), not a {kind}"
 _STEPS = "scan: inputs need one number of steps on axis 0, at least 1, but have the shapes {shapes}"
 _POSITIVE = "{name}: {argument} must be a number above 0, not {value!r}"
 
 
 def softmax(logits: Tensor, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`: same shape, each line adds up to 1. Large logits do not overflow."""
-    _check_tensor("softmax", logits)
-    (axis,) = as_axes("softmax", axis, logits.shape)
+    axis = as_axis("softmax", axis, logits)
     kept = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
     return (logits - logsumexp(logits, axis).reshape(kept)).exp()
 
 
 def log_softmax(logits: Tensor, axis: int = -1) -> Tensor:
     """log(softmax(x)) along `axis`, without overflow; `logsoftmax` is the same for axis 1 of (batch, classes)."""
-    _check_tensor("log_softmax", logits)
-    (axis,) = as_axes("log_softmax", axis, logits.shape)
+    axis = as_axis("log_softmax", axis, logits)
     return logits - LogSumExp(axis, keepdims=True)(logits)
 
 
@@ -61,10 +59,12 @@ def scan(
 
         total, sums = scan(lambda s, x: (s + x, s + x), ndl.zeros(4), x)  # cumulative sums of x (steps, 4)
     """
+    if not callable(step):  # pyright: ignore[reportUnnecessaryComparison]
+        raise ArgumentError(_STEP.format(kind=type(step).__name__))
     several = isinstance(inputs, tuple | list)
     arrays: list[Any] = list(cast("Any", inputs)) if several else [inputs]
     for x in arrays:
-        _check_tensor("scan", x)
+        check_tensor("scan", x)
     lengths = {x.shape[0] if x.ndim else 0 for x in arrays}
     if len(lengths) != 1 or 0 in lengths:
         raise ShapeError(_STEPS.format(shapes=[x.shape for x in arrays]))
@@ -83,6 +83,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Each element is 0 with probability p, and divided by 1 - p otherwise (Srivastava et al., 2014)."""
     if not in_range(p, 0, 1):
         raise ArgumentError(_PROBABILITY.format(p=p))
+    check_tensor("dropout", x)
     return x * (randb(*x.shape, p=1 - p, device=x.device, dtype=x.dtype) / (1 - p))
 
 
@@ -105,7 +106,7 @@ def cross_entropy(
     Raises:
         ShapeError, DTypeError, IndexRangeError, ArgumentError: shapes, dtype or range do not fit.
     """
-    _check_tensor("cross_entropy", logits)
+    check_tensor("cross_entropy", logits)
     if not isinstance(labels, Tensor):
         labels = Tensor(labels, requires_grad=False)
     _check_shapes(logits.shape, labels.shape)
@@ -197,7 +198,7 @@ def kl_div(log_predictions: Tensor, targets: Any, reduction: str = "mean", log_t
 
 def _targets(name: str, predictions: Any, targets: Any) -> Tensor:
     """The targets as a Tensor. Raises `ShapeError` unless they have the shape of the predictions."""
-    _check_tensor(name, predictions)
+    check_tensor(name, predictions)
     if not isinstance(targets, Tensor):
         targets = Tensor(targets, dtype=predictions.dtype, requires_grad=False)
     if targets.shape != predictions.shape:
@@ -210,11 +211,6 @@ def _reduced(name: str, loss: Tensor, reduction: str, more: tuple[str, ...] = ()
         allowed = " or ".join(repr(word) for word in ("mean", "sum", "none", *more))
         raise ArgumentError(_REDUCTION.format(name=name, allowed=allowed, found=reduction))
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
-
-
-def _check_tensor(name: str, logits: Any) -> None:
-    if not isinstance(logits, Tensor):
-        raise DTypeError(_NO_TENSOR.format(name=name, kind=type(logits).__name__))
 
 
 def _check_shapes(logits: Shape, labels: Shape) -> None:

@@ -8,12 +8,15 @@ Next: functional.py, then nn/module.py.
 import math
 from typing import Any
 
+import numpy as np
+
 from needle import ops
 from needle.device import Device, as_device
-from needle.dtype import as_dtype, in_range
+from needle.dtype import as_dtype, in_range, is_whole
 from needle.errors import ArgumentError
 from needle.tensor import Tensor
 from needle.tracing import active
+from needle.value import check_tensor
 
 _RANGE = "{name}: {argument} must be {rule}, not {value}"
 
@@ -95,14 +98,22 @@ def one_hot(
 ) -> Tensor:
     """Rows of the n x n identity for the integers in i (a Tensor, array or list): shape (*i.shape, n)."""
     device = as_device(device)
+    if not is_whole(n, 0):
+        raise ArgumentError(_RANGE.format(name="one_hot", argument="n", rule="a whole number of classes", value=n))
     if active.tracer is not None:
         return active.tracer.one_hot(n, i).astype(dtype)
     classes = i.numpy() if isinstance(i, Tensor) else i
     return _tensor(device.one_hot(n, classes, dtype=dtype), device, dtype, requires_grad)
 
 
+def _check_like(name: str, array: Any) -> None:
+    if not isinstance(array, np.ndarray):  # which has all that is read of it
+        check_tensor(name, array)
+
+
 def ones_like(array: Tensor, *, device: Device | None = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """1 in the shape of `array`, and in its dtype and on its device where none is named."""
+    _check_like("ones_like", array)
     return ones(*array.shape, device=device or array.device, dtype=dtype or array.dtype, requires_grad=requires_grad)
 
 
@@ -110,6 +121,7 @@ def zeros_like(
     array: Tensor, *, device: Device | None = None, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """0 in the shape of `array`, and in its dtype and on its device where none is named."""
+    _check_like("zeros_like", array)
     return zeros(*array.shape, device=device or array.device, dtype=dtype or array.dtype, requires_grad=requires_grad)
 
 
@@ -121,12 +133,14 @@ def xavier_uniform(fan_in: int, fan_out: int, gain: float = 1.0, **kwargs: Any) 
 
     Keeps the variance of activations and gradients alike through tanh layers (Glorot and Bengio, 2010).
     """
+    _check_gain("xavier_uniform", gain)
     bound = gain * math.sqrt(6 / _positive("xavier_uniform", fan_in, fan_out))
     return rand(fan_in, fan_out, low=-bound, high=bound, **kwargs)
 
 
 def xavier_normal(fan_in: int, fan_out: int, gain: float = 1.0, **kwargs: Any) -> Tensor:
     """N(0, std) of shape (fan_in, fan_out) with std = gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
+    _check_gain("xavier_normal", gain)
     return randn(fan_in, fan_out, std=gain * math.sqrt(2 / _positive("xavier_normal", fan_in, fan_out)), **kwargs)
 
 
@@ -155,13 +169,21 @@ def kaiming_normal(
 
 def _fan(fan_in: int, fan_out: int, shape: tuple[int, ...] | None) -> tuple[int, tuple[int, ...]]:
     """fan_in and shape, for a matrix or for a kernel."""
+    if not isinstance(shape, tuple | list | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(_RANGE.format(name="kaiming", argument="shape", rule="a tuple (..., in, out)", value=shape))
     return (fan_in, (fan_in, fan_out)) if shape is None else (math.prod(shape[:-1]), shape)
 
 
 def _positive(name: str, *fans: int) -> int:
-    if not min(fans) >= 1:
-        raise ArgumentError(_RANGE.format(name=name, argument="a fan", rule="at least 1", value=min(fans)))
+    for fan in fans:
+        if not in_range(fan, 1):
+            raise ArgumentError(_RANGE.format(name=name, argument="a fan", rule="at least 1", value=fan))
     return sum(fans)
+
+
+def _check_gain(name: str, gain: Any) -> None:
+    if not in_range(gain, 0):
+        raise ArgumentError(_RANGE.format(name=name, argument="gain", rule="a number of at least 0", value=gain))
 
 
 def _only_relu(name: str, nonlinearity: str) -> None:

@@ -29,6 +29,7 @@ _NO_GROUP = (
     "write [{{'params': first, 'lr': 0.1}}, {{'params': second}}]"
 )
 _MATRIX = "Muon: parameter {index} has shape {shape}, but only matrices have a direction; give it to another optimizer"
+_LOSSES = "accumulate: losses must be Tensors, such as (loss_of(part) for part in parts), not a {found}"
 _NO_LOSSES = "accumulate: no loss was given; give at least one micro-batch"
 _TWICE = "{name}: parameter {index} is parameter {first} once more; give each Tensor once"
 _INTEGER = (
@@ -82,9 +83,7 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], **numbers: float) -> None:
         name = type(self).__name__
-        if not isinstance(params, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ArgumentError(_NOT_A_LIST.format(name=name, found=type(params).__name__))
-        self.param_groups = _groups(name, [params] if isinstance(params, Tensor) else list(cast("Any", params)))
+        self.param_groups = _groups(name, _listed(name, params))
         self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
         self.group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
         """For each parameter, the index of its group."""
@@ -253,6 +252,13 @@ class Optimizer:
 
     def _unfit(self, problem: str) -> CheckpointError:
         return CheckpointError(_STATE.format(name=type(self).__name__, problem=problem))
+
+
+def _listed(name: str, params: Any) -> list[Any]:
+    """Parameters as a list: one alone stands for itself."""
+    if not isinstance(params, Iterable):
+        raise ArgumentError(_NOT_A_LIST.format(name=name, found=type(params).__name__))
+    return [params] if isinstance(params, Tensor) else list(cast("Any", params))
 
 
 def _groups(name: str, params: list[Any]) -> list[dict[str, Any]]:
@@ -538,11 +544,18 @@ def accumulate(params: Iterable[Tensor], losses: Iterable[Tensor]) -> Tensor:
 
     The losses count alike, so micro-batches should be of one size.
     """
-    params = list(params)
+    if not isinstance(losses, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(_LOSSES.format(found=type(losses).__name__))
+    params = _listed("accumulate", params)
+    if wrong := [p for p in params if not isinstance(p, Tensor)]:
+        found = type(wrong[0]).__name__
+        raise ArgumentError(_NOT_PARAMETER.format(name="accumulate", index=params.index(wrong[0]), found=found))
     sums: list[Any] = [None] * len(params)
     total: Any = None
     count = 0
     for loss in losses:
+        if not isinstance(loss, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(_LOSSES.format(found=type(loss).__name__))
         for p in params:
             p.grad = None
         loss.backward()

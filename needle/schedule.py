@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from needle.dtype import in_range
+from needle.dtype import in_range, is_whole
 from needle.errors import ArgumentError, CheckpointError, TraceError
 from needle.optim import Optimizer
 from needle.tracing import active, user_site
@@ -62,8 +62,7 @@ class Schedule:
             raise ArgumentError(_NUMBER.format(name=type(self).__name__, argument=argument, rule=rule, value=value))
 
     def _whole(self, argument: str, value: Any, low: int) -> int:
-        holds = hasattr(value, "__index__") and value >= low
-        self._check(argument, value, holds, f"a whole number of at least {low}")
+        self._check(argument, value, is_whole(value, low), f"a whole number of at least {low}")
         return value
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,8 +71,8 @@ class Schedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: the optimizer's rates are set as well."""
-        fits = state.keys() >= {"step", "rates"} and len(state["rates"]) == len(self.rates)
-        if not fits:
+        known = state.keys() if isinstance(state, Mapping) else set[str]()  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not known >= {"step", "rates"} or len(state["rates"]) != len(self.rates):
             raise CheckpointError(_STATE.format(name=type(self).__name__, count=len(self.rates)))
         self.t, self.rates = int(state["step"]), [float(rate) for rate in state["rates"]]
         self._set()

@@ -390,7 +390,7 @@ class Tensor(Value):
 
     def flatten(self, first_axis: int = 0) -> "Tensor":
         """The axes from `first_axis` on as one: shape (2, 3, 4) becomes (24,), or (2, 12) for 1."""
-        (first,) = as_axes("flatten", first_axis, self.shape or (1,))
+        (first,) = as_axes("flatten", (first_axis,), self.shape or (1,))
         return self.reshape((*self.shape[:first], math.prod(self.shape[first:])))
 
     def reshape(self, *shape: Any) -> "Tensor":

@@ -142,7 +142,7 @@ class Op:
             if isinstance(value, Value):
                 return value.from_op(self, inputs)
         kinds = ", ".join(type(value).__name__ for value in inputs) or "nothing"
-        raise DTypeError(f"{self}: needs a Tensor, but was given {kinds}; wrap it as ndl.Tensor(...)")
+        raise DTypeError(_NO_TENSOR.format(op=self, kind=kinds))
 
     def compute(self, *arrays: Any, **_: Any) -> Any:
         """The result, as an array, from the inputs' arrays."""
@@ -210,6 +210,8 @@ _BROADCAST = (
 )
 _AXIS_RANGE = "{op}: axis {axis} does not exist in shape {shape}; axes go from {low} to {high}"
 _AXIS_TWICE = "{op}: axes {axes} name an axis of shape {shape} twice; name each axis once"
+_ONE_AXIS = "{op}: axis must be an int, not {axis!r}"
+_NO_TENSOR = "{op}: needs a Tensor, but was given {kind}; wrap it as ndl.Tensor(...)"
 _AXIS_TYPE = "{op}: axes must be an int, a tuple of ints or None, not {axes!r}"
 _EMPTY = "{op}: shape {shape} has no element to take the {what} of; check that the input is not empty"
 _NO_DTYPE = "{op}: is not defined for {dtypes} ({reason}); convert with .astype('float32')"
@@ -252,7 +254,7 @@ def as_axes(op: Op | str, axes: Axes, shape: Shape) -> tuple[int, ...]:
         return tuple(range(ndim))
     try:
         listed = tuple([axis.__index__() for axis in as_tuple(axes)])
-    except AttributeError:
+    except (AttributeError, TypeError):
         raise ShapeError(_AXIS_TYPE.format(op=op, axes=axes)) from None
     for axis in listed:
         if not -ndim <= axis < ndim:
@@ -261,6 +263,27 @@ def as_axes(op: Op | str, axes: Axes, shape: Shape) -> tuple[int, ...]:
     if len(set(positive)) != len(positive):
         raise ShapeError(_AXIS_TWICE.format(op=op, axes=axes, shape=shape))
     return positive
+
+
+def check_tensor(op: Op | str, value: Any) -> None:
+    """Raise `DTypeError` unless it is a Value; for functions that read its shape, before an op could say so."""
+    if not isinstance(value, Value):
+        raise DTypeError(_NO_TENSOR.format(op=op, kind=type(value).__name__))
+
+
+def shape_of(op: Op | str, value: Any) -> Shape:
+    """The shape of a Value. Raises `DTypeError` for what is none: before an op could say so."""
+    check_tensor(op, value)
+    return value.shape
+
+
+def as_axis(op: Op | str, axis: Any, value: Any) -> int:
+    """One axis of a Value as a number >= 0. Raises `DTypeError` for what is no Value, and `ShapeError`."""
+    check_tensor(op, value)
+    found = as_axes(op, axis, value.shape)
+    if axis is None or len(found) != 1:
+        raise ShapeError(_ONE_AXIS.format(op=op, axis=axis))
+    return found[0]
 
 
 class TensorOp(Op):

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,19 @@ def contract(letters: str) -> Callable[[Array, Array], Array]:
     return run
 
 
+def triangular(later: str, earlier: str, shift: int) -> Callable[[Array, Array], Array]:
+    """A sum of those products that count, rounded once."""
+
+    def run(a: Array, b: Array) -> Array:
+        dtype = np.result_type(a, b)
+        wide = "float64" if dtype.kind == "f" else dtype
+        terms = a.astype(wide)[..., None] * b.astype(wide)[..., None, :, :]
+        at = dict(zip(("row", "inner", "column"), np.indices(terms.shape[-3:]), strict=True))
+        return np.where(at[later] + shift >= at[earlier], terms, 0).sum(-2).astype(dtype)
+
+    return run
+
+
 def all_windows(a: Array) -> Array:
     """Windows of 2 x 2 elements, those of the first axis 2 apart."""
     lines = [np.stack([a[2 * k : 2 * k + 3, j : j + 2] for j in range(2)], 2) for k in range(2)]
@@ -185,6 +198,7 @@ ORDERS = [((2, 0, 1), [(2, 3, 4), (0, 3, 1)]), ((0, -1, 1), [(2, 3, 4)]), ((), [
 SLICES = [(np.s_[1:, ::-2], [(3, 5), (3, 1, 2)]), (np.s_[3:0:-2], [(4,), (5, 2)]), (np.s_[2:2], [(3,)]), (1, [(2, 3)])]
 PRODUCTS = (((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((5, 2, 3), (3, 4)), ((3,), (2, 3, 4)))
 PRODUCTS += (((2, 1, 3, 4), (5, 4, 2)), ((1, 2, 3), (4, 3, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)))
+MATRICES = (((3, 4), (4, 5)), ((2, 4, 2), (2, 5)), ((0, 3), (3, 2)), ((2, 1, 2, 0), (5, 0, 3)))
 MANY_AXES = (((2, 3, 2, 2, 3), (2, 2, 3, 4)), ((1, 0, 2, 1, 3), (1, 1, 3, 2)), ((2, 3, 1, 0, 3), (2, 0, 3, 4)))
 LATTICES = (((5, 3),), ((5, 3, 2),))
 SORTS = [(0, [(5,), (3, 2)]), (-1, [(2, 3), (0, 2)])]
@@ -312,6 +326,11 @@ CASES: list[Case] = [
         (((2, 5, 2), (3, 2, 3)),),
     ),
     Case("MatMul", ndl.matmul, np.matmul, PRODUCTS),
+    *(
+        Case("TriangularMatMul", ops.TriangularMatMul(*order, shift), triangular(*order, shift), MATRICES)
+        for order in permutations(("row", "inner", "column"), 2)
+        for shift in (0, 1)
+    ),
     Case("Contract", ops.Contract(1, 2), contract("bijkl,bklo->bijo"), MANY_AXES),
     Case("Contract", ops.Contract(0, 1), contract("ik,kop->iop"), (((3, 2), (2, 1, 3)),)),
     Case("Windows", ops.Windows(0, (3, 2), (2, 2), (1, 1), (2, 1)), all_windows, LATTICES),

@@ -17,9 +17,9 @@ import needle as ndl
 from needle.attention import scaled_dot_product_attention
 from needle.compiler import fuse, lower, plan, simplify
 from needle.compiler.graph import Graph
+from needle.compiler.kernel import multiplications
 from needle.dtype import Array
 from needle.errors import ShapeError
-from needle.ops import MatMul
 from needle.ops.attention import BLOCK, Attention
 
 LONG = BLOCK + 40
@@ -160,7 +160,7 @@ def training_graph(steps: int, causal: bool) -> Graph:
     """Forward and backward through attention in one head, simplified."""
 
     def step(query: Any, key: Any, value: Any) -> list[Any]:
-        out = Attention(causal)(query, key, value)[0]
+        out = scaled_dot_product_attention(query, key, value, causal=causal)
         (out * out).sum().backward()
         return [query.grad, key.grad, value.grad]
 
@@ -188,14 +188,12 @@ def test_a_large_product_is_added_where_it_is_made() -> None:
     assert plan(graph, lower(fuse(graph))).arena_bytes < 2.1 * 4 * 1024 * 1024, "and not three products and a sum"
 
 
-def multiplications(graph: Graph) -> int:
-    return sum(prod(n.shape) * n.inputs[0].shape[-1] for n in graph.nodes() if isinstance(n.op, MatMul))
-
-
-def test_causal_blocks_leave_out_what_is_behind_the_diagonal() -> None:
-    all_seen, causal = (multiplications(training_graph(1024, causal)) for causal in (False, True))
-    assert all_seen == 7 * 1024 * 1024 * 8, "two products forward, and five backward with the weights made again"
-    assert causal == all_seen * (1 + 1 / 4) / 2, "half, and half of each block on the diagonal"
+@pytest.mark.parametrize(("steps", "products"), [(1024, 7), (256, 6)], ids=["in blocks", "all at once"])
+def test_causal_attention_leaves_out_what_is_behind_the_diagonal(steps: int, products: int) -> None:
+    kernels = (lower(fuse(training_graph(steps, causal))) for causal in (False, True))
+    all_seen, causal = (sum(multiplications(low.kernel) for low in lowered) for lowered in kernels)
+    assert all_seen == products * steps**2 * 8, "two forward, four backward, and one if the weights are made again"
+    assert causal == all_seen * (1 + 1 / steps) / 2
 
 
 def test_eager_gradients_keep_no_weights() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import needle as ndl
 import text_table
-from needle import errors, nn, optim
+from needle import errors, models, nn, optim, train
 from needle.errors import CheckpointError, NeedleError
 
 
@@ -375,7 +375,7 @@ nn.MaxPool1d(4, 2, ceil_mode=True)(T(1, 1, 1))
 nn.LSTM(2, 3, bidirectional=True)(T(4, 5, 2), (T(1, 5, 3), T(1, 5, 3)))
     ShapeError: LSTM: h must have shape (2, 5, 3), not (1, 5, 3)
 nn.LSTM(0, 3)
-    ArgumentError: LSTMCell: input_size must be a whole number of at least 1, not 0
+    ArgumentError: LSTM: input_size must be a whole number of at least 1, not 0
 nn.RNN(2, 3, 0)
     ArgumentError: RNN: num_layers must be a whole number of at least 1, not 0
 nn.RNN(2, 3, nonlinearity='sigmoid')
@@ -544,9 +544,107 @@ ndl.init.ones(2.5)
     ShapeError: lengths must be whole numbers of 0 or more, not (2.5,)
 ndl.init.randb(3, p=2)
     ArgumentError: randb: p must be a probability from 0 to 1, not 2
+# what is no Tensor, number, size or model
+ndl.topk([1.0], 1)
+    DTypeError: topk: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+ndl.compile(lambda x: ndl.topk(x, 1.5))(T(3))
+    ArgumentError: topk: k must be a whole number from 0 to 3, the length of axis 0 of shape (3,), not 1.5
+ndl.sort(T(2, 3), None)
+    ShapeError: argsort: axis must be an int, not None
+ndl.compile(ndl.sort)(T(2, 3), None)
+    ShapeError: argsort: axis must be an int, not None
+ndl.flip([1.0])
+    DTypeError: flip: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+ndl.pad(T(2), 1.5)
+    ArgumentError: pad: widths must be a whole number of at least 0, or (before, after) for each axis, not 1.5
+ndl.max_pool([[1.0]], 2)
+    DTypeError: max_pool: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+ndl.conv([1.0], T(3, 3, 3, 4))
+    DTypeError: conv: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+ndl.conv_transpose(T(3, 4), T(3, 3, 2, 4))
+    ShapeError: conv_transpose: input of shape (3, 4) and kernel of shape (3, 3, 2, 4): both need the same number of
+    axes, at least 3: (batch, ..., channels) and (..., channels / groups, outputs)
+ndl.stack([T(2)], None)
+    ShapeError: stack: axis must be an int, not None
+ndl.einsum(T(2), T(2))
+    ArgumentError: einsum: the first argument is a text such as 'ij,jk->ik', not Tensor
+ndl.mul_scalar(T(2, 3), [1, 2])
+    DTypeError: mul_scalar: needs a number, but was given list; for arrays there are operators, maximum and minimum
+ndl.compile(ndl.clip)(T(2, 3), [1, 2])
+    DTypeError: clip: needs a number, but was given list; for arrays there are operators, maximum and minimum
+T(2, 3).sum(np.array([0, 1]))
+    ShapeError: Summation(axes=array([0, 1]), keepdims=False): axes must be an int, a tuple of ints or None, not
+    array([0, 1])
+ndl.compile(lambda x: x.sum(np.array([0, 1])))(T(2, 3))
+    ShapeError: Summation(axes=array([0, 1]), keepdims=False): axes must be an int, a tuple of ints or None, not
+    array([0, 1])
+ndl.scan(3, T(2), T(2, 3))
+    ArgumentError: scan: step must be a function of (state, input), not a int
+ndl.zeros_like([1.0])
+    DTypeError: zeros_like: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+nn.Linear(np.ones(2), 3)
+    ArgumentError: Linear: in_features must be a whole number of at least 1, not array([1., 1.])
+nn.Conv2d(3, 4, np.ones(2))
+    ArgumentError: Conv2d: kernel_size must be a whole number of at least 1, or one of them for each of the 2
+    sliding axes, not array([1., 1.])
+nn.MultiHeadAttention('4', 2)
+    ArgumentError: MultiHeadAttention: embed_dim must be a whole number of at least 1, not '4'
+nn.MultiHeadAttention(4, 2)([[1.0]])
+    DTypeError: MultiHeadAttention: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+nn.Embedding(3, 2)([0, 1])
+    DTypeError: Embedding: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+nn.Flatten()([1.0])
+    DTypeError: Flatten: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
+nn.LeakyReLU('a')
+    ArgumentError: LeakyReLU: negative_slope must be a number, not 'a'
+nn.Linear(2, 2).apply(3)
+    ArgumentError: apply: function must be a function of a Module, not a int
+ndl.summary(3, (1, 2))
+    ArgumentError: summary: model must be a Module, not a int
+optim.accumulate(nn.Linear(2, 2), [T()])
+    ArgumentError: accumulate: params is a Linear, not a list of Tensors; give model.parameters()
+optim.accumulate([T(2)], [3.0])
+    ArgumentError: accumulate: losses must be Tensors, such as (loss_of(part) for part in parts), not a float
+ndl.MovingAverage(nn.Linear(2, 2))
+    ArgumentError: MovingAverage: params must be Tensors, such as model.parameters(), not a Linear
+ndl.MovingAverage([T(2)]).load_state_dict(None)
+    CheckpointError: MovingAverage.load_state_dict: the state must be a dict of names and arrays, not NoneType
+ndl.schedule.StepLR(optim.SGD([T(2)]), 5).load_state_dict(None)
+    CheckpointError: StepLR.load_state_dict: needs the entries 'step' and 'rates' (1 numbers) of the same schedule
+ndl.init.one_hot('3', labels(0))
+    ArgumentError: one_hot: n must be a whole number of classes, not 3
+ndl.compile(lambda i: ndl.init.one_hot(1.5, i))(labels(0))
+    ArgumentError: one_hot: n must be a whole number of classes, not 1.5
+ndl.init.xavier_uniform(2, 2, None)
+    ArgumentError: xavier_uniform: gain must be a number of at least 0, not None
+ndl.init.kaiming_uniform(2, 2, shape=3)
+    ArgumentError: kaiming: shape must be a tuple (..., in, out), not 3
+models.GPT(5, 8, layers='2')
+    ArgumentError: GPT: layers must be a whole number of at least 1, not '2'
+models.GPT(5, 8, 1, 1, 4)(labels(0, 1))
+    ShapeError: GPT: needs token numbers of shape (batch, steps), not (2,)
+models.MLPResNet(3, num_blocks=1.5)
+    ArgumentError: MLPResNet: num_blocks must be a whole number of at least 0, not 1.5
+models.GPTDecoder(nn.Linear(2, 2))
+    ArgumentError: GPTDecoder: model must be a GPT, not a Linear
+models.load_encoder(3)
+    ArgumentError: load_encoder: path must be the name of a file or folder, a str or Path, not 3
+nn.save_torch(nn.Linear(2, 2), None)
+    ArgumentError: save_torch: path must be the name of a file or folder, a str or Path, not None
+train.load_checkpoint(None)
+    ArgumentError: load_checkpoint: folder must be the name of a file or folder, a str or Path, not None
+train.save_checkpoint('runs', {})
+    ArgumentError: save_checkpoint: checkpoint must be a Checkpoint, not a dict
+train.KeepBest(None, 'best')
+    ArgumentError: KeepBest: model must be a Module, such as nn.Linear(4, 2), not None
+train.CSVLog(None)
+    ArgumentError: CSVLog: path must be the name of a file or folder, a str or Path, not None
+models.generate(nn.Linear(2, 2), [0], 3)
+    ArgumentError: generate: needs a decoder, such as GPTDecoder(model), not a Linear
 """
 
-NAMES: dict[str, Any] = {name: thing for name, thing in globals().items() if not name.startswith("_")}
+NAMES: dict[str, Any] = {n: thing for n, thing in globals().items() if not n.startswith("_")}
+NAMES |= {"models": models, "train": train}
 ANSWERS = [(program, *answer.split(": ", 1)) for program, answer in text_table.read(PROGRAMS)]
 ROWS = [(program, getattr(errors, kind), sentence) for program, kind, sentence in ANSWERS]
 

@@ -9,6 +9,7 @@ Next: test_fuzz.py.
 import contextlib
 import contextvars
 import copy
+import cProfile
 import dataclasses
 import functools
 import io
@@ -671,6 +672,18 @@ def test_side_effects_are_refused(name: str, capsys: Any) -> None:
     assert repr(now) == repr(states)
     assert sys.getprofile() is None
     capsys.readouterr()
+
+
+def test_a_profiler_goes_on_after_a_trace() -> None:
+    """cProfile's is in C: `sys.setprofile` cannot set it again."""
+    profiler = cProfile.Profile()
+    with profiler:
+        ndl.compile(lambda x: x * 2)(X)
+        here = sys.getprofile()
+        sum((1, 2))
+    assert here is profiler
+    profiler.create_stats()
+    assert any("built-in method builtins.sum" in name for _, _, name in profiler.stats)
 
 
 @row("changed while")

@@ -105,12 +105,12 @@ def test_the_seed_decides_the_text_and_wrong_numbers_are_named() -> None:
     decoder = GPTDecoder(model, False)
     for options, message in (
         ({"prompt": []}, "the prompt is empty"),
-        ({"count": -1}, "count must be 0 or more, not -1"),
+        ({"count": -1}, "count must be a whole number of 0 or more, not -1"),
         ({"temperature": -1.0}, r"temperature must be 0 or more, not -1\.0"),
-        ({"top_k": -1}, "top_k must be 0 or more"),
+        ({"top_k": -1}, "top_k must be a whole number of 0 or more"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
-        ({"seed": -1}, r"seed must be from 0 to 2\*\*32 - 1, not -1"),
-        ({"seed": 2**32}, r"seed must be from 0 to 2\*\*32 - 1, not 4294967296"),
+        ({"seed": -1}, r"seed must be a whole number from 0 to 2\*\*32 - 1, not -1"),
+        ({"seed": 2**32}, r"seed must be a whole number from 0 to 2\*\*32 - 1, not 4294967296"),
     ):
         with pytest.raises(ArgumentError, match=message):
             generate(decoder, **{"prompt": [1], "count": 1, **options})

@@ -13,7 +13,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
-from needle.errors import CheckpointError
+from needle.errors import ArgumentError, CheckpointError, NeedleError
 
 torch = pytest.importorskip("torch")
 
@@ -71,6 +71,41 @@ def test_a_misfit_is_refused_by_name() -> None:
         CheckpointError, match=r"missing bias, unexpected other, weight has shape \(3, 2\), not \(4, 2\)"
     ):
         nn.load_torch(nn.Linear(2, 4), state)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_precisions_and_gradients_are_no_obstacle(dtype: str, tmp_path: Path) -> None:
+    files, theirs = pytest.importorskip("safetensors.torch"), torch.nn.Linear(2, 4).to(getattr(torch, dtype))
+    files.save_file(theirs.state_dict(), tmp_path / "file")
+    for source in (dict(theirs.named_parameters()), theirs.state_dict(), tmp_path / "file"):
+        ours = nn.Linear(2, 4)
+        nn.load_torch(ours, source)
+        assert ours.weight.dtype == "float32"
+        np.testing.assert_array_equal(ours.weight.numpy(), theirs.weight.detach().float().numpy().T)
+
+
+WRONG: list[tuple[Any, str]] = [
+    (torch.nn.Linear(2, 4), r"source must be .* a state_dict, not a Linear; give model.state_dict\(\)"),
+    ([1], "source must be the path of a safetensors file, or a state_dict, not a list"),
+    (None, "source must be .*, not None"),
+    ({0: 1}, "names in a state_dict are strings, not 0"),
+    ("nowhere.safetensors", "nowhere.safetensors cannot be read: No such file or directory"),
+    (__file__, r"test_nn_torch.py is not in the safetensors format .*; write it with safetensors.torch.save_file"),
+    ({"weight": torch.zeros(4, 2, device="meta"), "bias": [0]}, "load_torch: weight cannot be read as an array"),
+]
+
+
+@pytest.mark.parametrize(("source", "sentence"), WRONG)
+def test_what_is_no_state_is_named(source: Any, sentence: str) -> None:
+    with pytest.raises(NeedleError, match=sentence):
+        nn.load_torch(nn.Linear(2, 4), source)
+
+
+def test_what_is_no_module_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="load_torch: module must be a Module of needle, not a dict"):
+        nn.load_torch({}, nn.Linear(2, 4))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ArgumentError, match="save_torch: module must be a Module of needle, not a str"):
+        nn.save_torch("model", tmp_path / "file")  # pyright: ignore[reportArgumentType]
 
 
 def test_loaded_arrays_lie_in_order() -> None:

@@ -4,11 +4,14 @@ In: a table of shapes. Out: a failure where a compiled product differs from NumP
 Next: test_vector_math.py.
 """
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
 import needle as ndl
-from needle.compiler.tile import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES
+from needle.compiler.tile import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS
+from needle.ops import TriangularMatMul
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "one element": (1, 1, 1),
@@ -23,6 +26,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "fewer rows than are packed at a time": (LEFT // 3, LEFT_LENGTH + 9, 37),
     "a sum that is made in blocks": (31, 2 * BLOCK + 300, PACK_BYTES // 4 // 2 // BLOCK + 7),
     "the same, from far places": (FAR // 4 + 1, 2 * BLOCK + 5, 70),
+    "several panels from far places": (FAR // 4 + 1, LEFT_LENGTH + 9, 64 * PANELS + 200),
 }
 """Name -> (m, k, n) of (m, k) @ (k, n)."""
 
@@ -100,6 +104,22 @@ def test_products_in_batches(batch: tuple[tuple[int, ...], tuple[int, ...]], lay
     left = np.swapaxes(a, -1, -2) if layout in ("left", "both") else a
     right = np.swapaxes(b, -1, -2) if layout in ("right", "both") else b
     assert_close(found, left.astype("float64") @ right.astype("float64"), 21)
+
+
+@pytest.mark.parametrize("order", [*permutations(("row", "inner", "column"), 2)], ids="-".join)
+@pytest.mark.parametrize("layout", ["plain", "both"])
+def test_triangles(order: tuple[str, str], layout: str) -> None:
+    """Tiles on the diagonal count some terms, those on one side of it all, on the other none."""
+    for m, k, n in [(40, 64, 64), (165, 33, 170), (9, 2100, 300)]:
+        a, b = operands(m, k, n, layout, "float32", (2,))
+        for shift in (0, 5, -30, -m - n - k):
+            op = TriangularMatMul(*order, shift)
+
+            def multiply(a: ndl.Tensor, b: ndl.Tensor, op: TriangularMatMul = op) -> ndl.Tensor:
+                return op(a, b) if layout == "plain" else op(a.transpose(), b.transpose())
+
+            wanted = multiply(*(ndl.Tensor(x, dtype="float64") for x in (a, b))).numpy()
+            assert_close(ndl.compile(multiply)(ndl.Tensor(a), ndl.Tensor(b)).numpy(), wanted, k)
 
 
 @pytest.mark.parametrize("shape", [(100, 50, 100), (37, 300, 70)])

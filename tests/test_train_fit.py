@@ -15,8 +15,9 @@ import pytest
 import needle as ndl
 import needle.nn as nn
 from needle.data import DataLoader, NDArrayDataset
-from needle.errors import ArgumentError
+from needle.errors import ArgumentError, NeedleError
 from needle.train import (
+    Averaging,
     Callback,
     CSVLog,
     DivergenceError,
@@ -148,11 +149,67 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_parameters_are_spoil
     assert recorder.seen[-1] == "end"
 
 
-def test_epochs_must_not_be_negative() -> None:
+def other() -> ndl.optim.SGD:
+    return ndl.optim.SGD(nn.Linear(4, 2).parameters(), lr=0.1)
+
+
+def dataset() -> NDArrayDataset:
+    return NDArrayDataset(np.zeros((4, 4), "float32"), np.zeros(4, "uint8"))
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"model": nn.Linear}, r"fit: model must be a Module, .* not the class Linear \(make one: Linear\(...\)\)"),
+    ({"model": lambda x: x}, "fit: model must be a Module, .* not a function"),
+    ({"loader": dataset()}, r"fit: loader must give batches, .* it is a NDArrayDataset; write DataLoader\(dataset, 32"),
+    ({"test_loader": dataset()}, "fit: test_loader must give batches"),
+    ({"loader": []}, "fit: loader has no batches; give it at least one sample"),
+    ({"loader": [(1, 2, 3)]}, "a batch of training data is 3 fields .*, not a pair of Tensors"),
+    ({"loader": DataLoader(NDArrayDataset(np.zeros((4, 4))))}, r"is 1 fields \(Tensor\), not a pair of Tensors"),
+    ({"loss_fn": nn.SoftmaxLoss}, r"fit: loss_fn must be a function .* not the class SoftmaxLoss \(make one"),
+    ({"loss_fn": lambda y, _: y.sum(1)}, r"fit: loss_fn gave shape \(8,\), not one number; use .mean\(\)"),
+    ({"loss_fn": lambda *_: 3.0}, r"fit: loss_fn gave a float, not a Tensor; .* without .item\(\)"),
+    ({"optimizer": other()}, "fit: optimizer has no parameter that gets a gradient .* nothing would be learnt"),
+    ({"optimizer": ndl.optim.SGD}, r"fit: optimizer must be one of needle.optim, .* not the class SGD"),
+    ({"optimizer": ndl.optim.Newton(nn.Linear(4, 2).parameters())}, "fit: optimizer is Newton, whose step takes a"),
+    ({"schedule": ndl.schedule.StepLR}, "fit: schedule must be one of needle.schedule, .* not the class StepLR"),
+    ({"schedule": ndl.schedule.StepLR(other(), 2)}, "fit: schedule changes the rate of another optimizer"),
+    ({"epochs": 1.5}, "fit: epochs must be a whole number of at least 1, counting those that are done, not 1.5"),
+    ({"epochs": 0}, "fit: epochs must be a whole number of at least 1, .* not 0"),
+    ({"clip": -1}, "fit: clip must be a finite number, the largest norm of a gradient, or 0 for no limit, not -1"),
+    ({"accumulate": 0}, "fit: accumulate must be a whole number of at least 1"),
+    ({"accumulate": 9}, "fit: accumulate cuts a batch into 9 parts, but loader has batches of 8; give at most 8"),
+    ({"callbacks": [print]}, r"fit: callbacks must be Callbacks, .* derive yours from train.Callback"),
+    ({"callbacks": EarlyStopping(2)}, "fit: EarlyStopping looks at the test loss, .* give fit a test_loader"),
+    ({"wrong": 3}, "fit: wrong must be a function"),
+    ({"state": 3}, "fit: state must be a FitState"),
+    (
+        {"loss_fn": lambda y, _: y.sum(), "loader": DataLoader(NDArrayDataset(np.zeros((4, 4)), np.zeros((4, 1))))},
+        "where there are no classes, give wrong=None",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), WRONG)
+def test_a_wrong_argument_is_named(changes: dict[str, Any], expected: str) -> None:
     model, optimizer, loader = task()
-    with pytest.raises(ArgumentError, match="epochs must be 0 or more, but it is -1"):
-        fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=-1, compiled=False)
-    assert fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=0, compiled=False) == []
+    given: Any = {"model": model, "loader": loader, "optimizer": optimizer, "loss_fn": nn.SoftmaxLoss(), "epochs": 1}
+    for compiled in (False, True):
+        with pytest.raises(NeedleError, match=expected):
+            fit(**{**given, "compiled": compiled, **changes})
+
+
+def test_tests_see_the_averages_and_training_does_not(tmp_path: Path) -> None:
+    model, optimizer, loader = task()
+    average, ordered = ndl.MovingAverage(model.parameters(), 0.9), DataLoader(loader.dataset, batch_size=50)
+    callbacks = [KeepBest(model, tmp_path / "best"), Averaging(average)]
+    options: Any = {"compiled": False, "test_loader": ordered, "callbacks": callbacks}
+    history = fit(model, loader, optimizer, nn.SoftmaxLoss(), epochs=1, **options)
+    trained, best = model.state_dict(), read_arrays(tmp_path / "best")
+    assert all(np.array_equal(trained[name], array) for name, array in by_hand(1)[0].items())
+    with average:
+        assert evaluate(model, ordered, nn.SoftmaxLoss()).loss == history[0].test_loss
+        assert all(np.array_equal(best[name], array) for name, array in model.state_dict().items())
+    assert not np.array_equal(best["modules.0.weight"], trained["modules.0.weight"])
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
@@ -250,7 +307,7 @@ def test_callbacks_stop_early_keep_the_best_and_log(tmp_path: Path) -> None:
     state = FitState(4, history)
     fit(model, loader, optimizer, loss_fn, epochs=5, state=state, **options)
     assert state.epoch == 4  # a resumed run knows that it had ended
-    with pytest.raises(ArgumentError, match="patience must be 1 epoch or more, not 0"):
+    with pytest.raises(ArgumentError, match="patience must be a whole number of epochs, 1 or more, not 0"):
         EarlyStopping(0)
     if importlib.util.find_spec("tensorboardX"):
         (log,) = (tmp_path / "board").glob("events*")

@@ -124,7 +124,11 @@ def infer(op: Op, inputs: Sequence[Spec]) -> Spec:
         op, scalar = with_scalar(op, 1.0), 1.0
     if not type(op).__module__.startswith("needle."):
         return op.infer(*inputs)
-    return _inferred(op, str(cast("Any", type(scalar))), repr(scalar), tuple(inputs))
+    try:
+        return _inferred(op, str(cast("Any", type(scalar))), repr(scalar), tuple(inputs))
+    except TypeError:  # a field that has no hash, such as an array of axes: the op's own rule says what it must be
+        op.infer(*inputs)
+        raise
 
 
 @functools.lru_cache(maxsize=4096)

@@ -93,7 +93,10 @@ class _Run:
         grid = np.indices((*self.kernel.shape, *p.lengths), sparse=True)
         a, b = self.arrays[p.a.slot], self.arrays[p.b.slot]
         inner = tuple(range(len(self.kernel.shape), len(grid)))
-        terms = np.broadcast_to(a[_index(p.a, grid, a)] * b[_index(p.b, grid, b)], (*self.kernel.shape, *p.lengths))
+        terms = a[_index(p.a, grid, a)] * b[_index(p.b, grid, b)]
+        if p.bound:
+            terms = np.where(grid[p.bound.later] + p.bound.shift >= grid[p.bound.earlier], terms, 0)
+        terms = np.broadcast_to(terms, (*self.kernel.shape, *p.lengths))
         return terms.sum(axis=inner, dtype=p.dtype)
 
     def _reduce(self, statement: Reduce) -> None:

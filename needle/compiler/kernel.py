@@ -15,7 +15,7 @@ Next: lower.py.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy
 
@@ -255,6 +255,20 @@ class Pass:
     outer: list[Store] = field(default_factory=list[Store])
 
 
+class Bound(NamedTuple):
+    """Only terms count whose index along the axis `later`, plus `shift`, is at least that along the axis `earlier`."""
+
+    later: int
+    earlier: int
+    shift: int
+
+    def share(self, axes: tuple[int, ...]) -> float:
+        """How much of a product over axes of these lengths counts."""
+        later, earlier = axes[self.later], axes[self.earlier]
+        counted = sum(min(max(i + self.shift + 1, 0), earlier) for i in range(later))
+        return counted / max(later * earlier, 1)
+
+
 @dataclass
 class Product:
     """acc[batch, rows, columns] = sum over inner of a[batch, rows, inner] * b[batch, inner, columns].
@@ -269,6 +283,8 @@ class Product:
     dtype: DType
     batch: int
     rows: int
+    bound: Bound | None = None
+    """Of two of a row, a column and an inner axis, where there is one of each."""
 
     @property
     def length(self) -> int:
@@ -358,7 +374,11 @@ def _text(kernel: Kernel) -> str:
         inner = _INNER[: len(p.lengths)]
         a, b = (_access(x, [*text.letters[: len(kernel.shape)], *inner]) for x in (p.a, p.b))
         over = ", ".join(f"{letter} < {n}" for letter, n in zip(inner, p.lengths, strict=True))
-        lines.append(f"  acc = sum over {over} of {a} * {b}")
+        where = ""
+        if p.bound:
+            later, earlier = ([*text.letters[: len(kernel.shape)], *inner][axis] for axis in p.bound[:2])
+            where = f" where {later} + {p.bound.shift} >= {earlier}"
+        lines.append(f"  acc = sum over {over} of {a} * {b}{where}")
     for step in kernel.passes:
         if kernel.reduced:
             lines.append("  over " + ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")
@@ -404,6 +424,15 @@ def identity(kernel: Kernel) -> str:
     return "\n".join(lines)
 
 
+def multiplications(kernel: Kernel) -> int:
+    """How many terms the sums of a product have in all."""
+    p = kernel.product
+    if p is None:
+        return 0
+    axes = *kernel.shape, *p.lengths
+    return round(prod(axes) * (p.bound.share(axes) if p.bound else 1))
+
+
 SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
 """Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
 
@@ -428,8 +457,7 @@ def first_draw(kernel: Kernel) -> int | None:
 
 def is_few(kernel: Kernel) -> bool:
     """Whether the work is too little to share."""
-    elements = prod(kernel.shape)
-    return elements * kernel.product.length < SERIAL_PRODUCT if kernel.product else elements < SERIAL
+    return multiplications(kernel) < SERIAL_PRODUCT if kernel.product else prod(kernel.shape) < SERIAL
 
 
 def _access(access: Access, letters: Sequence[str]) -> str:

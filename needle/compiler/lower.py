@@ -28,10 +28,23 @@ from needle.compiler.fuse import (
 )
 from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.keep import keep
-from needle.compiler.kernel import Access, Call, Kernel, Pass, Pool, Product, Reduce, Scalar, Scatter, Store, scalars
+from needle.compiler.kernel import (
+    Access,
+    Bound,
+    Call,
+    Kernel,
+    Pass,
+    Pool,
+    Product,
+    Reduce,
+    Scalar,
+    Scatter,
+    Store,
+    scalars,
+)
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
-from needle.ops import Contract, Equal, Gather, Max, ScatterAdd
+from needle.ops import Contract, Equal, Gather, Max, ScatterAdd, TriangularMatMul
 from needle.ops.create import Arange, Full, Uniform
 from needle.ops.join import places
 from needle.tracing import HostNumber
@@ -342,7 +355,16 @@ class _Lowering:
             access(x, (*aligned(x.shape[: len(x.shape) - len(own)], shared), *own))
             for x, own in ((a, [*everywhere[batch : batch + rows], *inner]), (b, [*inner, *columns]))
         )
-        return Product(of_a, of_b, lengths, accumulator(node.dtype), batch, rows)
+        return Product(of_a, of_b, lengths, accumulator(node.dtype), batch, rows, bound(node))
+
+
+def bound(node: Node) -> Bound | None:
+    """Which terms of a product count."""
+    op, last = node.op, len(node.shape)
+    if not isinstance(op, TriangularMatMul):
+        return None
+    axes = {"row": last - 2, "column": last - 1, "inner": last}
+    return Bound(axes[op.later], axes[op.earlier], op.shift)
 
 
 def inner_shape(node: Node) -> Shape:

@@ -55,7 +55,7 @@ def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
     once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
     ranges, known = _index_ranges(graph)  # an index that turns out wrong too late must find the state unchanged
     called = any(lowered.kernel.call is not None for lowered in kernels)  # so does an exception in a call of Python
-    in_place = {i for i in once if known and not called and _may_overwrite(i, graph.updates[i], kernels)}
+    in_place = _overwritten({i: graph.updates[i] for i in once}, kernels) if known and not called else set[int]()
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
     scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
     return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, ranges, copies)
@@ -182,18 +182,31 @@ def _is_read_in_step(kernel: Kernel, slot: int, target: int) -> bool:
     return alike and moves and not any(a.slot == slot for a in afterwards)
 
 
-def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
-    """Whether the update of an input may be written over it: no later kernel reads the input, and the kernel that
-    writes it reads it only at the element that it writes."""
-    last_read = max((k for k, low in enumerate(kernels) if _slots_of(low, index)), default=-1)
-    writer = next((k for k, low in enumerate(kernels) if any(n is new for n in _written(low))), None)
-    if writer is None or last_read > writer:
-        return False
-    slots = _slots_of(kernels[writer], index)
+def _overwritten(updates: dict[int, Node], kernels: list[Lowered]) -> set[int]:
+    """The inputs that their update may be written over: no later kernel reads one, and the kernel that writes it reads
+    it only at the element that it writes."""
+    last_read: dict[int, int] = {}
+    writer: dict[int, int] = {}
+    for at, lowered in enumerate(kernels):
+        for node, written in zip(lowered.memory, lowered.kernel.written, strict=True):
+            if isinstance(node.op, Input):
+                last_read[node.op.index] = at
+            elif written:
+                writer.setdefault(id(node), at)
+    found: set[int] = set()
+    for index, new in updates.items():
+        at = writer.get(id(new))
+        if at is not None and last_read.get(index, -1) <= at and _reads_what_it_writes(index, new, kernels[at]):
+            found.add(index)
+    return found
+
+
+def _reads_what_it_writes(index: int, new: Node, lowered: Lowered) -> bool:
+    kernel = lowered.kernel
+    slots = [slot for slot, n in enumerate(lowered.memory) if isinstance(n.op, Input) and n.op.index == index]
     if not slots:
         return True
-    kernel = kernels[writer].kernel
-    target = next(i for i, n in enumerate(kernels[writer].memory) if n is new and kernel.written[i])
+    target = next(i for i, n in enumerate(lowered.memory) if n is new and kernel.written[i])
     row, target = divmod(target, kernel.width)
     if any(slot // kernel.width != row for slot in slots):  # threads may be in different rows of a bundle
         return False
@@ -202,14 +215,6 @@ def _may_overwrite(index: int, new: Node, kernels: list[Lowered]) -> bool:
     reads = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == slot}
     operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
     return slot not in operands and reads <= writes
-
-
-def _slots_of(lowered: Lowered, index: int) -> list[int]:
-    return [slot for slot, n in enumerate(lowered.memory) if isinstance(n.op, Input) and n.op.index == index]
-
-
-def _written(lowered: Lowered) -> list[Node]:
-    return [n for n, w in zip(lowered.memory, lowered.kernel.written, strict=True) if w]
 
 
 def _accesses(kernel: Kernel) -> list[Access]:

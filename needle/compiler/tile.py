@@ -37,6 +37,9 @@ LEFT, LEFT_LENGTH, FAR = 128, 1024, 8192
 """A left side whose rows stand beside each other and whose k are FAR bytes apart or more, LEFT_LENGTH of them, is
 packed LEFT rows at a time: else each k would be in another page, and in the same few places of the cache."""
 
+PANELS = 8
+"""Where the left side is packed, so many panels of the right one are packed before, which all use it."""
+
 AHEAD = 24
 """So many k ahead the packing asks the memory for what it will copy: no processor guesses steps of several pages."""
 
@@ -47,6 +50,9 @@ while all rows pass over it, and the sums so far wait in memory."""
 FEW_ROWS = 128
 """Below so many rows, packing the right side anew for each member of a batch costs too much. Above, those of one member
 stay in the cache while all columns pass over them, which those of the whole batch would not."""
+
+At = tuple[Reg, Reg, Reg] | None
+"""The first row and column of a tile, and k, where it must be asked whether a term counts."""
 
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
@@ -94,7 +100,7 @@ def sides(kernel: Kernel) -> Sides:
         return sorted(part, key=lambda a: -abs(p.a.strides[a.source]))
 
     *outer, column = some(axes[p.batch + p.rows : rank], every)
-    few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS
+    few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS and p.bound is None
     shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
     rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
     inner = by_step(axes[rank:])
@@ -109,7 +115,7 @@ def packs(kernel: Kernel) -> tuple[bool, bool]:
     of = sides(kernel)
     row, inner = of.rows[-1].source, of.inner[-1].source
     far = p.a.strides[inner] * kernel.slots[p.a.slot].itemsize >= FAR
-    plain = len(of.rows) == len(of.inner) == 1
+    plain = len(of.rows) == len(of.inner) == 1 and p.bound is None
     left = plain and p.a.strides[row] == 1 and far and p.length >= LEFT_LENGTH
     large = p.length * of.column.extent * p.dtype.itemsize > PACK_BYTES
     return left, p.b.strides[of.column.source] != 1 or large
@@ -123,7 +129,8 @@ def scratch_bytes(kernel: Kernel) -> int:
     left, right = packs(kernel)
     step = block(kernel)
     length = packed_length(kernel)
-    sums = prod(a.extent for a in sides(kernel).rows) * WIDEST * 64 * (step > 0)
+    panels = PANELS if left else 1
+    sums = prod(a.extent for a in sides(kernel).rows) * _panel_width(kernel) * (step > 0) * panels
     return _right_bytes(kernel) * (left or right) + length * LEFT * p.dtype.itemsize * left + sums
 
 
@@ -134,7 +141,8 @@ def block(kernel: Kernel) -> int:
     left, right = packs(kernel)
     first = sides(kernel).inner[0].extent
     step = max(BLOCK * first // max(p.length, 1), 1)
-    return step if right and p.length >= 2 * BLOCK + (not left) and step < first else 0
+    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
+    return step if right and long and step < first else 0
 
 
 def packed_length(kernel: Kernel) -> int:
@@ -145,7 +153,18 @@ def packed_length(kernel: Kernel) -> int:
 
 
 def _right_bytes(kernel: Kernel) -> int:
-    return -(-packed_length(kernel) // 16) * 16 * WIDEST * 64
+    """For the packed right side; the last square that is written has as many k as a vector has lanes."""
+    p, panels = kernel.product, PANELS if packs(kernel)[0] else 1
+    assert p is not None  # noqa: S101
+    return (packed_length(kernel) * panels + 64 // p.dtype.itemsize) * _panel_width(kernel)
+
+
+def _panel_width(kernel: Kernel) -> int:
+    """Bytes of a row of the widest panel, at most: see `_Tile._columns`."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    widest = -(-sides(kernel).column.extent * p.dtype.itemsize // 64)
+    return 64 * (widest if widest <= WIDEST else VECTORS)
 
 
 def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
@@ -171,6 +190,7 @@ class _Tile(Loops):
         self.left_packed, self.packed = packs(kernel)
         self.block = block(kernel)
         self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where the product is made in blocks
+        self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
@@ -206,13 +226,15 @@ class _Tile(Loops):
         self._columns()
 
     def _split(self) -> str:
-        """What threads divide: batches, else rows, else columns where there are few rows."""
+        """What threads divide: batches, else rows, else columns where there are few rows, or much to pack."""
         if self.threads == 1:
             return "nothing"
         if self.batch and self.batch[0].extent >= self.threads:
             return "batch"
         enough = self.height >= self.threads * tile_rows(self.machine, VECTORS)
         columns = -(-self.column.extent // self.lanes)
+        if self.left_packed and columns >= 2 * VECTORS * self.threads and self.column.extent >= self.height:
+            return "column"  # so less is packed in all: both sides by rows and columns of their own
         return "row" if enough or columns < self.threads else "column"
 
     # ------------------------------------------------------------------------------------------------- columns
@@ -240,20 +262,39 @@ class _Tile(Loops):
     def _column_group(self, start: int, vectors: int, count: int, rest: int, split: bool) -> None:
         width = vectors * self.lanes
 
+        low, high = self._part(count) if split else (integer(0), integer(count))
+        together = min(PANELS, count) if self.left_packed else 1
+
         def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
             known = dict(self.values)
             column = self.code.add(self.code.mul(i, width), integer(start * self.lanes))
+            if together > 1:
+                self.panels = self._smaller(self._since(high, i), integer(together))
             self._rows(column, vectors, rest)
-            self.values = known
+            self.values, self.panels = known, integer(1)
             return []
 
-        if split:
-            low, high = self._part(count)
-            self.code.loop(low, high, 1, [], body, may_be_empty=True)
-        elif count > 1:
-            self.code.loop(integer(0), integer(count), 1, [], body)
+        if split or count > 1:
+            self.code.loop(low, high, together, [], body, may_be_empty=split)
         else:
             body(integer(0), [])
+
+    def _smaller(self, a: Reg, b: Reg) -> Reg:
+        return self.code.make(self.code.call("llvm.smin.i64", "i64", a, b), INT)
+
+    def _each_panel(self, body: Callable[[], object]) -> None:
+        """Do it for each panel of the right side that is packed now."""
+
+        def inside(panel: Reg, _: Sequence[Reg]) -> list[Reg]:
+            known, self.panel = dict(self.values), panel
+            body()
+            self.values, self.panel = known, integer(0)
+            return []
+
+        if self.panels.text == "1":
+            body()
+        else:
+            self.code.loop(integer(0), self.panels, 1, [], inside)
 
     def _masks(self, vectors: int, rest: int) -> list[Reg | None]:
         return [self.code.mask(rest, self.lanes) if rest and v == vectors - 1 else None for v in range(vectors)]
@@ -269,23 +310,23 @@ class _Tile(Loops):
         zero = Reg("zeroinitializer", self.product.dtype, self.lanes)
 
         def clear(i: Reg, _: Sequence[Reg]) -> list[Reg]:
-            c.store(zero, self._sums(i))
+            c.store(zero, self._sums(i, vectors))
             return []
 
         def part(low: Reg, _: Sequence[Reg]) -> list[Reg]:
-            most = c.call("llvm.smin.i64", "i64", c.add(low, integer(self.block)), integer(extent))
-            self.part = low, c.make(most, INT)
+            self.part = low, self._smaller(c.add(low, integer(self.block)), integer(extent))
             self._row_tiles(column, vectors, masks)
             self.part = None
             return []
 
-        c.loop(integer(0), integer(self.height * vectors), 1, [], clear)
+        self._each_panel(lambda: c.loop(integer(0), integer(self.height * vectors), 1, [], clear))
         c.loop(integer(0), integer(extent), self.block, [], part)
 
-    def _sums(self, vector: Reg) -> str:
+    def _sums(self, vector: Reg, vectors: int) -> str:
         """Where the sums so far of rows are, behind what is packed; counted in vectors."""
         left = packed_length(self.kernel) * LEFT * self.product.dtype.itemsize * self.left_packed
         start = self.code.address("%scratch", integer(_right_bytes(self.kernel) + left), np.dtype("int8"))
+        vector = self.code.add(vector, self.code.mul(self.panel, self.height * vectors))
         return self.code.address(start, self.code.mul(vector, self.lanes), self.product.dtype)
 
     def _limits(self, axis: Axis) -> tuple[Reg, Reg]:
@@ -297,30 +338,34 @@ class _Tile(Loops):
         return i if low.text == "0" else self.code.make(f"sub i64 {i.text}, {low.text}", INT)
 
     def _row_tiles(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
-        right = self._pack(column, vectors, masks) if self.packed else None
+        first_column, width = column, vectors * self.lanes
+
+        def here() -> Reg:
+            return self.code.add(first_column, self.code.mul(self.panel, width))
+
+        if self.packed:
+            self._each_panel(lambda: self._pack(here(), vectors, masks))
         for rows, parts in self._row_parts(vectors):
             low, high = self._choose([p[0] for p in parts]), self._choose([p[1] for p in parts])
 
-            def tiles(low: Reg, high: Reg, first: Reg | None, rows: int = rows) -> list[Reg]:
+            def tiles(low: Reg, high: Reg, first: Reg | None, rows: int = rows) -> None:
                 def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
                     known = dict(self.values)
-                    self._one_tile(i, rows, column, vectors, masks, right, first)
+                    self._one_tile(i, rows, here(), vectors, masks, first)
                     self.values = known
                     return []
 
-                return self.code.loop(low, high, rows, [], body, may_be_empty=first is None)
+                self.code.loop(low, high, rows, [], body, may_be_empty=first is None)
 
             if not self.left_packed:
                 tiles(low, high, None)
                 continue
 
             def block(first: Reg, _: Sequence[Reg], rows: int = rows, high: Reg = high) -> list[Reg]:
-                size = max(LEFT // rows, 1) * rows
-                end = self.code.make(
-                    self.code.call("llvm.smin.i64", "i64", self.code.add(first, integer(size)), high), INT
-                )
+                end = self._smaller(self.code.add(first, integer(max(LEFT // rows, 1) * rows)), high)
                 self._pack_left(first, end)
-                return tiles(first, end, first, rows)
+                self._each_panel(lambda: tiles(first, end, first, rows))
+                return []
 
             self.code.loop(low, high, max(LEFT // rows, 1) * rows, [], block, may_be_empty=True)
 
@@ -366,35 +411,36 @@ class _Tile(Loops):
         column: Reg,
         vectors: int,
         masks: list[Reg | None],
-        right: str | None,
         first: Reg | None,
     ) -> None:
         """Rows i and following; `first` is the row with which the packed part of the left side begins."""
         left, steps_a = self._left_rows(i, rows, first)
-        right, steps_b, load_masks = self._right_lines(column, vectors, masks, right)
+        right, steps_b, load_masks = self._right_lines(column, vectors, masks)
 
-        def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg]) -> list[Reg]:
+        def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg], some: At = None) -> list[Reg]:
             if not axes:
-                return self._multiply(left, at_a, self.code.address(right, at_b, self._of_b), load_masks, acc)
-            source = axes[0].source
+                return self._multiply(left, at_a, self.code.address(right, at_b, self._of_b), load_masks, acc, some)
+            source, start = axes[0].source, self._limits(axes[0])[0]
+            for low, high, whole in self._spans(axes[0], i, rows, column, vectors):
 
-            low, high = self._limits(axes[0])
+                def body(k: Reg, acc: list[Reg], whole: bool = whole) -> list[Reg]:
+                    packed = self._since(k, start)
+                    on_a = self.code.mul(packed if first is not None else k, steps_a[source])
+                    on_b = self.code.mul(packed, steps_b[source])
+                    some = None if whole else (i, column, k)
+                    return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc, some)
 
-            def body(k: Reg, acc: list[Reg]) -> list[Reg]:
-                packed = self._since(k, low)
-                on_a = self.code.mul(packed if first is not None else k, steps_a[source])
-                on_b = self.code.mul(packed, steps_b[source])
-                return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc)
-
-            return self.code.loop(low, high, 1, acc, body)
+                acc = self.code.loop(low, high, 1, acc, body, may_be_empty=self.product.bound is not None)
+            return acc
 
         count = rows * vectors
         if self.part is None:
             acc = [Reg("zeroinitializer", self.product.dtype, self.lanes)] * count
             acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
+            acc = self._triangle(acc, i, column, vectors)
             self._epilogue(acc, i, rows, column, vectors, masks)
             return
-        sums = self._sums(self.code.mul(i, vectors))
+        sums = self._sums(self.code.mul(i, vectors), vectors)
         places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(count)]
         acc = [self.code.load(place, self.product.dtype, self.lanes) for place in places]
         acc = along(self.inner, integer(0), integer(0), acc)
@@ -403,34 +449,92 @@ class _Tile(Loops):
         last = self.code.compare("eq", self.part[1], integer(self.inner[0].extent))
         self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
 
+    def _spans(self, axis: Axis, i: Reg, rows: int, column: Reg, vectors: int) -> list[tuple[Reg, Reg, bool]]:
+        """The parts of an inner axis that a tile multiplies, and whether all their terms count."""
+        c, bound, (low, high) = self.code, self.product.bound, self._limits(axis)
+        if bound is None:
+            return [(low, high, True)]
+        row, side, width = self.rows[-1].source, self.column.source, vectors * self.lanes
+
+        def inside(k: Reg, more: int) -> Reg:
+            at_least = c.make(c.call("llvm.smax.i64", "i64", c.add(k, integer(more)), low), INT)
+            return c.make(c.call("llvm.smin.i64", "i64", at_least, high), INT)
+
+        if self.k not in bound[:2]:
+            last_of_rows = self._counts(row, i, integer(rows - 1), column)
+            any_counts = last_of_rows if bound.later == row else self._counts(side, column, integer(width - 1), i)
+            return [(low, c.select(any_counts, high, low), True)]
+        first, size = (i, rows) if row in bound[:2] else (column, width)
+        if bound.earlier == self.k:
+            middle = inside(first, bound.shift + 1)
+            return [(low, middle, True), (middle, inside(first, bound.shift + size), False)]
+        middle = inside(first, size - 1 - bound.shift)
+        return [(inside(first, -bound.shift), middle, False), (middle, high, True)]
+
+    def _counts(self, axis: int, start: Reg, n: Reg, other: Reg) -> Reg:
+        """Whether what is at start + n along a bound axis counts beside what is at `other` along the other one."""
+        c, bound = self.code, self.product.bound
+        assert bound is not None  # noqa: S101
+        later = bound.later == axis
+        limit = c.add(self._since(other, start), integer(-bound.shift if later else bound.shift))
+        return c.compare("ge" if later else "le", n, limit)
+
+    def _lanes_that_count(self, lines: Sequence[Reg], column: Reg, other: Reg) -> list[Reg]:
+        """Vectors from `column` on, with zeros where a column does not count."""
+        c, zero, numbers = self.code, Reg("zeroinitializer", lines[0].dtype, self.lanes), self._lanes_from(0)
+        starts = [c.add(column, integer(v * self.lanes)) for v in range(len(lines))]
+        counts = [self._counts(self.column.source, start, numbers, other) for start in starts]
+        return [c.select(keep, line, zero) for keep, line in zip(counts, lines, strict=True)]
+
+    def _triangle(self, acc: list[Reg], i: Reg, column: Reg, vectors: int) -> list[Reg]:
+        """The sums, with zeros where rows and columns are bound and none of the terms counts."""
+        if self.product.bound is None or self.k in self.product.bound[:2]:
+            return acc
+        rows = [acc[n : n + vectors] for n in range(0, len(acc), vectors)]
+        kept = [self._lanes_that_count(line, column, self.code.add(i, integer(r))) for r, line in enumerate(rows)]
+        return [one for line in kept for one in line]
+
     def _multiply(
-        self, left: list[tuple[str, int]], at: Reg, right: str, masks: list[Reg | None], acc: list[Reg]
+        self,
+        left: list[tuple[str, int]],
+        at: Reg,
+        right: str,
+        masks: list[Reg | None],
+        acc: list[Reg],
+        some: At,
     ) -> list[Reg]:
         """One k: each row's element times the vectors of the right side, added to the accumulators."""
         c, dtype, of_a, of_b = self.code, self.product.dtype, self._of_a, self._of_b
         places = [c.address(right, integer(v * self.lanes), of_b) for v in range(len(masks))]
         b = [c.convert(c.load(x, of_b, self.lanes, m), dtype) for x, m in zip(places, masks, strict=True)]
+        bound = self.product.bound[:2] if self.product.bound and some else ()
+        if some and self.column.source in bound:
+            b = self._lanes_that_count(b, *some[1:])
         bases = {base: c.address(base, at, of_a) for base, _ in left}
         after: list[Reg] = []
         for base, further in left:
             one = c.load(c.address(bases[base], integer(further), of_a), of_a)
+            if some and self.column.source not in bound:
+                row = integer(len(after) // len(b))
+                keep = self._counts(self.rows[-1].source, some[0], row, some[2])
+                one = c.select(keep, one, c.constant(0, of_a))
             a = c.splat(c.convert(one, dtype), self.lanes)
             after += [c.fma(a, line, acc[len(after) + v]) for v, line in enumerate(b)]
         return after
 
     def _right_lines(
-        self, column: Reg, vectors: int, masks: list[Reg | None], packed: str | None
+        self, column: Reg, vectors: int, masks: list[Reg | None]
     ) -> tuple[str, dict[int, int], list[Reg | None]]:
         """Where a tile's part of the right side begins, the steps of inner axes, and which lanes may be read."""
         p = self.product
-        if packed is None:
+        if not self.packed:
             index = {**self._batch_index(), self.column.source: column}
             start = self._base(p.b.slot, p.b.strides, p.b.offset, index)
             return start, {a.source: p.b.strides[a.source] for a in self.inner}, masks
         steps, width = dict[int, int](), vectors * self.lanes
         for axis in reversed(self.inner):
             steps[axis.source], width = width, width * axis.extent
-        return packed, steps, [None] * vectors
+        return self._packed_right(vectors), steps, [None] * vectors
 
     def _left_rows(self, i: Reg, rows: int, first: Reg | None) -> tuple[list[tuple[str, int]], dict[int, int]]:
         """Where the rows of a tile begin, as an address and how many elements further; and the steps of inner axes."""
@@ -593,18 +697,24 @@ class _Tile(Loops):
         numbers = ", ".join(f"i64 {first + i}" for i in range(self.lanes))
         return Reg(f"<{numbers}>", INT, self.lanes)
 
-    def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> str:
-        """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive; returns its address."""
+    def _packed_right(self, vectors: int) -> str:
+        """Where the packed panel begins."""
+        size = packed_length(self.kernel) * vectors * self.lanes
+        return self.code.address("%scratch", self.code.mul(self.panel, size), self._of_b)
+
+    def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
+        """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive."""
         c, p, dtype = self.code, self.product, self.kernel.slots[self.product.b.slot]
         source = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
         by_column = p.b.strides[self.column.source]
         if by_column != 1 and p.b.strides[self.k] == 1:
             self._pack_turned(source, by_column, vectors, masks)
-            return "%scratch"
+            return
+        panel = self._packed_right(vectors)
 
         def copy(offset: Reg, k: Reg) -> None:
             line = c.address(source, offset, dtype)
-            to = c.address("%scratch", c.mul(k, vectors * self.lanes), dtype)
+            to = c.address(panel, c.mul(k, vectors * self.lanes), dtype)
             if by_column == 1:
                 self._ask_ahead(line, p.b.strides[self.k] * dtype.itemsize, vectors * self.lanes * dtype.itemsize)
             for v in range(vectors):
@@ -613,7 +723,6 @@ class _Tile(Loops):
                 c.store(value, c.address(to, integer(v * self.lanes), dtype))
 
         self._each_inner(self.inner, integer(0), integer(0), copy)
-        return "%scratch"
 
     def _each_inner(self, axes: list[Axis], offset: Reg, k: Reg, body: Callable[[Reg, Reg], None]) -> None:
         """Loops over inner axes: `body` is told the offset on the right side, and how many k came before."""
@@ -636,12 +745,12 @@ class _Tile(Loops):
         columns = vectors * lanes if masks[-1] is None else (vectors - 1) * lanes + masks[-1].text.count("i1 1")
         name, needed = square(dtype, lanes)
         c.declared |= needed
-        length = self.inner[-1].extent
+        length, panel = self.inner[-1].extent, self._packed_right(vectors)
         low, high = self._limits(self.inner[-1])
 
         def one(first: Reg, offset: Reg, k: Reg, left: Reg) -> list[Reg]:
             line = c.address(source, c.add(c.mul(first, by_column), offset), dtype)
-            to = c.address("%scratch", c.add(c.mul(k, vectors * lanes), first), dtype)
+            to = c.address(panel, c.add(c.mul(k, vectors * lanes), first), dtype)
             last = c.make(f"sub i64 {columns - 1}, {first.text}", INT)
             numbers = f"i64 {by_column}, i64 {last.text}, i64 {vectors * lanes}, i64 {left.text}"
             c.line(f"call void @{name}(ptr {line}, ptr {to}, {numbers})")

@@ -15,11 +15,20 @@ from needle import nn
 from needle.backward import no_grad
 from needle.compile import compile
 from needle.dtype import Array
+from needle.errors import ArgumentError
 from needle.models.gpt import GPT
 from needle.models.language_model import LanguageModel
 from needle.tensor import Tensor
 
+_MODEL = "{name}: model must be a {wanted}, not a {found}"
+
 CHUNK = 32  # tokens of a prompt that are read at once
+
+
+def _check(decoder: object, model: object, wanted: type) -> None:
+    if not isinstance(model, wanted):
+        found = {"name": type(decoder).__name__, "wanted": wanted.__name__, "found": type(model).__name__}
+        raise ArgumentError(_MODEL.format(**found))
 
 
 class Decoder(Protocol):
@@ -62,6 +71,7 @@ class GPTDecoder:
     """
 
     def __init__(self, model: GPT, compiled: bool = True) -> None:
+        _check(self, model, GPT)
         model.eval()
         single = by_rows(model)
         self.context, head = model.context, model.wpe.embedding_dim // model.heads
@@ -99,6 +109,7 @@ class RecurrentDecoder:
     """Reads tokens with a LanguageModel, and keeps its state."""
 
     def __init__(self, model: LanguageModel, compiled: bool = True) -> None:
+        _check(self, model, LanguageModel)
         model.eval()
         self.step: Any = compile(model.forward) if compiled else model.forward
         self.state: Any = None

@@ -15,6 +15,7 @@ from needle import nn
 from needle.attention import scaled_dot_product_attention
 from needle.errors import CheckpointError
 from needle.extras import load_extra
+from needle.files import as_path
 from needle.ops import gelu
 from needle.tensor import Tensor
 
@@ -92,8 +93,11 @@ def load_encoder(path: str | Path | None = None) -> tuple[SentenceEncoder, Any]:
 
 def _read(path: str | Path | None, name: str) -> bytes:
     """A file of the model. Finding a package at the top level does not run it."""
-    spec = None if path else find_spec(PACKAGE)
-    folder = Path(path) if path else Path(str(spec.origin)).parent / "model" if spec else Path(PACKAGE)
+    if path is None:
+        spec = find_spec(PACKAGE)
+        folder = Path(str(spec.origin)).parent / "model" if spec else Path(PACKAGE)
+    else:
+        folder = as_path("load_encoder: path", path)
     try:
         if folder.suffix == ".whl":
             with zipfile.ZipFile(folder) as wheel:

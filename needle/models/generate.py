@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from needle.dtype import Array
+from needle.dtype import Array, in_range, is_whole
 from needle.errors import ArgumentError
 from needle.models.decoder import Decoder
 
 _EMPTY = "generate: the prompt is empty; give at least one token to go on from"
+_DECODER = "generate: needs a decoder, such as GPTDecoder(model), not a {found}"
 _NUMBER = "generate: {name} must be {rule}, not {value!r}"
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "count": ("0 or more", lambda value: value >= 0),
-    "temperature": ("0 or more", lambda value: 0 <= value < np.inf),
-    "top_k": ("0 or more", lambda value: value >= 0),
-    "top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "seed": ("from 0 to 2**32 - 1", lambda value: value is None or 0 <= value < 2**32),
+    "count": ("a whole number of 0 or more", lambda value: is_whole(value, 0)),
+    "temperature": ("0 or more", lambda value: in_range(value, 0)),
+    "top_k": ("a whole number of 0 or more", lambda value: is_whole(value, 0)),
+    "top_p": ("above 0 and at most 1", lambda value: in_range(value, 0) and 0 < value <= 1),
+    "seed": (
+        "a whole number from 0 to 2**32 - 1",
+        lambda value: value is None or (is_whole(value, 0) and value < 2**32),
+    ),
 }
 
 
@@ -35,13 +39,23 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
 ) -> Iterator[int]:
-    """`count` tokens that follow `prompt`, each as soon as it is chosen; see `choose` for the numbers."""
-    if not prompt:
+    """`count` tokens that follow `prompt`, each as soon as it is chosen by its probability.
+
+    Logits are divided by `temperature` first; 0 takes the most likely token. `top_k` leaves only the k most likely (0:
+    all), `top_p` only the most likely that together have this probability. A `seed` repeats the text. Raises
+    ArgumentError for a number outside its range.
+    """
+    if not hasattr(decoder, "read"):
+        raise ArgumentError(_DECODER.format(found=type(decoder).__name__))
+    tokens: list[Any] = list(prompt) if hasattr(prompt, "__iter__") else [prompt]
+    if not tokens:
         raise ArgumentError(_EMPTY)
+    if not all(is_whole(token, 0) for token in tokens):
+        raise ArgumentError(_NUMBER.format(name="prompt", rule="a list of token numbers", value=prompt))
     numbers = {"count": count, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     for name, rule in broken_rules(numbers):
         raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=numbers[name]))
-    return _generate(decoder, list(prompt), count, temperature, top_k, top_p, np.random.RandomState(seed))
+    return _generate(decoder, tokens, count, temperature, top_k, top_p, np.random.RandomState(seed))
 
 
 def broken_rules(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:

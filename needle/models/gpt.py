@@ -14,10 +14,13 @@ from needle import init, nn
 from needle.attention import scaled_dot_product_attention
 from needle.errors import ArgumentError, ShapeError
 from needle.functional import softmax
+from needle.nn.module import check_sizes
 from needle.ops import concatenate, gelu, minimum, stack, where
 from needle.tensor import Tensor
+from needle.value import shape_of
 
 _HEADS = "GPT: width {width} cannot be divided into {heads} equal heads"
+_INPUT = "GPT: needs token numbers of shape (batch, steps), not {shape}"
 _TOO_LONG = "GPT: the text has {steps} tokens, but the model was made for at most {context}"
 
 
@@ -103,6 +106,7 @@ class GPT(nn.Module):
         self, tokens: int, context: int, layers: int = 12, heads: int = 12, width: int = 768, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        check_sizes("GPT", tokens=tokens, context=context, layers=layers, heads=heads, width=width)
         if width % heads:
             raise ArgumentError(_HEADS.format(width=width, heads=heads))
         self.tokens, self.context, self.heads = tokens, context, heads
@@ -118,7 +122,10 @@ class GPT(nn.Module):
                 parameter.data = init.randn(*parameter.shape, std=std)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        steps = tokens.shape[1]
+        shape = shape_of("GPT", tokens)
+        if len(shape) != 2:
+            raise ShapeError(_INPUT.format(shape=shape))
+        steps = shape[1]
         if steps > self.context:
             raise ShapeError(_TOO_LONG.format(steps=steps, context=self.context))
         x = self.dropout(self.wte(tokens) + self.wpe.weight[:steps])  # (batch, steps, width)

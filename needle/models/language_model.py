@@ -35,8 +35,9 @@ class CausalTransformer(nn.Module):
 class LanguageModel(nn.Module):
     """The next word for each word of a text: (steps, batch) -> logits (steps * batch, output_size), and a state.
 
-    An embedding of `output_size` words in `embedding_size` features, a recurrent network ("rnn", "lstm", or
-    "transformer", which needs no state), and one Linear layer.
+    An embedding of `output_size` words in `embedding_size` features, a network of `num_layers` layers with
+    `hidden_size` units, and one Linear layer. `seq_model` is "rnn", "lstm", or "transformer", which needs no state and
+    takes at most `seq_len` steps.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ Next: resnet9.py.
 from collections.abc import Callable
 
 from needle import nn
+from needle.nn.module import check_sizes
 
 Norm = Callable[[int], nn.Module]
 
@@ -43,6 +44,7 @@ def MLPResNet(
     One Linear layer to `hidden_dim` units, `num_blocks` residual blocks with a bottleneck of `hidden_dim // 2`, and one
     Linear layer to the classes. Raises ArgumentError when a size is below 1.
     """
+    check_sizes("MLPResNet", 0, num_blocks=num_blocks)
     return nn.Sequential(
         nn.Linear(dim, hidden_dim),
         nn.ReLU(),

@@ -7,6 +7,7 @@ Next: encoder.py.
 
 from needle import init, nn
 from needle.functional import binary_cross_entropy_with_logits
+from needle.nn.module import check_sizes
 from needle.ops import exp, sigmoid
 from needle.tensor import Tensor
 
@@ -22,6 +23,7 @@ class VAE(nn.Module):
 
     def __init__(self, pixels: int, hidden_dim: int = 400, latent_dim: int = 16) -> None:
         super().__init__()
+        check_sizes("VAE", pixels=pixels, hidden_dim=hidden_dim, latent_dim=latent_dim)
         self.latent_dim = latent_dim
         self.encoder = _perceptron(pixels, hidden_dim, 2 * latent_dim)
         self.decoder = _perceptron(latent_dim, hidden_dim, pixels)

@@ -4,10 +4,15 @@ In: any shape. Out: the same shape. Invariant: nothing is computed here; each is
 Next: embedding.py.
 """
 
+from numbers import Real
+
+from needle.errors import ArgumentError
 from needle.functional import log_softmax, softmax
 from needle.nn.module import Module
 from needle.ops import gelu, leaky_relu, sigmoid, silu, softplus, tanh
 from needle.tensor import Tensor
+
+_SLOPE = "LeakyReLU: negative_slope must be a number, not {value!r}"
 
 
 class Tanh(Module):
@@ -57,6 +62,8 @@ class LeakyReLU(Module):
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
+        if not isinstance(negative_slope, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(_SLOPE.format(value=negative_slope))
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:

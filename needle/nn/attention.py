@@ -13,10 +13,11 @@ from needle.attention import rotary, scaled_dot_product_attention
 from needle.device import Device
 from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.nn.linear import Dropout, Linear
-from needle.nn.module import Module
+from needle.nn.module import Module, check_sizes
 from needle.nn.norm import LayerNorm
 from needle.ops import equal, gelu, relu, where
 from needle.tensor import Tensor
+from needle.value import shape_of
 
 _HEADS = "MultiHeadAttention: embed_dim {embed_dim} cannot be divided into num_heads={num_heads} equal heads"
 _INPUT = "{layer}: {name} must have shape (batch, steps, {features}), not {shape}"
@@ -52,7 +53,8 @@ class MultiHeadAttention(Module):
         dtype: Any = "float32",
     ) -> None:
         super().__init__()
-        if not hasattr(num_heads, "__index__") or num_heads < 1 or embed_dim % num_heads:
+        check_sizes("MultiHeadAttention", embed_dim=embed_dim, num_heads=num_heads)
+        if embed_dim % num_heads:
             raise ArgumentError(_HEADS.format(embed_dim=embed_dim, num_heads=num_heads))
         self.embed_dim, self.num_heads, self.causal, self.rotary = embed_dim, num_heads, causal, rotary
         self.query = Linear(embed_dim, embed_dim, bias, device, dtype)
@@ -82,7 +84,7 @@ class MultiHeadAttention(Module):
         key = query if key is None else key
         value = key if value is None else value
         for name, x, layer in (("query", query, self.query), ("key", key, self.key), ("value", value, self.value)):
-            if x.ndim != 3 or x.shape[-1] != layer.in_features:
+            if len(shape_of("MultiHeadAttention", x)) != 3 or x.shape[-1] != layer.in_features:
                 wrong = {"layer": "MultiHeadAttention", "features": layer.in_features, "shape": x.shape}
                 raise ShapeError(_INPUT.format(name=name, **wrong))
         q, k, v = self._heads(self.query(query)), self._heads(self.key(key)), self._heads(self.value(value))
@@ -146,7 +148,7 @@ class _Block(Module):
         dtype: Any,
     ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
+        if activation not in list(_ACTIVATIONS):
             raise ArgumentError(_ACTIVATION.format(layer=type(self).__name__, value=activation))
         self.activation, self.norm_first = activation, norm_first
         self.linear1 = Linear(d_model, dim_feedforward, device=device, dtype=dtype)
@@ -166,6 +168,8 @@ class _Block(Module):
 class TransformerEncoderLayer(_Block):
     """Self-attention, then a network of two layers, each with a skip connection and a norm (Vaswani et al., 2017).
 
+    (batch, steps, d_model) -> the same shape, with `nhead` heads and `dim_feedforward` units between the two layers,
+    whose `activation` is "relu" or "gelu". `dropout` is the probability of dropping an element in training.
     `norm_first` puts the norms before the parts, which trains more easily; `rotary` as in `MultiHeadAttention`.
     """
 

@@ -12,13 +12,12 @@ from needle import init
 from needle.device import Device
 from needle.dtype import as_float_dtype
 from needle.errors import ArgumentError, ShapeError
-from needle.nn.module import Module, Parameter
+from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import conv, conv_transpose
 from needle.ops.conv import per_axis
 from needle.tensor import Tensor
 from needle.value import as_tuple
 
-_SIZE = "{layer}: {name} must be a whole number of at least 1, not {value!r}"
 _GROUPS = "{layer}: {value} {name} cannot be divided into {groups} equal groups"
 _INPUT = "{layer}: needs an input of shape (batch, {channels}, {axes}), not {shape}"
 _AXES = {1: "length", 2: "height, width"}
@@ -55,9 +54,7 @@ class _Convolution(Module):
         super().__init__()
         self.name = type(self).__name__
         dtype = as_float_dtype(dtype, self.name)
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if not hasattr(value, "__index__") or value < 1:
-                raise ArgumentError(_SIZE.format(layer=self.name, name=name, value=value))
+        check_sizes(self.name, in_channels=in_channels, out_channels=out_channels, groups=groups)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ArgumentError(_GROUPS.format(layer=self.name, value=value, name=name, groups=groups))

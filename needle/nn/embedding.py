@@ -11,14 +11,14 @@ import numpy as np
 
 from needle import init
 from needle.device import Device
-from needle.dtype import as_float_dtype, is_float
+from needle.dtype import as_float_dtype, is_float, is_whole
 from needle.errors import ArgumentError, DTypeError
-from needle.nn.module import Module, Parameter
+from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import equal, gather, not_equal, where
 from needle.tensor import Tensor
 from needle.tracing import active
+from needle.value import check_tensor
 
-_SIZE = "Embedding: {name} must be a whole number of at least 1, not {value!r}"
 _PADDING = "Embedding: padding_idx must be a whole number from {low} to {high}, the index of a row, not {value!r}"
 _WHOLE = "Embedding: {value} is not a whole number, so it is no index of a row; round it, and use .astype('int64')"
 
@@ -40,14 +40,12 @@ class Embedding(Module):
     ) -> None:
         super().__init__()
         dtype = as_float_dtype(dtype, "Embedding")
-        for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
-            if not hasattr(value, "__index__") or value < 1:
-                raise ArgumentError(_SIZE.format(name=name, value=value))
+        check_sizes("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         weight = init.randn(num_embeddings, embedding_dim, device=device, dtype=dtype)
         self.padding_idx = padding_idx
         if padding_idx is not None:
-            if not hasattr(padding_idx, "__index__") or not -num_embeddings <= padding_idx < num_embeddings:
+            if not is_whole(padding_idx, -num_embeddings) or padding_idx >= num_embeddings:
                 limits = {"low": -num_embeddings, "high": num_embeddings - 1}
                 raise ArgumentError(_PADDING.format(value=padding_idx, **limits))
             self.padding_idx = padding_idx % num_embeddings
@@ -55,6 +53,7 @@ class Embedding(Module):
         self.weight = Parameter(weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensor("Embedding", x)
         if is_float(x.dtype):
             x = _whole(x, self.num_embeddings)
         rows = gather(self.weight, x)

@@ -11,11 +11,10 @@ from needle.device import Device
 from needle.dtype import as_float_dtype, in_range
 from needle.errors import ArgumentError
 from needle.functional import dropout
-from needle.nn.module import Module, Parameter
+from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import relu
 from needle.tensor import Tensor
 
-_SIZE = "Linear: {name} must be a whole number of at least 1, not {value!r}"
 _PROBABILITY = "Dropout: p is the probability of dropping an element, from 0 up to but not including 1, not {p!r}"
 
 
@@ -36,9 +35,7 @@ class Linear(Module):
     ) -> None:
         super().__init__()
         dtype = as_float_dtype(dtype, "Linear")
-        for name, value in (("in_features", in_features), ("out_features", out_features)):
-            if not hasattr(value, "__index__") or value < 1:
-                raise ArgumentError(_SIZE.format(name=name, value=value))
+        check_sizes("Linear", in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(init.kaiming_uniform(in_features, out_features, device=device, dtype=dtype))
         self.bias: Parameter | None = None

@@ -12,16 +12,19 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from needle.dtype import Array
+from needle.dtype import Array, is_whole
 from needle.errors import ArgumentError, CheckpointError, NeedleError, ShapeError, UndefinedError
 from needle.tensor import Tensor
 from needle.tracing import active
+from needle.value import shape_of
 
 _MISSING = "load_state_dict: {missing}{unexpected}; the state must come from a model with the same layers"
 _NO_STATE = "load_state_dict: the state must be a dict of names and arrays, not {kind}"
 _NO_NUMBERS = "load_state_dict: {name} holds {found}, not {wanted}; the state must come from a model like this one"
 _NOT_CALLABLE = "Sequential: module {i} is a {kind}, not a Module or function; write nn.Sequential(*modules)"
 _RESIDUAL = "Residual: fn is a {kind}, not a Module or function"
+_SIZE = "{layer}: {name} must be a whole number of at least {low}, not {value!r}"
+_APPLY = "apply: function must be a function of a Module, not a {kind}"
 _FLATTEN = "Flatten: needs an input of shape (batch, ...), not {shape}"
 _SHAPE = (
     "load_state_dict: {name} has shape {have} in the model but {found} in the state; build both with the same sizes"
@@ -132,6 +135,8 @@ class Module:
 
     def apply(self, function: "Callable[[Module], Any]") -> "Module":
         """Call `function` on this module and all below."""
+        if not callable(function):  # pyright: ignore[reportUnnecessaryComparison]
+            raise ArgumentError(_APPLY.format(kind=type(function).__name__))
         for _, module in self.named_modules():
             function(module)
         return self
@@ -196,6 +201,13 @@ def _real(name: str, values: Any) -> Array:
     return array
 
 
+def check_sizes(layer: str, low: int = 1, **sizes: Any) -> None:
+    """Raise `ArgumentError` unless all sizes of a layer are whole numbers of at least `low`."""
+    for name, value in sizes.items():
+        if not is_whole(value, low):
+            raise ArgumentError(_SIZE.format(layer=layer, name=name, low=low, value=value))
+
+
 class Identity(Module):
     """f(x) = x."""
 
@@ -207,7 +219,7 @@ class Flatten(Module):
     """(batch, ...) -> (batch, product of the rest)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.shape:
+        if not shape_of("Flatten", x):
             raise ShapeError(_FLATTEN.format(shape=x.shape))
         return x.reshape((x.shape[0], math.prod(x.shape[1:])))  # (batch, features)
 

@@ -10,7 +10,7 @@ from typing import Any
 from needle import init
 from needle.backward import no_grad
 from needle.device import Device
-from needle.dtype import as_float_dtype, in_range
+from needle.dtype import as_float_dtype, in_range, is_whole
 from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
 from needle.ops import center, lerp, mean_square
@@ -42,7 +42,7 @@ class _Norm(Module):
             raise ArgumentError(_ARGUMENT.format(layer=type(self).__name__, name=name, rule=rule, value=value))
 
     def _size(self, name: str, value: Any) -> int:
-        self._require(name, value, hasattr(value, "__index__") and value >= 1, "a whole number of at least 1")
+        self._require(name, value, is_whole(value, 1), "a whole number of at least 1")
         return value
 
     def _refuse(self, x: Any) -> ShapeError:

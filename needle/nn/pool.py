@@ -25,7 +25,11 @@ class _Pool(Module):
 
 
 class MaxPool2d(_Pool):
-    """The largest element of each window; `stride` is the window's size where it is None. See `needle.max_pool`."""
+    """The largest element of each window: (..., height, width) -> (..., height', width').
+
+    height' = floor((height + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1, or rounded up with
+    `ceil_mode`. `stride` is the window's size where it is None. See `needle.max_pool`.
+    """
 
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
@@ -44,7 +48,7 @@ class MaxPool1d(MaxPool2d):
 
 
 class AvgPool2d(_Pool):
-    """The mean of each window, of which padding is a part where `count_include_pad`. See `needle.avg_pool`."""
+    """The mean of each window, padding being a part of it where `count_include_pad`; shapes as of `MaxPool2d`."""
 
     def __init__(
         self,

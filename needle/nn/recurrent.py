@@ -15,23 +15,16 @@ from needle.device import Device
 from needle.dtype import as_float_dtype
 from needle.errors import ArgumentError, ShapeError
 from needle.functional import scan
-from needle.nn.module import Module, Parameter
+from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import concatenate, relu, sigmoid, split, stack, tanh
 from needle.tensor import Tensor
 from needle.value import as_tuple
 
-_SIZE = "{layer}: {name} must be a whole number of at least 1, not {value!r}"
 _NONLINEARITY = "{layer}: nonlinearity must be 'tanh' or 'relu', not {value!r}"
 _INPUT = "{layer}: needs an input of shape ({axes}, {size}), not {shape}"
 _EMPTY = "{layer}: the sequence has no steps (shape {shape}); give at least one"
 _STATE = "{layer}: {name} must have shape {wanted}, not {shape}"
 _PAIR = "{layer}: the state is a pair of Tensors (h, c), not {found}"
-
-
-def _whole(layer: str, **sizes: Any) -> None:
-    for name, value in sizes.items():
-        if not hasattr(value, "__index__") or value < 1:
-            raise ArgumentError(_SIZE.format(layer=layer, name=name, value=value))
 
 
 def _check_state(layer: str, state: Any, paired: bool, wanted: tuple[int, ...]) -> None:
@@ -70,7 +63,7 @@ class _Cell(Module):
         super().__init__()
         name = type(self).__name__
         dtype = as_float_dtype(dtype, name)
-        _whole(name, input_size=input_size, hidden_size=hidden_size)
+        check_sizes(name, input_size=input_size, hidden_size=hidden_size)
         self.input_size, self.hidden_size = input_size, hidden_size
         bound, width = math.sqrt(1 / hidden_size), self.gates * hidden_size
 
@@ -189,7 +182,7 @@ class _Layers(Module):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int, bidirectional: bool) -> None:
         super().__init__()
-        _whole(type(self).__name__, num_layers=num_layers)
+        check_sizes(type(self).__name__, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.directions = 2 if bidirectional else 1
 

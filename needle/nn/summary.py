@@ -16,6 +16,7 @@ from needle.nn.module import Module, Parameter
 from needle.tensor import Tensor
 
 _INPUT_SHAPE = "summary: input_shape must be a tuple with the batch axis, such as (1, 784), not {shape!r}"
+_MODEL = "summary: model must be a Module, not a {kind}"
 _ROW = "{name:<{width}}  {shape:<20} {count:>12}"
 
 
@@ -24,6 +25,8 @@ def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = "float32")
 
     Raises the model's own error where the shape does not fit, and `ArgumentError` for what is no shape.
     """
+    if not isinstance(model, Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(_MODEL.format(kind=type(model).__name__))
     if not isinstance(input_shape, tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(_INPUT_SHAPE.format(shape=input_shape))
     shapes: dict[int, Any] = {}

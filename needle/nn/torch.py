@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from needle.dtype import Array
-from needle.errors import CheckpointError
+from needle.errors import ArgumentError, CheckpointError
 from needle.extras import load_extra
-from needle.files import replacing
+from needle.files import as_path, replacing
 from needle.nn.attention import MultiHeadAttention, TransformerDecoderLayer, TransformerEncoderLayer
 from needle.nn.module import Module, Sequential
 from needle.nn.norm import BatchNorm1d
@@ -25,7 +25,16 @@ from needle.tensor import Tensor
 _COUNT = "num_batches_tracked"  # of PyTorch's batch norms; needle's do not count
 _NAMES = {"W_ih": "weight_ih", "W_hh": "weight_hh"}
 _MISFIT = "load_torch: {faults}; build the same network on both sides, with the same names and sizes"
-_UNREADABLE = "load_torch: {path} cannot be read as safetensors: {error}; write it with safetensors.torch.save_file"
+_NO_FILE = "load_torch: {path} cannot be read: {reason}"
+_NOT_SAFE = (
+    "load_torch: {path} is not in the safetensors format ({error}); "
+    "write it with safetensors.torch.save_file(model.state_dict(), path)"
+)
+_MODULE = "{name}: module must be a Module of needle, not a {found}; write {name}(module, ...)"
+_SOURCE = "load_torch: source must be the path of a safetensors file, or a state_dict, not {found}"
+_NAME = "load_torch: the names in a state_dict are strings, not {name!r}; give PyTorch's model.state_dict()"
+_NO_ARRAY = "load_torch: {name} cannot be read as an array of numbers: {error}"
+_DTYPES = {"BOOL": "bool", "BF16": "uint16"}  # NumPy has no bfloat16: it is the upper half of a float32
 
 
 class _Place(NamedTuple):
@@ -49,12 +58,14 @@ class _Place(NamedTuple):
 
 
 def load_torch(module: Module, source: str | Path | Mapping[str, Any]) -> None:
-    """Set all parameters and buffers from PyTorch's: a safetensors file, or a dict of arrays or CPU tensors.
+    """Set all parameters and buffers from PyTorch's: a safetensors file, or a `state_dict` of arrays or CPU tensors.
 
-    Raises CheckpointError, and changes nothing, unless all names and shapes fit.
+    Numbers of any precision, bfloat16 included, become those of the parameter's dtype. Raises ArgumentError where the
+    arguments are of other types, and CheckpointError, changing nothing, unless all names and shapes fit.
     """
+    _check_module("load_torch", module)
     state = source if isinstance(source, Mapping) else _read(source)
-    found = {name: np.asarray(array) for name, array in state.items() if name.split(".")[-1] != _COUNT}
+    found = {name: _array(name, value) for name, value in state.items() if str(name).split(".")[-1] != _COUNT}
     places, wanted = _places(module), torch_state(module)
     faults = [f"missing {name}" for name in sorted(places.keys() - found.keys())]
     faults += [f"unexpected {name}" for name in sorted(found.keys() - places.keys())]
@@ -72,8 +83,9 @@ def load_torch(module: Module, source: str | Path | Mapping[str, Any]) -> None:
 
 def save_torch(module: Module, path: str | Path) -> None:
     """Write all parameters and buffers as safetensors that PyTorch's `load_state_dict` takes."""
+    _check_module("save_torch", module)
     state = {name: np.ascontiguousarray(array) for name, array in torch_state(module).items()}
-    with replacing(Path(path)) as file:
+    with replacing(as_path("save_torch: path", path)) as file:
         file.write(load_extra("safetensors.numpy", "safetensors").save(state))
 
 
@@ -88,12 +100,48 @@ def torch_state(module: Module) -> dict[str, Array]:
     return state
 
 
-def _read(path: str | Path) -> dict[str, Array]:
+def _check_module(name: str, module: Any) -> None:
+    if not isinstance(module, Module):
+        raise ArgumentError(_MODULE.format(name=name, found=type(module).__name__))
+
+
+def _read(path: Any) -> dict[str, Array]:
+    """The arrays of a safetensors file."""
+    if not isinstance(path, str | Path):
+        call = "; give model.state_dict()" if hasattr(path, "state_dict") else ""
+        raise ArgumentError(_SOURCE.format(found="None" if path is None else f"a {type(path).__name__}") + call)
     safetensors = load_extra("safetensors", "safetensors")
     try:
-        return load_extra("safetensors.numpy", "safetensors").load(Path(path).read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(_UNREADABLE.format(path=path, error=error)) from error
+        views = safetensors.deserialize(Path(path).read_bytes())
+    except OSError as error:
+        raise CheckpointError(_NO_FILE.format(path=path, reason=error.strerror)) from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(_NOT_SAFE.format(path=path, error=error)) from error
+    return {name: _decoded(name, view) for name, view in views}
+
+
+def _decoded(name: str, view: dict[str, Any]) -> Array:
+    """An array of a safetensors file, whose dtypes are F32, I64, ..., BOOL and BF16."""
+    kind: str = view["dtype"]
+    try:
+        dtype = _DTYPES.get(kind) or np.dtype(f"{kind[0].lower()}{int(kind[1:]) // 8}")
+    except (TypeError, ValueError):
+        raise CheckpointError(_NO_ARRAY.format(name=name, error=f"it is of {kind}; convert it to F32")) from None
+    array = np.frombuffer(view["data"], dtype).reshape(view["shape"])
+    return (array.astype("uint32") << 16).view("float32") if kind == "BF16" else array
+
+
+def _array(name: Any, value: Any) -> Array:
+    """A value of a state_dict as an array: of a tensor the numbers alone, without its graph."""
+    if not isinstance(name, str):
+        raise CheckpointError(_NAME.format(name=name))
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(_NO_ARRAY.format(name=name, error=error)) from error
 
 
 def _places(module: Module) -> dict[str, list[_Place]]:

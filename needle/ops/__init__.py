@@ -16,7 +16,7 @@ from needle.ops.activation import (
     silu,
     softplus,
 )
-from needle.ops.contract import Contract, MatMul, matmul
+from needle.ops.contract import Contract, MatMul, TriangularMatMul, matmul
 from needle.ops.conv import Conv, conv, conv_transpose
 from needle.ops.einsum import einsum
 from needle.ops.elementwise import (
@@ -200,6 +200,7 @@ __all__ = [
     "TensorTupleGetItem",
     "TensorTupleOp",
     "Transpose",
+    "TriangularMatMul",
     "Where",
     "Windows",
     "absolute",

@@ -13,9 +13,9 @@ import numpy as np
 
 from needle.dtype import Number
 from needle.errors import ArgumentError
-from needle.ops.elementwise import Exp, Sigmoid, Tanh, Where
+from needle.ops.elementwise import Exp, Sigmoid, Tanh, Where, number
 from needle.ops.special import Erf
-from needle.value import Elementwise
+from needle.value import Elementwise, check_tensor
 
 _SLOPE = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -106,7 +106,7 @@ def silu(a: Any) -> Any:
 
 def leaky_relu(a: Any, slope: Number = 0.01) -> Any:
     """a where a > 0, else a * slope."""
-    return LeakyReLU(slope)(a)
+    return LeakyReLU(number("leaky_relu", slope))(a)
 
 
 def softplus(a: Any) -> Any:
@@ -116,4 +116,5 @@ def softplus(a: Any) -> Any:
 
 def logsigmoid(a: Any) -> Any:
     """log(sigmoid(a)), without overflow."""
+    check_tensor("logsigmoid", a)
     return -Softplus()(-a)

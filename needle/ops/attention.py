@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from needle.ops.contract import TriangularMatMul
 from needle.ops.elementwise import Abs, Exp, GreaterEqual, Log, Where
 from needle.ops.join import Concatenate, part
 from needle.ops.movement import Slice, Transpose
@@ -69,10 +70,14 @@ class _InBlocks(TensorTupleOp):
         count = -(-min(length, other) // self.block)
         return ((length * i // count, length * (i + 1) // count) for i in range(count))
 
+    def product(self, later: str, earlier: str, shift: int, a: Any, b: Any) -> Any:
+        """a @ b of what a query sees: `later` is its axis, and `earlier` that of keys, `shift` before it."""
+        return _run(TriangularMatMul(later, earlier, shift), a, b) if self.causal else a @ b
+
     def logits(self, query: Any, key: Any, row: int, column: int, mask: tuple[Any, ...]) -> Any:
         """Those of some queries, the first of which is number `row`, and some keys; -inf where a key is not seen."""
-        logits = query @ _turned(key)
-        rows, columns = logits.shape[-2:]
+        rows, columns = query.shape[-2], key.shape[-2]
+        logits = self.product("row", "column", row - column, query, _turned(key))
         if self.causal and row < column + columns - 1:
             position = _positions(logits, row, rows).reshape((rows, 1))
             seen = _run(GreaterEqual(), position, _positions(logits, column, columns))
@@ -104,7 +109,7 @@ class Attention(_InBlocks):
             largest = _run(Where(), _run(Abs(), largest) < math.inf, largest, 0)  # -inf - -inf is not a number
             powers = _run(Exp(), logits - largest)
             total = powers.sum(-1, keepdims=True)
-            means.append(powers @ _cut(value, -2, 0, seen) / total)
+            means.append(self.product("row", "inner", start, powers, _cut(value, -2, 0, seen)) / total)
             totals.append(_run(Log(), total) + largest)
         return _run(Concatenate(-2), *means), _run(Concatenate(-2), *totals)
 
@@ -137,12 +142,12 @@ class AttentionGradient(_InBlocks):
             q, g, t, d = (_cut(a, -2, row, steps) for a in (query, grad, total, delta))
             k, v = (_cut(a, -2, start, stop) for a in (key, value))
             weights = _run(Exp(), self.logits(q, k, row, start, mask) - t)
-            by_value.append(_turned(weights) @ g)
-            slope = weights * (g @ _turned(v) - d)
+            by_value.append(self.product("inner", "row", 0, _turned(weights), g))
+            slope = weights * (self.product("row", "column", 0, g, _turned(v)) - d)
             for shown in _block_of(mask, row, start, steps - row, stop - start):
                 slope = _run(Where(), shown, slope, 0) if shown.dtype == bool else slope
-            by_key.append(_turned(slope) @ q)
-            share = slope @ k
+            by_key.append(self.product("inner", "row", 0, _turned(slope), q))
+            share = self.product("row", "inner", 0, slope, k)
             open_rows = share if open_rows is None else open_rows + share
             if self.causal and stop < others:
                 by_query.append(_cut(open_rows, -2, 0, stop - start))

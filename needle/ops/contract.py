@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from needle.errors import DTypeError, ShapeError
+import numpy as np
+
+from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.ops.movement import Permute
 from needle.value import Contraction, Spec, check_inner, probe_dtype
 
 _NO_TENSOR = "MatMul(): needs a Tensor, but was given {kinds}; wrap it as ndl.Tensor(...)"
+
+_TRIANGULAR = "TriangularMatMul: later and earlier must be two of row, inner and column, not {later!r} and {earlier!r}"
 
 _CONTRACT = "{op}: shapes {a} and {b}: the batch axes of both, and the inner axes of both, must be equal"
 
@@ -32,6 +36,47 @@ class MatMul(Contraction):
             out_grad @ b.transpose() if a.requires_grad else None,
             a.transpose() @ out_grad if b.requires_grad else None,
         )
+
+
+@dataclass(frozen=True)
+class TriangularMatMul(Contraction):
+    """A matrix product without the terms a[row, inner] * b[inner, column] that are known to be of no interest: those
+    count where the index `later` + shift >= the index `earlier`, each one of "row", "inner" and "column".
+
+    So a, b or the result is triangular, and about half of the work is spared. Causal attention is made of these: a
+    query has a later position than the keys that it sees. The gradients are such products, too.
+    """
+
+    later: str
+    earlier: str
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        if len({self.later, self.earlier} & {"row", "inner", "column"}) < 2:
+            raise ArgumentError(_TRIANGULAR.format(later=self.later, earlier=self.earlier))
+
+    def compute(self, a: Any, b: Any) -> Any:
+        pair = {self.later, self.earlier}
+        a = self._triangle(a, "row") if pair == {"row", "inner"} else a
+        b = self._triangle(b, "inner") if pair == {"inner", "column"} else b
+        product = MatMul().compute(a, b)
+        return self._triangle(product, "row") if pair == {"row", "column"} else product
+
+    def _triangle(self, a: Any, first: str) -> Any:
+        """`a` with zeros at what does not count; its last axis but one is that of the index `first`."""
+        return np.tril(a, self.shift) if self.later == first else np.triu(a, -self.shift)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        a, b = node.inputs
+        of_a = self._renamed(row="row", inner="column", column="inner")
+        of_b = self._renamed(row="inner", inner="row", column="column")
+        return (
+            of_a(out_grad, b.transpose()) if a.requires_grad else None,
+            of_b(a.transpose(), out_grad) if b.requires_grad else None,
+        )
+
+    def _renamed(self, **names: str) -> "TriangularMatMul":
+        return TriangularMatMul(names[self.later], names[self.earlier], self.shift)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from needle.dtype import is_whole
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.contract import Contract, MatMul
 from needle.ops.elementwise import Multiply
 from needle.ops.movement import BroadcastTo, Embed, Permute, Range, Reshape, Slice, Windows, flip
 from needle.ops.reduce import Summation
-from needle.value import Shape, Spec, TensorOp, as_tuple, probe_dtype
+from needle.value import Shape, Spec, TensorOp, as_tuple, probe_dtype, shape_of
 
 PerAxis = int | tuple[int, ...]
 Padding = int | tuple[Any, ...]
@@ -55,7 +56,7 @@ def per_axis(name: str, argument: str, value: Any, count: int, low: int = 1) -> 
     """A number for each of `count` axes. Raises `ArgumentError` unless all are whole and at least `low`."""
     several = isinstance(value, tuple | list)
     numbers: Any = as_tuple(value) * (1 if several else count)
-    if len(numbers) != count or not all(hasattr(n, "__index__") and n >= low for n in numbers):
+    if len(numbers) != count or not all(is_whole(n, low) for n in numbers):
         rule = f"a whole number of at least {low}"
         raise ArgumentError(_PER_AXIS.format(name=name, argument=argument, rule=rule, count=count, value=value))
     return tuple(int(n) for n in numbers)
@@ -270,15 +271,15 @@ def kernel_gradient(a: Any, out_grad: Any, geometry: _Geometry, groups: int) -> 
 
 def _numbers(name: str, a: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Conv:
     """The Conv for arguments as people write them, checked."""
-    count = max(a.ndim - 2, 1)
+    count = max(len(shape_of(name, a)) - 2, 1)
     several = isinstance(padding, tuple | list)
     flat: Any = [
         as_tuple(p) * (1 if isinstance(p, tuple | list) else 2) for p in as_tuple(padding) * (1 if several else count)
     ]
-    good = all(len(p) == 2 and all(hasattr(n, "__index__") and n >= 0 for n in p) for p in flat)
+    good = all(len(p) == 2 and all(is_whole(n, 0) for n in p) for p in flat)
     if len(flat) != count or not good:
         raise ArgumentError(_PADDING.format(name=name, count=count, value=padding))
-    if not hasattr(groups, "__index__") or groups < 1:
+    if not is_whole(groups, 1):
         raise ArgumentError(_GROUPS.format(name=name, value=groups))
     steps = (per_axis(name, what, n, count) for what, n in (("stride", stride), ("dilation", dilation)))
     strides, dilations = steps
@@ -307,14 +308,14 @@ def conv_transpose(
     `b` is the kernel of that convolution, so it is (..., outputs / groups, channels). A length n becomes
     (n - 1) * stride - padding before and after + dilation * (kernel - 1) + 1 + output_padding.
     """
+    if len(shape_of("conv_transpose", b)) != len(shape_of("conv_transpose", a)) or a.ndim < 3:
+        raise ShapeError(_NDIM.format(op="conv_transpose", a=a.shape, b=b.shape))
     op = _numbers("conv_transpose", a, stride, padding, dilation, groups)
     count = a.ndim - 2
     strides, pairs, dilations = _each(op.stride, count), _pairs(op.padding, count), _each(op.dilation, count)
     extra = per_axis("conv_transpose", "output_padding", output_padding, count, 0)
     if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
         raise ArgumentError(_OUTPUT_PADDING.format(name="conv_transpose", value=extra, stride=strides))
-    if b.ndim != a.ndim:
-        raise ShapeError(_NDIM.format(op="conv_transpose", a=a.shape, b=b.shape))
     if a.shape[-1] != b.shape[-1] or a.shape[-1] % groups:
         counts = {"channels": a.shape[-1], "taken": b.shape[-1], "each": b.shape[-1] // groups, "groups": groups}
         raise ShapeError(_CHANNELS.format(op="conv_transpose", a=a.shape, b=b.shape, **counts))

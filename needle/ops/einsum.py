@@ -12,8 +12,10 @@ from typing import Any
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.contract import MatMul
 from needle.ops.movement import Permute, Reshape
+from needle.value import shape_of
 
 _SYNTAX = "einsum: {text!r}: {problem}; write a letter for each axis, such as 'bij,bjk->bik'"
+_NO_TEXT = "einsum: the first argument is a text such as 'ij,jk->ik', not {kind}"
 _AXES = "einsum: {text!r}: {term!r} names {given} axes, but its input has shape {shape}"
 _SIZES = "einsum: {text!r}: {letter!r} is an axis of length {first} and one of length {second}; they must be equal"
 
@@ -30,7 +32,7 @@ def einsum(text: str, *inputs: Any) -> Any:
     terms, result = _parse(text, len(inputs))
     sizes: dict[str, int] = {}
     for term, value in zip(terms, inputs, strict=True):
-        if len(term) != value.ndim:
+        if len(term) != len(shape_of("einsum", value)):
             raise ShapeError(_AXES.format(text=text, term=term, given=len(term), shape=value.shape))
         for letter, n in zip(term, value.shape, strict=True):
             if sizes.setdefault(letter, n) != n:
@@ -45,6 +47,8 @@ def einsum(text: str, *inputs: Any) -> Any:
 
 def _parse(text: str, count: int) -> tuple[list[str], str]:
     """The letters of each input, and of the result."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(_NO_TEXT.format(kind=type(text).__name__))
     left, arrow, result = text.replace(" ", "").partition("->")
     terms = left.split(",")
     if not arrow:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from needle.dtype import Number, as_dtype
+from needle.errors import DTypeError
 from needle.value import Elementwise
 
 # --------------------------------------------------------------------------------------------------------- arithmetic
@@ -401,9 +402,19 @@ def add(a: Any, b: Any) -> Any:
     return Add()(a, b)
 
 
+_NO_NUMBER = "{name}: needs a number, but was given {kind}; for arrays there are operators, maximum and minimum"
+
+
+def number(name: str, value: Any) -> Any:
+    """What stands beside an array as one number. Raises `DTypeError` for what has a length, and for nothing."""
+    if value is None or (hasattr(value, "__len__") and getattr(value, "shape", None) != ()):
+        raise DTypeError(_NO_NUMBER.format(name=name, kind=type(value).__name__))
+    return value
+
+
 def add_scalar(a: Any, scalar: Number) -> Any:
     """a + scalar."""
-    return AddScalar(scalar)(a)
+    return AddScalar(number("add_scalar", scalar))(a)
 
 
 def multiply(a: Any, b: Any) -> Any:
@@ -413,7 +424,7 @@ def multiply(a: Any, b: Any) -> Any:
 
 def mul_scalar(a: Any, scalar: Number) -> Any:
     """a * scalar."""
-    return MulScalar(scalar)(a)
+    return MulScalar(number("mul_scalar", scalar))(a)
 
 
 def divide(a: Any, b: Any) -> Any:
@@ -423,7 +434,7 @@ def divide(a: Any, b: Any) -> Any:
 
 def divide_scalar(a: Any, scalar: Number) -> Any:
     """a / scalar."""
-    return DivScalar(scalar)(a)
+    return DivScalar(number("divide_scalar", scalar))(a)
 
 
 def power(a: Any, b: Any) -> Any:
@@ -433,12 +444,12 @@ def power(a: Any, b: Any) -> Any:
 
 def power_scalar(a: Any, scalar: Number) -> Any:
     """a ** scalar."""
-    return PowerScalar(scalar)(a)
+    return PowerScalar(number("power_scalar", scalar))(a)
 
 
 def lerp(a: Any, b: Any, weight: Number) -> Any:
     """a * (1 - weight) + b * weight, shapes broadcast together."""
-    return Lerp(weight)(a, b)
+    return Lerp(number("lerp", weight))(a, b)
 
 
 def negate(a: Any) -> Any:
@@ -513,6 +524,7 @@ def minimum(a: Any, b: Any) -> Any:
 
 def clip(a: Any, low: Number | None = None, high: Number | None = None) -> Any:
     """a, but not below `low` and not above `high`; None leaves that side open."""
+    low, high = (limit if limit is None else number("clip", limit) for limit in (low, high))
     return Clip(low, high)(a)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from needle.dtype import Array
 from needle.errors import DTypeError, IndexRangeError, ShapeError
 from needle.ops.movement import Range, Reshape, Slice
-from needle.value import Indexed, Shape, Spec, Value, as_axes, broadcast_shapes
+from needle.value import Indexed, Shape, Spec, Value, as_axes, as_axis, broadcast_shapes
 
 _RANGE = "{op}: index {index} is outside axis {axis} of shape {shape}; indices go from {low} to {high}"
 _INDEX_DTYPE = "{op}: indices must be integers, not {dtype}; convert with .astype('int64')"
@@ -93,7 +93,7 @@ def _first_outside(index: Array, n: int) -> int:
 
 def gather(a: Any, indices: Any, axis: int = 0) -> Any:
     """Elements of a at integer `indices` along `axis`; the shape of `indices` takes the place of that axis."""
-    return Gather(as_axes("gather", axis, a.shape))(a, indices if isinstance(indices, Value) else np.asarray(indices))
+    return Gather((as_axis("gather", axis, a),))(a, indices if isinstance(indices, Value) else np.asarray(indices))
 
 
 # ------------------------------------------------------------------------------------------------------- index syntax

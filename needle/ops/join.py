@@ -7,6 +7,7 @@ Next: order.py.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -15,9 +16,10 @@ from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.ops.elementwise import Cast
 from needle.ops.movement import Range, Reshape, Slice
 from needle.ops.tuples import MakeTensorTuple
-from needle.value import Movement, Shape, Spec, TensorOp, TensorTupleOp, as_axes
+from needle.value import Movement, Shape, Spec, TensorOp, TensorTupleOp, as_axes, as_axis
 
 _NOTHING = "{name}: nothing to join; give at least one Tensor"
+_ONE_AXIS = "{name}: axis must be an int, not {axis!r}"
 _NO_TENSORS = "{name}: needs a list of Tensors, but was given {kind}"
 _CONCATENATE = "{op}: shapes {shapes} may differ along axis {axis} only; use reshape, or join them along another axis"
 _STACK = "{op}: shapes {shapes} differ, but a stack needs equal ones; use concatenate to join along an axis they have"
@@ -143,7 +145,9 @@ def _members(a: Any, axis: int) -> Iterable[Any]:
     return (without(Slice(part(a.shape, axis, i))(a)) for i in range(a.shape[axis]))
 
 
-def _listed(name: str, tensors: Any) -> tuple[Any, ...]:
+def _listed(name: str, tensors: Any, axis: Any) -> tuple[Any, ...]:
+    if not isinstance(axis, Integral):
+        raise ShapeError(_ONE_AXIS.format(name=name, axis=axis))
     if not isinstance(tensors, Iterable):
         raise DTypeError(_NO_TENSORS.format(name=name, kind=type(tensors).__name__))
     listed = tuple(cast("Iterable[Any]", tensors))
@@ -154,15 +158,14 @@ def _listed(name: str, tensors: Any) -> tuple[Any, ...]:
 
 def concatenate(tensors: Any, axis: int = 0) -> Any:
     """Tensors (a list, tuple or TensorTuple) one after the other along `axis`; their other axes are equal."""
-    return Concatenate(axis)(*_listed("concatenate", tensors))
+    return Concatenate(axis)(*_listed("concatenate", tensors, axis))
 
 
 def stack(tensors: Any, axis: int = 0) -> Any:
     """Tensors of one shape (a list, tuple or TensorTuple) along a new axis."""
-    return Stack(axis)(*_listed("stack", tensors))
+    return Stack(axis)(*_listed("stack", tensors, axis))
 
 
 def split(a: Any, axis: int = 0) -> Any:
     """A TensorTuple of the parts of a along `axis`, without that axis: the way back of `stack`."""
-    as_axes("split", axis, a.shape)
-    return Split(axis)(a)
+    return Split(as_axis("split", axis, a))(a)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from needle.dtype import Number
+from needle.dtype import Number, is_whole
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.elementwise import Add, Equal, Greater, Where
-from needle.value import Axes, Movement, Shape, Spec, TensorOp, as_axes, as_tuple
+from needle.value import Axes, Movement, Shape, Spec, TensorOp, as_axes, as_tuple, shape_of
 
 _RESHAPE = (
     "{op}: shape {shape} has {size} elements, which cannot be arranged as {target}{count}; "
@@ -265,13 +265,14 @@ def _inside(shape: Shape, widths: tuple[tuple[int, int], ...]) -> tuple[Range, .
 
 def pad(a: Any, widths: Any, value: Number = 0) -> Any:
     """`value` before and after the elements: `widths` is a number for all axes, or (before, after) for each axis."""
-    pairs = _widths(widths, a.shape)
+    pairs = _widths(widths, shape_of("pad", a))
     return Pad(pairs, value)(a) if value else Embed(_inside(a.shape, pairs), _padded(a.shape, pairs))(a)
 
 
 def _widths(widths: Any, shape: Shape) -> tuple[tuple[int, int], ...]:
-    pairs = [(widths, widths)] * len(shape) if hasattr(widths, "__index__") else [as_tuple(w) for w in widths]
-    if any(len(w) != 2 or not all(hasattr(n, "__index__") and n >= 0 for n in w) for w in pairs):
+    several = isinstance(widths, tuple | list)
+    pairs = [as_tuple(w) for w in cast("Any", widths)] if several else [(widths, widths)] * len(shape)
+    if any(len(w) != 2 or not all(is_whole(n, 0) for n in w) for w in pairs):
         raise ArgumentError(_WIDTHS.format(widths=widths))
     if len(pairs) != len(shape):
         raise ShapeError(_WIDTHS_COUNT.format(given=len(pairs), shape=shape, ndim=len(shape)))
@@ -295,14 +296,14 @@ def transpose(a: Any, axes: Any = None) -> Any:
 
 def flip(a: Any, axes: Axes = None) -> Any:
     """The elements along `axes` (all for None) in reverse order."""
-    turned = as_axes("flip", axes, a.shape)
+    turned = as_axes("flip", axes, shape_of("flip", a))
     return Slice(tuple((n - 1, n, -1) if i in turned else (0, n, 1) for i, n in enumerate(a.shape)))(a)
 
 
 def dilate(a: Any, axes: Axes, dilation: int) -> Any:
     """`dilation` zeros after each element along `axes`: a length n becomes n * (dilation + 1)."""
     step = _dilation("dilate", dilation) + 1
-    spread = as_axes("dilate", axes, a.shape)
+    spread = as_axes("dilate", axes, shape_of("dilate", a))
     ranges = tuple((0, n, step if i in spread else 1) for i, n in enumerate(a.shape))
     return Embed(ranges, tuple(n * step for (_, n, step) in ranges))(a)
 
@@ -310,12 +311,12 @@ def dilate(a: Any, axes: Axes, dilation: int) -> Any:
 def undilate(a: Any, axes: Axes, dilation: int) -> Any:
     """Every element that `dilate` did not add: those at multiples of dilation + 1 along `axes`."""
     step = _dilation("undilate", dilation) + 1
-    spread = as_axes("undilate", axes, a.shape)
+    spread = as_axes("undilate", axes, shape_of("undilate", a))
     return Slice(tuple((0, -(-n // step), step) if i in spread else (0, n, 1) for i, n in enumerate(a.shape)))(a)
 
 
 def _dilation(name: str, dilation: Any) -> int:
-    if not hasattr(dilation, "__index__") or dilation < 0:
+    if not is_whole(dilation, 0):
         raise ArgumentError(_DILATION.format(name=name, dilation=dilation))
     return int(dilation)
 

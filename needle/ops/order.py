@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from needle.dtype import is_whole
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.create import Arange
 from needle.ops.elementwise import Add, Cast, Equal, Greater, Maximum, Where, not_equal
@@ -20,7 +21,7 @@ from needle.ops.index import Gather, ScatterAdd
 from needle.ops.join import part
 from needle.ops.movement import Embed, Permute, Slice, flip
 from needle.ops.reduce import Max
-from needle.value import Shape, Spec, TensorOp, Value, as_axes, probe_dtype
+from needle.value import Shape, Spec, TensorOp, Value, as_axes, as_axis, check_tensor, probe_dtype
 
 _INT = np.dtype("int64")
 _NO_LARGEST = "argmax: shape {shape} has no element along axis {axis}, so none is the largest"
@@ -124,10 +125,11 @@ class CumSum(TensorOp):
 
 def argmax(a: Any, axis: int | None = None, keepdims: bool = False) -> Any:
     """Index of the largest element along `axis` (of all elements, row by row, for None): int64, no gradient."""
+    check_tensor("argmax", a)
     if axis is None or not a.shape:
         found = argmax(a.reshape((a.size,)), 0 if axis is None else axis)
         return found.reshape((1,) * a.ndim) if keepdims else found
-    return ArgMax(as_axes("argmax", axis, a.shape)[0], keepdims)(a)
+    return ArgMax(as_axis("argmax", axis, a), keepdims)(a)
 
 
 def argsort(a: Any, axis: int = -1) -> Any:
@@ -135,7 +137,8 @@ def argsort(a: Any, axis: int = -1) -> Any:
 
     Equal elements keep their order. In a compiled function it makes n ** 2 comparisons for n elements.
     """
-    order = _last(a.shape, *as_axes("argsort", axis, a.shape))
+    axis = as_axis("argsort", axis, a)
+    order = _last(a.shape, axis)
     return Permute(order)(ArgSort()(Permute(order)(a)))
 
 
@@ -147,9 +150,9 @@ def sort(a: Any, axis: int = -1, descending: bool = False) -> Any:
 
 def topk(a: Any, k: int, axis: int = -1, largest: bool = True) -> Any:
     """(values, positions) of the k largest (or smallest) elements along `axis`, in order; see `argsort`."""
-    (axis,) = as_axes("topk", axis, a.shape)
+    axis = as_axis("topk", axis, a)
     n = a.shape[axis]
-    if not hasattr(k, "__index__") or not 0 <= k <= n:
+    if not is_whole(k, 0) or k > n:
         raise ArgumentError(_TOPK.format(n=n, axis=axis, shape=a.shape, k=k))
     chosen = (n - 1, int(k), -1) if largest else (0, int(k), 1)
     ranges = tuple(chosen if i == axis else (0, m, 1) for i, m in enumerate(a.shape))
@@ -159,7 +162,7 @@ def topk(a: Any, k: int, axis: int = -1, largest: bool = True) -> Any:
 
 def take_along(a: Any, positions: Any, axis: int = -1) -> Any:
     """The elements of a at these positions along `axis`; both have the same shape elsewhere."""
-    (axis,) = as_axes("take_along", axis, a.shape)
+    axis = as_axis("take_along", axis, a)
     known = isinstance(positions, Value)
     places: Any = positions if known else np.asarray(positions)
     if _without(places.shape, axis) != _without(a.shape, axis):
@@ -176,7 +179,7 @@ def take_along(a: Any, positions: Any, axis: int = -1) -> Any:
 
 def cumsum(a: Any, axis: int = -1) -> Any:
     """Sums of all elements up to each one along `axis`."""
-    return CumSum(*as_axes("cumsum", axis, a.shape))(a)
+    return CumSum(as_axis("cumsum", axis, a))(a)
 
 
 def _last(shape: Shape, axis: int) -> tuple[int, ...]:

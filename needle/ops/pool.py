@@ -22,7 +22,7 @@ from needle.ops.index import gather
 from needle.ops.join import part
 from needle.ops.movement import Permute, Reshape, Slice, pad
 from needle.ops.reduce import Max, Summation
-from needle.value import Axes, as_axes
+from needle.value import Axes, as_axes, shape_of
 
 _LARGE = (
     "{name}: a window reaches over {extent} elements of axis {axis}, but shape {shape} has only {n} there, "
@@ -48,8 +48,9 @@ def max_pool(
             for all axes, or one for each.
         ceil_mode: whether a last window that reaches over the end counts, with what it has of `a`.
     """
+    windows = _numbers("max_pool", a, kernel, stride, padding, dilation, axes, ceil_mode)
     lowest: Any = -math.inf if a.dtype.kind == "f" else False if a.dtype.kind == "b" else np.iinfo(a.dtype).min
-    for axis, k, s, p, d, more in _numbers("max_pool", a, kernel, stride, padding, dilation, axes, ceil_mode):
+    for axis, k, s, p, d, more in windows:
         a = _along(a, axis, k, s, (p, p + more), d, lowest, Maximum(), Max)
     return a
 
@@ -97,7 +98,7 @@ def _adaptive(
     name: str, a: Any, sizes: Any, axes: Axes, equal: Callable[..., Any], unequal: Callable[[Any, int, int], Any]
 ) -> Any:
     """One axis after the other, by `equal` where all windows have one length, and else by `unequal`."""
-    places = as_axes(name, axes, a.shape)
+    places = as_axes(name, axes, shape_of(name, a))
     for axis, m in zip(places, per_axis(name, "sizes", sizes, len(places)), strict=True):
         n = a.shape[axis]
         a = equal(a, n // m, axes=axis) if n and not n % m else unequal(a, axis, m)
@@ -134,7 +135,7 @@ def _numbers(
     name: str, a: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, axes: Axes, ceil_mode: bool
 ) -> list[tuple[int, ...]]:
     """(axis, kernel, stride, padding, dilation, what the last window lacks) for each axis, checked."""
-    places = as_axes(name, axes, a.shape)
+    places = as_axes(name, axes, shape_of(name, a))
     count = len(places)
     kernels = per_axis(name, "kernel", kernel, count)
     strides = kernels if stride is None else per_axis(name, "stride", stride, count)

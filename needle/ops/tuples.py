@@ -7,10 +7,11 @@ Next: join.py, which makes and takes tuples.
 from dataclasses import dataclass
 from typing import Any
 
-from needle.dtype import is_float
-from needle.errors import IndexRangeError
-from needle.value import TensorTupleOp, TupleMember
+from needle.dtype import is_float, is_whole
+from needle.errors import ArgumentError, IndexRangeError
+from needle.value import TensorTupleOp, TupleMember, check_tensor
 
+_INDEX = "tuple_get_item: index must be a whole number of at least 0, not {index!r}"
 _MEMBER = "{op}: the tuple has {length} members, so the index goes from 0 to {last}"
 
 
@@ -55,4 +56,7 @@ def make_tuple(*tensors: Any) -> Any:
 
 def tuple_get_item(value: Any, index: int) -> Any:
     """Member `index` of a TensorTuple."""
+    check_tensor("tuple_get_item", value)
+    if not is_whole(index, 0):
+        raise ArgumentError(_INDEX.format(index=index))
     return TensorTupleGetItem(index)(value)

@@ -5,7 +5,7 @@ Invariant: this package is not imported by `import needle`; it knows no particul
 Next: metrics.py, then fit.py.
 """
 
-from needle.train.callbacks import CSVLog, EarlyStopping, KeepBest, TensorBoardLog
+from needle.train.callbacks import Averaging, CSVLog, EarlyStopping, KeepBest, TensorBoardLog
 from needle.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from needle.train.fit import evaluate, fit
 from needle.train.metrics import EpochMetrics, Totals
@@ -17,6 +17,7 @@ from needle.train.state import Callback, FitState
 from needle.train.step import DivergenceError, wrong_answers
 
 __all__ = [
+    "Averaging",
     "CSVLog",
     "Callback",
     "Checkpoint",

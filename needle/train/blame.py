@@ -3,7 +3,7 @@
 In: a model, a loss function, and the batch whose loss or gradient is not finite. Out: a sentence.
 Invariant: the batch is run once more, one op at a time, and each result is looked at; nothing but running statistics
 changes, and NumPy's generator goes on where it was.
-Next: step.py.
+Next: check.py.
 """
 
 from collections.abc import Callable, Generator

@@ -1,4 +1,4 @@
-"""Callbacks that a run may have: stop early, keep the best parameters, log to CSV and for TensorBoard.
+"""Callbacks that a run may have: stop early, keep the best parameters, test their average, log to CSV or TensorBoard.
 
 In: the moments of a run (`Callback`). Out: files, and `state.stopped`.
 Invariant: what they decide depends on the history alone, so a resumed run decides the same.
@@ -11,13 +11,18 @@ from typing import Any
 from safetensors.numpy import save as bytes_from_arrays
 
 from needle import nn
+from needle.averaging import MovingAverage
+from needle.dtype import is_whole
 from needle.errors import ArgumentError
 from needle.extras import load_extra
+from needle.files import as_path
+from needle.train.check import check_model
 from needle.train.files import replace_file
-from needle.train.metrics import EpochMetrics, csv_text
-from needle.train.state import Callback, FitState
+from needle.train.metrics import EpochMetrics, Totals, csv_text
+from needle.train.state import Callback, FitState, Phase
 
-_PATIENCE = "EarlyStopping: patience must be 1 epoch or more, not {patience!r}"
+_AVERAGE = "Averaging: average is a {found}, not a MovingAverage; give ndl.MovingAverage(model.parameters())"
+_PATIENCE = "EarlyStopping: patience must be a whole number of epochs, 1 or more, not {patience!r}"
 
 
 def watched_loss(metrics: EpochMetrics) -> float:
@@ -26,10 +31,12 @@ def watched_loss(metrics: EpochMetrics) -> float:
 
 
 class EarlyStopping(Callback):
-    """Ends the run when the best loss is `patience` epochs old."""
+    """Ends the run when the lowest test loss is `patience` epochs old; `fit` then needs a test_loader."""
+
+    needs_test = True
 
     def __init__(self, patience: int) -> None:
-        if patience < 1:
+        if not is_whole(patience, 1):
             raise ArgumentError(_PATIENCE.format(patience=patience))
         self.patience = patience
 
@@ -49,7 +56,8 @@ class KeepBest(Callback):
     """Writes parameters and buffers to `path`, as safetensors, after each epoch whose loss is the lowest so far."""
 
     def __init__(self, model: nn.Module, path: str | Path) -> None:
-        self.model, self.path = model, Path(path)
+        check_model("KeepBest", model)
+        self.model, self.path = model, as_path("KeepBest: path", path)
 
     def after_epoch(self, state: FitState) -> None:
         """Write them if this epoch is the best."""
@@ -57,11 +65,50 @@ class KeepBest(Callback):
             replace_file(self.path, bytes_from_arrays(self.model.state_dict()))
 
 
+class Averaging(Callback):
+    """Moves a `MovingAverage` after each batch, and tests its averages in place of the parameters.
+
+    Callbacks that stand before it in the list, such as KeepBest, see the averages after each epoch; those behind it,
+    and the caller afterwards, the parameters that go on being trained: `with average:` puts the averages there.
+    """
+
+    needs_test = True
+
+    def __init__(self, average: MovingAverage) -> None:
+        if not isinstance(average, MovingAverage):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(_AVERAGE.format(found=type(average).__name__))
+        self.average = average
+        self.swapped = False
+
+    def begin_pass(self, phase: Phase, state: FitState, batches: int) -> None:
+        """For a test, put the averages in place."""
+        if phase == "test":
+            self._swap(True)
+
+    def after_batch(self, phase: Phase, state: FitState, totals: Totals) -> None:
+        """Move the averages."""
+        if phase == "train":
+            self.average.update()
+
+    def after_epoch(self, state: FitState) -> None:
+        """Put the parameters back."""
+        self._swap(False)
+
+    def end_fit(self, state: FitState) -> None:
+        """Put them back, however the run ended."""
+        self._swap(False)
+
+    def _swap(self, wanted: bool) -> None:
+        if self.swapped != wanted:
+            self.average.swap()
+            self.swapped = wanted
+
+
 class CSVLog(Callback):
     """Writes the history to `path`, one line for each epoch, after each epoch."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = as_path("CSVLog: path", path)
 
     def after_epoch(self, state: FitState) -> None:
         """Write the file anew: whole, or not at all."""

@@ -24,7 +24,8 @@ from safetensors.numpy import load as arrays_from_bytes
 from safetensors.numpy import save as bytes_from_arrays
 
 from needle import __version__
-from needle.errors import CheckpointError
+from needle.errors import ArgumentError, CheckpointError
+from needle.files import as_path
 from needle.train.files import commit_pending, pending, replace_file, write_pending
 
 Arrays = dict[str, NDArray[Any]]
@@ -38,6 +39,7 @@ ARRAY_FILES = (MODEL, TRAINING)
 KEYS = ("config", "state", "sha256", "needle_version")
 
 _ABSENT = "there is no checkpoint in {folder}: {path} does not exist. Give the folder that a run was saved in (--out)."
+_NO_CHECKPOINT = "save_checkpoint: checkpoint must be a Checkpoint, not a {kind}"
 _NOT_JSON = "{path} is damaged: expected JSON, found otherwise ({error}). Take an earlier copy, or train again."
 _FOREIGN = "{path} is not a checkpoint of needle: expected an object of the format {format!r}, found {found}."
 _NEWER = (
@@ -71,7 +73,9 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
     Raises OSError when a file cannot be written; the earlier checkpoint is then still whole.
     """
-    folder = Path(folder)
+    folder = as_path("save_checkpoint: folder", folder)
+    if not isinstance(checkpoint, Checkpoint):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(_NO_CHECKPOINT.format(kind=type(checkpoint).__name__))
     state, others = split_arrays(checkpoint.state)
     contents = {MODEL: bytes_from_arrays(checkpoint.model), TRAINING: bytes_from_arrays(others)}
     index: dict[str, Any] = {
@@ -93,7 +97,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Read the checkpoint in `folder`. Raises CheckpointError when it is absent, damaged, foreign or too new."""
-    folder = Path(folder)
+    folder = as_path("load_checkpoint: folder", folder)
     index = read_index(folder)
     contents = {name: _read_arrays(folder / name, str(index["sha256"].get(name))) for name in ARRAY_FILES}
     return Checkpoint(

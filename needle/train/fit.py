@@ -16,8 +16,8 @@ import numpy as np
 
 from needle import nn
 from needle.backward import no_grad
-from needle.errors import ArgumentError
 from needle.tensor import Tensor
+from needle.train.check import check_batch, check_callbacks, check_fit, check_task
 from needle.train.metrics import EpochMetrics, Totals
 from needle.train.state import Callback, FitState, Loader, Phase
 from needle.train.step import Answer, GradientOptimizer, LossFunction, TrainStep, count, make_test_step, wrong_answers
@@ -42,7 +42,7 @@ def fit(
     clip: float = 0.0,
     accumulate: int = 1,
     compiled: bool = True,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | Callback = (),
     state: FitState | None = None,
 ) -> list[EpochMetrics]:
     """Train until `epochs` epochs are complete, counting those in `state`; returns one EpochMetrics per epoch.
@@ -50,15 +50,15 @@ def fit(
     Args:
         loss_fn: the mean loss of a batch, from `model(inputs)` and the targets.
         wrong: counts wrong answers, from the same as `loss_fn`; None where there is no right and wrong.
+        schedule: goes on by one step after each batch.
         clip: the largest joint norm of all gradients; 0 leaves them as they are.
         accumulate: parts that each batch is cut into: less memory, the same step (but batch norms see one part each).
         compiled: run each step as one native function (see `needle.compile`).
 
     Raises DivergenceError, which names the op that is to blame, when a loss is not finite.
     """
-    if epochs < 0:
-        raise ArgumentError(f"fit: epochs must be 0 or more, but it is {epochs}")
-    state = FitState() if state is None else state
+    check_fit(model, loader, test_loader, optimizer, loss_fn, wrong, schedule, epochs, clip, accumulate)
+    state, callbacks = state or FitState(), check_callbacks(callbacks, state, test_loader)
     step = TrainStep(model, optimizer, loss_fn, wrong, clip, accumulate, compiled)
     test_step = make_test_step(model, loss_fn, wrong, compiled)
     try:
@@ -83,13 +83,13 @@ def fit(
 
 def _watched(
     phase: Phase, loader: Loader, state: FitState, totals: Totals, callbacks: Sequence[Callback]
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of `loader`; callbacks hear of each when the loop comes back for the next, and time is kept."""
     for callback in callbacks:
         callback.begin_pass(phase, state, len(loader))
     start = time.perf_counter() - totals.seconds  # a resumed epoch keeps the time it had already taken
     for batch in loader:
-        yield batch
+        yield check_batch(phase, batch)
         totals.seconds = time.perf_counter() - start
         for callback in callbacks:
             callback.after_batch(phase, state, totals)
@@ -118,5 +118,9 @@ def evaluate(
     wrong: Answer | None = wrong_answers,
     compiled: bool = False,
 ) -> Totals:
-    """Loss and error of `model` in eval mode over all of `loader`; changes nothing and draws nothing."""
+    """`loss` (the mean over samples) and `error` (the fraction of wrong answers) of `model` in eval mode.
+
+    All of `loader` is read; nothing is changed, and nothing drawn. The other arguments are those of `fit`.
+    """
+    check_task("evaluate", model, loss_fn, wrong, loader=loader)
     return _test(model, loader, make_test_step(model, loss_fn, wrong, compiled), FitState(), ())

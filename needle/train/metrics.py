@@ -49,7 +49,10 @@ class Totals:
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One row of the history. What is not known is None: the test without a test set, errors without classes."""
+    """One row of the history: losses as means over samples, errors as fractions from 0 to 1, `lr` of the last step.
+
+    What is not known is None: the test without a test set, errors without classes.
+    """
 
     epoch: int
     lr: float

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from needle import nn
 from needle.backward import no_grad
 from needle.tensor import Tensor
+from needle.train.check import check_batch, check_loader, check_model
 from needle.train.state import Loader
 
 FloatArray = NDArray[np.floating[Any]]
@@ -64,7 +65,13 @@ def probabilities(model: nn.Module, inputs: NDArray[Any]) -> FloatArray:
 
 
 def predict(model: nn.Module, loader: Loader) -> Predictions:
-    """Probabilities and true labels for all samples of `loader`, in its order."""
-    batches = [(probabilities(model, inputs.numpy()), labels.numpy()) for inputs, labels in loader]
+    """Probabilities (n, classes) and true labels (n,) for the n samples of `loader`, in its order.
+
+    `model` gives logits (batch, classes), and is asked in eval mode.
+    """
+    check_model("predict", model)
+    check_loader("predict", "loader", loader)
+    pairs = (check_batch("test", batch) for batch in loader)
+    batches = [(probabilities(model, inputs.numpy()), labels.numpy()) for inputs, labels in pairs]
     answers, labels = zip(*batches, strict=True)
     return Predictions(np.concatenate(answers), np.concatenate(labels).astype(np.intp))

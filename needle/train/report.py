@@ -55,8 +55,11 @@ def draw_report(
     return data.getvalue()
 
 
-def draw_curves(history: Sequence[EpochMetrics], title: str) -> bytes:
-    """The curve of the loss alone, as PNG. Raises MissingExtraError without matplotlib."""
+def draw_curves(history: Sequence[EpochMetrics], title: str = "") -> bytes:
+    """The losses of a history that `fit` gave, as PNG: `Path("loss.png").write_bytes(draw_curves(history))`.
+
+    Raises MissingExtraError without matplotlib.
+    """
     figure = load_extra("matplotlib.figure", "matplotlib").Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     _draw_curves(axes, history, "loss", 1)

@@ -3,7 +3,7 @@
 In: what has been counted. Out: `FitState`, and the moments of a run, as methods of `Callback`.
 Invariant: whatever the next batch depends on, besides model, optimizer, schedule, loader and NumPy's generator, is in
 `FitState`.
-Next: blame.py, then step.py.
+Next: blame.py, then check.py and step.py.
 """
 
 from collections.abc import Iterator
@@ -55,6 +55,9 @@ class FitState:
 
 class Callback:
     """Something that watches a run; override the moments of interest. None of them may draw random numbers."""
+
+    needs_test: bool = False
+    """Whether it reads test losses, so that a run without a test loader is a mistake."""
 
     def begin_fit(self, state: FitState, epochs: int) -> None:
         """The run begins, or goes on from `state`, and will end after `epochs` epochs in all."""

@@ -3,7 +3,7 @@
 In: a model, an optimizer, a loss function. Out: functions of (inputs, targets).
 Invariant: where the loss of a batch is not finite, the parameters stay what they were before it, so that it can be
 asked which op is to blame.
-Next: blame.py, which asks.
+Next: fit.py.
 """
 
 import math
@@ -15,11 +15,23 @@ import numpy as np
 
 from needle import nn, optim
 from needle.compile import compile
-from needle.errors import NeedleError
+from needle.errors import ArgumentError, DTypeError, NeedleError, ShapeError
 from needle.ops import argmax, equal, not_equal, where
 from needle.tensor import Tensor
 from needle.train.blame import first_fault
+from needle.train.check import described
 from needle.train.state import FitState
+
+_LOSS_TYPE = "fit: loss_fn gave {found}, not a Tensor; compute the loss by operations on the outputs, without .item()"
+_LOSS_SHAPE = "fit: loss_fn gave shape {shape}, not one number; use .mean() over the batch"
+_NO_GRADIENT = (
+    "fit: optimizer has no parameter that gets a gradient from the loss, so nothing would be learnt; make the "
+    "optimizer with model.parameters() of the model that is trained, and keep .detach(), .data and .numpy() out of both"
+)
+_ANSWERS = (
+    "wrong_answers: needs logits (batch, classes) and labels (batch,), not {logits} and {labels}; where there are no "
+    "classes, give wrong=None"
+)
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 Answer = Callable[[Any, Tensor], Tensor]
@@ -47,7 +59,19 @@ class GradientOptimizer(Protocol):
 
 def wrong_answers(logits: Tensor, labels: Tensor) -> Tensor:
     """How many rows of `logits` (batch, classes) have their largest number elsewhere than the label says."""
+    shape, found = (getattr(thing, "shape", described(thing)) for thing in (logits, labels))
+    if len(shape) < 2 or found != shape[:1] + shape[2:]:
+        raise ShapeError(_ANSWERS.format(logits=shape, labels=found))
     return not_equal(argmax(logits, 1), labels).sum()
+
+
+def one_number(loss: Any) -> Tensor:
+    """The loss. Raises `DTypeError` unless it is a Tensor, and `ShapeError` unless it holds one number."""
+    if not isinstance(loss, Tensor):
+        raise DTypeError(_LOSS_TYPE.format(found=described(loss)))
+    if loss.size != 1:
+        raise ShapeError(_LOSS_SHAPE.format(shape=loss.shape))
+    return loss
 
 
 def make_test_step(model: nn.Module, loss_fn: LossFunction, wrong: Answer | None, compiled: bool) -> Callable[..., Any]:
@@ -55,7 +79,7 @@ def make_test_step(model: nn.Module, loss_fn: LossFunction, wrong: Answer | None
 
     def test(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         outputs = model(inputs)
-        return loss_fn(outputs, targets), None if wrong is None else wrong(outputs, targets)
+        return one_number(loss_fn(outputs, targets)), None if wrong is None else wrong(outputs, targets)
 
     return compile(test) if compiled else test
 
@@ -89,7 +113,7 @@ class TrainStep:
                     outputs = model(x)
                     if wrong is not None:
                         errors.append(wrong(outputs, y))
-                    loss = loss_fn(outputs, y)
+                    loss = one_number(loss_fn(outputs, y))
                     yield loss if parts == 1 else loss * (len(x) * min(parts, len(inputs)) / len(inputs))
 
             if parts == 1:
@@ -97,6 +121,8 @@ class TrainStep:
                 loss.backward()
             else:
                 loss = optim.accumulate(optimizer.params, losses())
+            if all(p.grad is None for p in optimizer.params):
+                raise ArgumentError(_NO_GRADIENT)
             norm = optimizer.clip_grad_norm(clip) if clip else 0.0
             if compiled:
                 _keep_finite(optimizer.params, loss.detach() + norm)
