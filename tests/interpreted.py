@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from needle.compiler.bundle import bundle
+from needle.compiler.chain import chain
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph, Input
 from needle.compiler.interpret import interpret
@@ -61,10 +62,10 @@ class Interpreted(Evaluated):
         simple = simplify(graph)
         simple.verify()
         self.simple = simple
-        self.kernels = bundle(lower(fuse(simple)))
+        self.kernels, chains = chain(bundle(lower(fuse(simple))), simple)
         for lowered in self.kernels:
             lowered.kernel.verify()
-        self.plan = plan(simple, self.kernels)
+        self.plan = plan(simple, self.kernels, chains)
 
     def compute(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
         """Run every kernel in order."""
@@ -87,7 +88,7 @@ class _Memory:
         self.arena = np.full(program.plan.arena_bytes + 64, 0xA5, np.uint8)
         self.inputs = [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
         self.inputs = [a.copy() if i in program.plan.in_place else a for i, a in enumerate(self.inputs)]
-        self.results: dict[Place, Array] = {}
+        self.results: dict[tuple[Place, Spec], Array] = {}
 
     def at(self, place: Place, spec: Spec) -> Array:
         """The array that lives at `place`."""
@@ -97,10 +98,11 @@ class _Memory:
             return self.arena[number : number + size].view(spec.dtype).reshape(spec.shape)
         if kind == "input" or (kind == "update" and number in self.program.plan.in_place):
             return self.inputs[number]
-        if place not in self.results:
+        key = (place, spec)  # what a chain hands on has all its batches here, and so a place of its own
+        if key not in self.results:
             rubbish = np.full(int(np.prod(spec.shape)) * spec.dtype.itemsize, 0xA5, np.uint8)
-            self.results[place] = rubbish.view(spec.dtype).reshape(spec.shape)
-        return self.results[place]
+            self.results[key] = rubbish.view(spec.dtype).reshape(spec.shape)
+        return self.results[key]
 
     def home(self, node: Any) -> Place:
         """Where a kernel wrote `node`."""

@@ -10,6 +10,7 @@ As a command (`make fuzz`), it runs programs until the time is over, and prints 
 """
 
 import argparse
+import importlib
 import random
 import sys
 import time
@@ -27,6 +28,8 @@ from needle.compiler import code as llvm_code
 from needle.compiler import kernel as kernel_module
 from needle.dtype import Array
 from needle.errors import NeedleError
+
+chain_module = importlib.import_module("needle.compiler.chain")  # `needle.compiler.chain` itself is the function
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 19)
 MOST_ELEMENTS = 700
@@ -415,6 +418,17 @@ def _product(m: Maker) -> str:
     return f"({a} @ {b}) * 0.25" if m.random.random() < 0.5 else f"{a} @ {b}"
 
 
+def _attend(m: Maker) -> str | None:
+    """Weights and a mean of each batch: kernels that may be chained."""
+    a = m.real(3)
+    b = m.pick(lambda t: t.shape == m.env[a].shape and t.dtype == m.env[a].dtype) or a
+    weights = f"ndl.functional.softmax({a} @ {b}.transpose())"
+    if m.random.random() < 0.5:
+        n, order = m.env[a].shape[-2], m.random.sample(("row", "inner", "column"), 2)
+        return f'ndl.ops.TriangularMatMul("{order[0]}", "{order[1]}", {m.random.randint(-1, 2)})({weights}, {b}) * {n}'
+    return f"({weights} @ ({a} + {b})) * {m.random.choice((0.5, 2))}"
+
+
 def _gather(m: Maker) -> str | None:
     a = m.any(1)
     shape = m.env[a].shape
@@ -485,6 +499,7 @@ LINES: tuple[tuple[int, Line], ...] = (
     (1, _create),
     (1, _join),
     (1, _convolve),
+    (1, _attend),
     (2, _uses_twice),
 )
 
@@ -560,14 +575,17 @@ def make(seed: int, length: int | None = None) -> Program:
 
 @contextmanager
 def split_small_work(threads: int) -> Iterator[None]:
-    """Within this block even the smallest kernels are divided among threads."""
+    """Within this block even the smallest kernels are divided among threads, and chained."""
     before = kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT
+    of_chains = chain_module.FEWEST, chain_module.HANDED_ON
     kernel_module.SERIAL = kernel_module.SERIAL_PRODUCT = 1
+    chain_module.FEWEST, chain_module.HANDED_ON = 2, 1
     try:
         with built_by(lambda graph: build(graph, threads)):
             yield
     finally:
         kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT = before
+        chain_module.FEWEST, chain_module.HANDED_ON = of_chains
 
 
 @contextmanager

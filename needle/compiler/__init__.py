@@ -4,6 +4,7 @@ In: a Graph from a trace. Out: a Program. Next: graph.py.
 """
 
 from needle.compiler.bundle import bundle
+from needle.compiler.chain import chain
 from needle.compiler.emit import is_serial
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph
@@ -17,14 +18,14 @@ __all__ = ["Program", "build"]
 
 
 def build(graph: Graph, threads: int | None = None) -> Program:
-    """Simplify, fuse, lower, bundle, plan, emit."""
+    """Simplify, fuse, lower, bundle, chain, plan, emit."""
     graph.verify()
     graph = simplify(graph)
     graph.verify()
     grouping = fuse(graph)
-    kernels = bundle(lower(grouping))
+    kernels, chains = chain(bundle(lower(grouping)), graph)
     grouping.leaves.clear()
     for lowered in kernels:
         lowered.forget()
     alone = all(is_serial(lowered.kernel) for lowered in kernels)  # then there is nothing to wake others for
-    return Program(graph, grouping, kernels, plan(graph, kernels), 1 if alone else threads or thread_count())
+    return Program(graph, grouping, kernels, plan(graph, kernels, chains), 1 if alone else threads or thread_count())

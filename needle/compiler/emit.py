@@ -75,7 +75,7 @@ def emit(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str
     return loops.code.text(), loops.code.declared
 
 
-def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
+def all_strides(kernel: Kernel) -> list[tuple[int, ...]]:
     """The strides of every load, store and index."""
     found = [s.param.strides for s in scalars(kernel) if s.kind == "load"]
     found += [s.param[0] for s in scalars(kernel) if s.kind == "index"]
@@ -86,7 +86,8 @@ def accesses(kernel: Kernel) -> list[tuple[int, ...]]:
 
 def loop_axes(kernel: Kernel) -> list[Axis]:
     """The loops of a kernel: unit axes dropped, neighbours merged where every access allows it; outer ones first."""
-    axes = merged([Axis(n, i, i in kernel.reduced) for i, n in enumerate(kernel.shape)], accesses(kernel))
+    strides, all_axes = all_strides(kernel), [Axis(n, i, i in kernel.reduced) for i, n in enumerate(kernel.shape)]
+    axes = [*merged(all_axes[: kernel.batches], strides), *merged(all_axes[kernel.batches :], strides)]
     return [a for a in axes if not a.reduced] + [a for a in axes if a.reduced]
 
 
@@ -135,7 +136,7 @@ class Loops:
         self.arguments = [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra]
         self.code = Code(name, self.arguments)
         self.kernel, self.machine = kernel, machine
-        self.threads = 1 if is_serial(kernel) else threads
+        self.threads = 1 if is_serial(kernel) or kernel.batches else threads
         self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
         self.outer = [a for a in self.axes if not a.reduced]
         self.inner = [a for a in self.axes if a.reduced]
@@ -163,7 +164,16 @@ class Loops:
     def run(self) -> None:
         """Write the whole function; without elements there is nothing to do."""
         if all(a.extent for a in self.outer):
-            self._outer(0)
+            self._outer(self._one_batch(self.outer))
+
+    def _one_batch(self, axes: Sequence[Axis]) -> int:
+        """In a chain, the indices of those first axes that loops outside pass over; returns how many they are."""
+        of_batches = [a for a in axes if a.source < self.kernel.batches]
+        left = Reg("%tid", INT)
+        for axis in reversed(of_batches):
+            self.index[axis.source] = self.code.make(f"urem i64 {left.text}, {axis.extent}", INT)
+            left = self.code.make(f"udiv i64 {left.text}, {axis.extent}", INT)
+        return len(of_batches)
 
     # ------------------------------------------------------------------------------------------------- the loops
 

@@ -318,6 +318,9 @@ class Kernel:
     The statements name those of the first row. `shape` is the sum."""
     call: Call | None = None
     """Instead of loops."""
+    batches: int = 0
+    """So many leading axes are passed over by a loop outside, for several kernels: a call is for one element of them,
+    whose number it is told in place of the thread's."""
 
     @property
     def width(self) -> int:
@@ -397,7 +400,7 @@ def identity(kernel: Kernel) -> str:
     draw = first_draw(kernel) or 0
     slots = list(zip(kernel.slots, kernel.written, strict=True))[: kernel.width]
     shape = "any" if kernel.lengths else kernel.shape  # the code of a bundle is told its lengths
-    lines = [str((shape, kernel.reduced, slots, kernel.product, kernel.scattered, is_few(kernel)))]
+    lines = [str((shape, kernel.reduced, slots, kernel.product, kernel.scattered, is_few(kernel), kernel.batches))]
 
     def visit(s: Scalar) -> int:
         if s.number not in numbers:
@@ -422,6 +425,24 @@ def identity(kernel: Kernel) -> str:
                 lines.append(f"{statement.number} {statement.combine} {value}")
         lines.append(f"after {len(step.full)}")
     return "\n".join(lines)
+
+
+def accesses(kernel: Kernel) -> list[Access]:
+    """Every load, store, gather and scatter; not the operands of a product."""
+    found: list[Access] = []
+    pending: list[Scalar] = []
+    for step in kernel.passes:
+        for s in [*step.full, *step.outer]:
+            pending += [s.value, *getattr(s, "indices", ())]
+            found += [s.access] if isinstance(s, Store | Scatter) else []
+    seen: set[int] = set()
+    while pending:
+        s = pending.pop()
+        if s.number not in seen:
+            seen.add(s.number)
+            found += [s.param] if s.kind == "load" else [s.param[0]] if s.kind == "gather" else []
+            pending += s.args
+    return found
 
 
 def multiplications(kernel: Kernel) -> int:

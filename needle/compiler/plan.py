@@ -8,9 +8,10 @@ Next: ../runtime/native.py.
 
 from dataclasses import dataclass, field, replace
 
+from needle.compiler.chain import Chain
 from needle.compiler.emit import is_serial
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Access, Kernel, Scalar, Scatter, Store
+from needle.compiler.kernel import Kernel, Scatter, Store, accesses
 from needle.compiler.lower import Lowered
 from needle.compiler.tile import scratch_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
@@ -23,7 +24,8 @@ PAGE, SKEW = 4096, 9 * LINE
 arrays of whole pages, at whose equal places loops work, do not begin at equal places."""
 
 Place = tuple[str, int]
-"""("arena", byte offset), ("input", index), ("output", index) or ("update", input index)."""
+"""("arena", byte offset), ("batch", byte offset in each thread's memory), ("input", index), ("output", index) or
+("update", input index)."""
 
 
 @dataclass
@@ -37,28 +39,36 @@ class Plan:
     in_place: set[int]  # inputs that their update may overwrite
     ranges: list[tuple[int, int, str]]  # (input, length, user's line): indices that are checked before anything runs
     copies: list[tuple[Place, Node]] = field(default_factory=list[tuple[Place, Node]])  # results made by no kernel
-    largest: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    chains: list[Chain] = field(default_factory=list[Chain])
+    packing_bytes: int = 0  # of the scratch; the rest is what chains hand on, of one batch
 
     def __str__(self) -> str:
-        kernels = len(self.places)
-        return (
+        kernels, packing = len(self.places), self.packing_bytes
+        lines = [
             f"plan: {kernels} kernels, {sum(self.barriers)} barriers, arena {self.arena_bytes:,} bytes, "
-            f"packing {self.scratch_bytes:,} bytes a thread, {len(self.in_place)} arrays updated in place"
-        )
+            f"packing {packing:,} bytes a thread, {len(self.in_place)} arrays updated in place"
+        ]
+        together = "kernels {0.first} to {1} pass over {0.count} batches together, one after the other"
+        lines += [together.format(c, c.stop - 1) for c in self.chains]
+        if self.scratch_bytes > packing:
+            lines.append(f"and hand on {self.scratch_bytes - packing:,} bytes a thread")
+        return "\n".join(lines)
 
 
-def plan(graph: Graph, kernels: list[Lowered]) -> Plan:
+def plan(graph: Graph, kernels: list[Lowered], chains: list[Chain] | None = None) -> Plan:
     """Decide places, barriers, and what is updated in place."""
+    chains = chains or []
     homes, copies = _homes(graph, kernels)
-    arena = _arena(kernels, homes)
+    arena, handed_on = _arena(kernels, chains, homes)
     copied = {id(node) for _, node in copies}  # what is copied after the call must not be overwritten in it
     once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
     ranges, known = _index_ranges(graph)  # an index that turns out wrong too late must find the state unchanged
     called = any(lowered.kernel.call is not None for lowered in kernels)  # so does an exception in a call of Python
     in_place = _overwritten({i: graph.updates[i] for i in once}, kernels) if known and not called else set[int]()
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
-    scratch = max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0)
-    return Plan(places, _barriers(kernels, places), arena, _aligned(scratch), in_place, ranges, copies)
+    packing = _aligned(max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0))
+    barriers = _barriers(kernels, places, chains)
+    return Plan(places, barriers, arena, packing + handed_on, in_place, ranges, copies, chains, packing)
 
 
 def _index_ranges(graph: Graph) -> tuple[list[tuple[int, int, str]], bool]:
@@ -108,41 +118,64 @@ def _place(node: Node, homes: dict[int, Place]) -> Place:
     return ("input", node.op.index) if isinstance(node.op, Input) else homes[id(node)]
 
 
-def _arena(kernels: list[Lowered], homes: dict[int, Place]) -> int:
+class _Space:
+    """Memory that arrays share whose lives do not meet."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, int, int]] = []  # (offset, size, end of its life)
+        self.top = 0
+
+    def find(self, size: int, birth: int, death: int) -> int:
+        """The lowest place that is free for a whole life."""
+        self.taken = [t for t in self.taken if t[2] >= birth]
+        offset = 0
+        for start, length, _ in sorted(self.taken):
+            if start - offset >= size:
+                break
+            offset = max(offset, start + length)
+        self.take(offset, size, death)
+        return offset
+
+    def take(self, offset: int, size: int, death: int) -> None:
+        """Note that a place is taken."""
+        self.taken.append((offset, size, death))
+        self.top = max(self.top, offset + size)
+
+
+def _arena(kernels: list[Lowered], chains: list[Chain], homes: dict[int, Place]) -> tuple[int, int]:
     """Offsets for everything else: each array over one that its kernel reads for the last time, where that is safe;
-    else at the lowest place that is free for its whole life."""
-    born: dict[int, int] = {}
-    dies: dict[int, int] = {}
+    else at the lowest place that is free for its whole life. What only one chain touches is in each thread's own
+    memory, one batch of it; for everything else, a chain is one moment."""
+    touched: dict[int, list[int]] = {}
     nodes: dict[int, Node] = {}
     for at, lowered in enumerate(kernels):
         for node in lowered.memory:
             if not isinstance(node.op, Input) and homes.get(id(node), ("arena",))[0] == "arena":
                 nodes[id(node)] = node
-                born.setdefault(id(node), at)
-                dies[id(node)] = at
-    taken: list[tuple[int, int, int]] = []  # (offset, size, last kernel)
+                touched.setdefault(id(node), []).append(at)
+    chain_of = {at: c for c in chains for at in range(c.first, c.stop)}
+    arena, batch = _Space(), _Space()
     replaced: set[int] = set()
-    top = 0
     for name, node in nodes.items():
-        dying = {id(n) for n in kernels[born[name]].memory if dies.get(id(n)) == born[name]} - replaced
-        old = _replaceable(node, kernels[born[name]], dying)
-        if old is not None:
+        born, dies = touched[name][0], touched[name][-1]
+        chain = chain_of.get(born)
+        inside = chain is not None and dies < chain.stop
+        if chain is not None and inside:
+            homes[name] = ("batch", batch.find(_aligned(size_of(node) // chain.count), born, dies))
+            continue
+        death = chain_of[dies].stop - 1 if dies in chain_of else dies
+        dying = {id(n) for n in kernels[born].memory if touched.get(id(n), [-1])[-1] == born} - replaced
+        if chain is not None:  # another batch may still be read
+            dying = {name for name in dying if touched[name][-2] < chain.first}
+        old = _replaceable(node, kernels[born], dying)
+        if old is not None and homes[id(old)][0] == "arena":
             replaced.add(id(old))
             offset = homes[id(old)][1]
-            homes[name] = ("arena", offset)
-            taken.append((offset, _spread(node), dies[name]))
-            continue
-        size = _spread(node)
-        taken = [t for t in taken if t[2] >= born[name]]
-        offset = 0
-        for start, length, _ in sorted(taken):
-            if start - offset >= size:
-                break
-            offset = max(offset, start + length)
-        taken.append((offset, size, dies[name]))
+            arena.take(offset, _spread(node), death)
+        else:
+            offset = arena.find(_spread(node), chain.first if chain else born, death)
         homes[name] = ("arena", offset)
-        top = max(top, offset + size)
-    return top
+    return arena.top, batch.top
 
 
 def _spread(node: Node) -> int:
@@ -175,8 +208,8 @@ def _is_read_in_step(kernel: Kernel, slot: int, target: int) -> bool:
     if len(stores) != 1 or any(s.access.slot == target for step in kernel.passes for s in step.outer):
         return False
     ((at, place),) = stores
-    afterwards = _accesses(replace(kernel, passes=kernel.passes[at + 1 :]))
-    reads = [a for a in _accesses(kernel) if a.slot == slot]
+    afterwards = accesses(replace(kernel, passes=kernel.passes[at + 1 :]))
+    reads = [a for a in accesses(kernel) if a.slot == slot]
     alike = all((a.strides, a.offset) == (place.strides, place.offset) for a in reads)
     moves = all(s for s, n in zip(place.strides, kernel.shape, strict=False) if n > 1)
     return alike and moves and not any(a.slot == slot for a in afterwards)
@@ -211,27 +244,10 @@ def _reads_what_it_writes(index: int, new: Node, lowered: Lowered) -> bool:
     if any(slot // kernel.width != row for slot in slots):  # threads may be in different rows of a bundle
         return False
     slot = slots[0] % kernel.width
-    writes = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == target}
-    reads = {(a.strides, a.offset) for a in _accesses(kernel) if a.slot == slot}
+    writes = {(a.strides, a.offset) for a in accesses(kernel) if a.slot == target}
+    reads = {(a.strides, a.offset) for a in accesses(kernel) if a.slot == slot}
     operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
     return slot not in operands and reads <= writes
-
-
-def _accesses(kernel: Kernel) -> list[Access]:
-    found: list[Access] = []
-    pending: list[Scalar] = []
-    for step in kernel.passes:
-        for s in [*step.full, *step.outer]:
-            pending += [s.value, *getattr(s, "indices", ())]
-            found += [s.access] if isinstance(s, Store | Scatter) else []
-    seen: set[int] = set()
-    while pending:
-        s = pending.pop()
-        if s.number not in seen:
-            seen.add(s.number)
-            found += [s.param] if s.kind == "load" else [s.param[0]] if s.kind == "gather" else []
-            pending += s.args
-    return found
 
 
 def _region(place: Place, size: int) -> tuple[str, int, int]:
@@ -246,20 +262,25 @@ def _overlap(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
     return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
 
 
-def _barriers(kernels: list[Lowered], places: list[list[Place]]) -> list[bool]:
-    """True before each kernel that another thread's recent work could disturb, or be disturbed by."""
+def _barriers(kernels: list[Lowered], places: list[list[Place]], chains: list[Chain]) -> list[bool]:
+    """True before each kernel, or chain, that another thread's recent work could disturb, or be disturbed by."""
+    stops = {c.first: c.stop for c in chains}
     result: list[bool] = []
     recent: list[tuple[tuple[str, int, int], bool, bool]] = []  # (region, written, by one thread)
-    for lowered, at in zip(kernels, places, strict=True):
-        serial = is_serial(lowered.kernel)
+    while len(result) < len(kernels):
+        first = len(result)
+        stop = stops.get(first, first + 1)
         mine: list[tuple[tuple[str, int, int], bool, bool]] = []
-        for node, written, place in zip(lowered.memory, lowered.kernel.written, at, strict=True):
-            mine.append((_region(place, size_of(node)), written, serial))
+        for lowered, at in zip(kernels[first:stop], places[first:stop], strict=True):
+            serial = is_serial(lowered.kernel)
+            for node, written, place in zip(lowered.memory, lowered.kernel.written, at, strict=True):
+                if place[0] != "batch":
+                    mine.append((_region(place, size_of(node)), written, serial))
         clash = any(
             (written or earlier_written) and not (serial and earlier_serial) and _overlap(region, earlier)
-            for region, written, _ in mine
+            for region, written, serial in mine
             for earlier, earlier_written, earlier_serial in recent
         )
-        result.append(clash)
+        result += [clash] + [False] * (stop - first - 1)
         recent = mine if clash else recent + mine
     return result

@@ -7,7 +7,6 @@ Next: ../compile.py.
 
 import ctypes
 import mmap
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from itertools import compress
@@ -16,29 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from needle.compiler.emit import AVX2, AVX512, NEON, Machine, emit, is_serial
+from needle.compiler.emit import AVX2, AVX512, NEON, Machine
 from needle.compiler.fuse import Grouping
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import first_draw, identity
 from needle.compiler.lower import Lowered
 from needle.compiler.opaque import Call as PythonCall
 from needle.compiler.opaque import Outcome, callback
 from needle.compiler.plan import LINE, Place, Plan
-from needle.compiler.tile import emit_product
+from needle.compiler.step import ARENA, CLOCK, FIRST, NUMBERS, SCRATCH, callback_word, word, write_text
 from needle.dtype import Array
 from needle.errors import IndexRangeError
 from needle.runtime import native
-from needle.runtime.team import barrier_text, team
+from needle.runtime.team import team
 
 _RANGE = (
     "an index in a compiled function is outside the axis that it selects from; "
     "call the function without ndl.compile to see which"
 )
 _OUTSIDE = "{site}: an index is outside an axis of length {n}; indices go from {low} to {high}"
-ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
-"""Words of the argument block; from FIRST on: inputs, outputs, updates."""
-
-
 LARGE = 1 << 22
 """Bytes from which on NumPy asks for huge pages."""
 
@@ -62,136 +56,6 @@ def host_machine() -> Machine:
     if "+avx512f" in e.features:
         return AVX512
     return NEON if e.triple.startswith(("aarch64", "arm64")) else AVX2
-
-
-def write_text(
-    kernels: list[Lowered], plan: Plan, graph: Graph, threads: int, machine: Machine, profiled: bool = False
-) -> tuple[str, int]:
-    """The LLVM text of the step, and how many different kernels it has; `profiled` notes the time after each part."""
-    known: dict[str, str] = {}
-    declared: set[str] = set()
-    bodies: list[str] = []
-    calls: list[str] = []
-    known_calls: list[str] = []
-    for lowered, places, wait in zip(kernels, plan.places, plan.barriers, strict=True):
-        call = lowered.kernel.call
-        write = emit_product if lowered.kernel.product else emit
-        key = identity(lowered.kernel)
-        name = known.get(key, "")
-        if not name and call is None:
-            name = known[key] = f"k{len(known)}"
-            text, needs = write(lowered.kernel, name, machine, threads)
-            bodies.append(text.replace("define void", "define internal void"))
-            declared |= needs
-        if wait and threads > 1:
-            calls.append("  call void @barrier(ptr %sync)")
-        if profiled:
-            calls += _clock(len(calls), 2 * len(known_calls), 2 * len(kernels) + 1)
-            known_calls.append(name)
-        serial, width = is_serial(lowered.kernel) and threads > 1, lowered.kernel.width
-        if call is not None:
-            calls += _python_call(call.number, callback_word(graph))
-        for row, length in enumerate(lowered.kernel.lengths or (None,) * (call is None)):
-            extra = [number for number in (length, first_draw(lowered.kernel)) if number is not None]
-            calls += _call(name, places[row * width :][:width], plan, graph, serial, len(calls), extra)
-        if profiled:
-            calls += _clock(len(calls), 2 * len(known_calls) - 1, 2 * len(kernels) + 1)
-    head = ["  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
-    head += ["  %numbers = load ptr, ptr %pn", f"  %ps = getelementptr i64, ptr %args, i64 {SCRATCH}"]
-    head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
-    head += ["  %scratch = getelementptr i8, ptr %all, i64 %own", "  %first = icmp eq i64 %tid, 0"]
-    if profiled:
-        declared.add("declare i64 @llvm.readcyclecounter()")
-        head += [f"  %pc = getelementptr i64, ptr %args, i64 {CLOCK}", "  %clock = load ptr, ptr %pc"]
-    before, after = _flush_denormals()
-    declared |= {f"declare void @llvm.x86.sse.{name}mxcsr(ptr)" for name in ("st", "ld") if before}
-    body = [*before, *head, *calls, *after, "  ret void", "}"]
-    step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind {", "entry:", *body]
-    parts = [*sorted(declared), barrier_text(threads) if threads > 1 else "", *bodies, "\n".join(step)]
-    return "\n".join(parts), len(known)
-
-
-def _flush_denormals() -> tuple[list[str], list[str]]:
-    """Lines that make numbers below 1e-38 count as 0 during a step, and that undo it: they take a hundred times longer,
-    and gradients that fade away are full of them."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return [], []
-    before = [
-        "  %old = alloca i32",
-        "  %new = alloca i32",
-        "  call void @llvm.x86.sse.stmxcsr(ptr %old)",
-        "  %modes = load i32, ptr %old",
-        f"  %flush = or i32 %modes, {0x8040}",
-        "  store i32 %flush, ptr %new",
-        "  call void @llvm.x86.sse.ldmxcsr(ptr %new)",
-    ]
-    return before, ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"]
-
-
-def callback_word(graph: Graph) -> int:
-    """Where the argument block holds the address of what opaque ops are computed by."""
-    return FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
-
-
-def _python_call(number: int, word: int) -> list[str]:
-    """Thread 0 calls Python, with numbers below 1e-38 as they are outside of a step."""
-    modes = _flush_denormals()[0]
-    lines = [f"  br i1 %first, label %python{number}, label %after{number}", f"python{number}:"]
-    lines += ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"] if modes else []
-    lines += [f"  %at{number} = getelementptr i64, ptr %args, i64 {word}"]
-    lines += [f"  %python_function{number} = load ptr, ptr %at{number}"]
-    lines += [f"  call void %python_function{number}(i64 {number})"]
-    lines += ["  call void @llvm.x86.sse.ldmxcsr(ptr %new)"] if modes else []
-    return [*lines, f"  br label %after{number}", f"after{number}:"]
-
-
-def _clock(unique: int, number: int, count: int) -> list[str]:
-    """Note the cycle counter: word `number` of this thread's part of the profile."""
-    return [
-        f"  %t{unique} = call i64 @llvm.readcyclecounter()",
-        f"  %o{unique} = mul i64 %tid, {count}",
-        f"  %q{unique} = add i64 %o{unique}, {number}",
-        f"  %r{unique} = getelementptr i64, ptr %clock, i64 %q{unique}",
-        f"  store i64 %t{unique}, ptr %r{unique}",
-    ]
-
-
-def word(place: Place, graph: Graph) -> int:
-    """Where the argument block holds the address of a place."""
-    kind, number = place
-    if kind == "input":
-        return FIRST + number
-    if kind == "output":
-        return FIRST + len(graph.inputs) + number
-    return FIRST + len(graph.inputs) + len(graph.outputs) + list(graph.updates).index(number)
-
-
-def _call(
-    name: str, places: list[Place], plan: Plan, graph: Graph, serial: bool, unique: int, extra: list[int]
-) -> list[str]:
-    lines: list[str] = []
-    arguments: list[str] = []
-    for i, place in enumerate(places):
-        at = f"%c{unique}_{i}"
-        if place[0] == "arena":
-            lines.append(f"  {at} = getelementptr i8, ptr %arena, i64 {place[1]}")
-        else:
-            lines.append(f"  {at}p = getelementptr i64, ptr %args, i64 {word(place, graph)}")
-            lines.append(f"  {at} = load ptr, ptr {at}p")
-        arguments.append(f"ptr {at}")
-    arguments += ["ptr %numbers", "ptr %scratch", "i64 %tid"] + [f"i64 {number}" for number in extra]
-    call = f"  call void @{name}({', '.join(arguments)})"
-    if not serial:
-        return [*lines, call]
-    yes, after = f"do{unique}", f"done{unique}"
-    return [
-        *lines,
-        f"  br i1 %first, label %{yes}, label %{after}",
-        f"{yes}:",
-        call,
-        f"  br label %{after}",
-        f"{after}:",
-    ]
 
 
 def aligned_empty(size: int) -> Array:

@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
-from needle.compiler.emit import Axis, Loops, Machine, accesses, kept_lines, merged
+from needle.compiler.emit import Axis, Loops, Machine, all_strides, kept_lines, merged
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Kernel, Product, Scalar, Store
 from needle.dtype import DType
@@ -90,7 +90,7 @@ def sides(kernel: Kernel) -> Sides:
     assert p is not None  # noqa: S101
     axes = [Axis(n, i, False) for i, n in enumerate([*kernel.shape, *p.lengths])]
     of_sides = [p.a.strides, p.b.strides]
-    every, rank = [*of_sides, *accesses(kernel)], len(kernel.shape)
+    every, rank = [*of_sides, *all_strides(kernel)], len(kernel.shape)
 
     def some(part: list[Axis], strides: list[tuple[int, ...]]) -> list[Axis]:
         return merged(part, strides) or part[-1:]
@@ -101,6 +101,7 @@ def sides(kernel: Kernel) -> Sides:
 
     *outer, column = some(axes[p.batch + p.rows : rank], every)
     few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS and p.bound is None
+    few = few and not kernel.batches
     shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
     rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
     inner = by_step(axes[rank:])
@@ -214,7 +215,7 @@ class _Tile(Loops):
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
         else:
             self._hoist(self.statements, -1)
-        self._batches(0)
+        self._batches(self._one_batch(self.batch))
 
     def _batches(self, level: int) -> None:
         if level < len(self.batch):
@@ -479,20 +480,20 @@ class _Tile(Loops):
         limit = c.add(self._since(other, start), integer(-bound.shift if later else bound.shift))
         return c.compare("ge" if later else "le", n, limit)
 
-    def _lanes_that_count(self, lines: Sequence[Reg], column: Reg, other: Reg) -> list[Reg]:
-        """Vectors from `column` on, with zeros where a column does not count."""
-        c, zero, numbers = self.code, Reg("zeroinitializer", lines[0].dtype, self.lanes), self._lanes_from(0)
-        starts = [c.add(column, integer(v * self.lanes)) for v in range(len(lines))]
-        counts = [self._counts(self.column.source, start, numbers, other) for start in starts]
-        return [c.select(keep, line, zero) for keep, line in zip(counts, lines, strict=True)]
+    def _lanes_that_count(self, vectors: int, column: Reg, other: Reg) -> list[Reg]:
+        """For each vector from `column` on, which lanes count."""
+        starts = [self.code.add(column, integer(v * self.lanes)) for v in range(vectors)]
+        return [self._counts(self.column.source, start, self._lanes_from(0), other) for start in starts]
 
     def _triangle(self, acc: list[Reg], i: Reg, column: Reg, vectors: int) -> list[Reg]:
         """The sums, with zeros where rows and columns are bound and none of the terms counts."""
         if self.product.bound is None or self.k in self.product.bound[:2]:
             return acc
-        rows = [acc[n : n + vectors] for n in range(0, len(acc), vectors)]
-        kept = [self._lanes_that_count(line, column, self.code.add(i, integer(r))) for r, line in enumerate(rows)]
-        return [one for line in kept for one in line]
+        zero, kept = Reg("zeroinitializer", self.product.dtype, self.lanes), list[Reg]()
+        for r in range(len(acc) // vectors):
+            keep = self._lanes_that_count(vectors, column, self.code.add(i, integer(r)))
+            kept += [self.code.select(k, acc[r * vectors + v], zero) for v, k in enumerate(keep)]
+        return kept
 
     def _multiply(
         self,
@@ -507,19 +508,19 @@ class _Tile(Loops):
         c, dtype, of_a, of_b = self.code, self.product.dtype, self._of_a, self._of_b
         places = [c.address(right, integer(v * self.lanes), of_b) for v in range(len(masks))]
         b = [c.convert(c.load(x, of_b, self.lanes, m), dtype) for x, m in zip(places, masks, strict=True)]
-        bound = self.product.bound[:2] if self.product.bound and some else ()
-        if some and self.column.source in bound:
-            b = self._lanes_that_count(b, *some[1:])
+        row, column, bound = self.rows[-1].source, self.column.source, self.product.bound
+        lanes = self._lanes_that_count(len(b), *some[1:]) if some and bound and column in bound[:2] else None
         bases = {base: c.address(base, at, of_a) for base, _ in left}
         after: list[Reg] = []
-        for base, further in left:
+        for r, (base, further) in enumerate(left):
             one = c.load(c.address(bases[base], integer(further), of_a), of_a)
-            if some and self.column.source not in bound:
-                row = integer(len(after) // len(b))
-                keep = self._counts(self.rows[-1].source, some[0], row, some[2])
-                one = c.select(keep, one, c.constant(0, of_a))
             a = c.splat(c.convert(one, dtype), self.lanes)
-            after += [c.fma(a, line, acc[len(after) + v]) for v, line in enumerate(b)]
+            before = acc[r * len(b) : (r + 1) * len(b)]
+            sums = [c.fma(a, line, total) for line, total in zip(b, before, strict=True)]
+            if some:
+                keep = lanes or [self._counts(row, some[0], integer(r), some[2])] * len(b)
+                sums = [c.select(k, new, old) for k, new, old in zip(keep, sums, before, strict=True)]
+            after += sums
         return after
 
     def _right_lines(

@@ -57,14 +57,22 @@ class TriangularMatMul(Contraction):
 
     def compute(self, a: Any, b: Any) -> Any:
         pair = {self.later, self.earlier}
-        a = self._triangle(a, "row") if pair == {"row", "inner"} else a
-        b = self._triangle(b, "inner") if pair == {"inner", "column"} else b
-        product = MatMul().compute(a, b)
-        return self._triangle(product, "row") if pair == {"row", "column"} else product
+        if pair == {"inner", "column"}:  # the same with everything transposed
+            turned = self._renamed(row="column", inner="inner", column="row")
+            return turned.compute(b.swapaxes(-1, -2), a.swapaxes(-1, -2)).swapaxes(-1, -2)
+        if pair == {"row", "column"}:
+            return self._triangle(MatMul().compute(a, b))
+        product = MatMul().compute(self._triangle(a), b)
+        if product.dtype.kind != "f" or np.isfinite(product).all():
+            return product
+        for i in range(a.shape[-2]):  # zeros are not enough beside infinite numbers
+            counts = slice(max(i + self.shift + 1, 0)) if self.later == "row" else slice(max(i - self.shift, 0), None)
+            product[..., i, :] = (a[..., i : i + 1, counts] @ b[..., counts, :])[..., 0, :]
+        return product
 
-    def _triangle(self, a: Any, first: str) -> Any:
-        """`a` with zeros at what does not count; its last axis but one is that of the index `first`."""
-        return np.tril(a, self.shift) if self.later == first else np.triu(a, -self.shift)
+    def _triangle(self, a: Any) -> Any:
+        """`a` with zeros at what does not count; its first axis of the two is that of rows."""
+        return np.tril(a, self.shift) if self.later == "row" else np.triu(a, -self.shift)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         a, b = node.inputs

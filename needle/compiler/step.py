@@ -1,0 +1,247 @@
+"""Step: the function that calls the kernels, one after the other, on every thread.
+
+In: kernels in order, and a Plan. Out: the LLVM IR of all. Invariants: equal kernels are written once; every thread
+runs the same code, and takes its part by its number; nothing is allocated.
+Next: program.py.
+"""
+
+import platform
+
+from needle.compiler.chain import Chain
+from needle.compiler.emit import Machine, emit, is_serial
+from needle.compiler.graph import Graph, Node
+from needle.compiler.kernel import first_draw, identity
+from needle.compiler.lower import Lowered
+from needle.compiler.plan import Place, Plan, size_of
+from needle.compiler.tile import emit_product
+from needle.runtime.team import barrier_text
+
+ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
+"""Words of the argument block; from FIRST on: inputs, outputs, updates."""
+
+
+def write_text(
+    kernels: list[Lowered], plan: Plan, graph: Graph, threads: int, machine: Machine, profiled: bool = False
+) -> tuple[str, int]:
+    """The LLVM text of the step, and how many different kernels it has; `profiled` notes the time after each part."""
+    step = _Step(kernels, plan, graph, threads, machine, profiled)
+    return step.text(), len(step.known)
+
+
+def callback_word(graph: Graph) -> int:
+    """Where the argument block holds the address of what opaque ops are computed by."""
+    return FIRST + len(graph.inputs) + len(graph.outputs) + len(graph.updates)
+
+
+def word(place: Place, graph: Graph) -> int:
+    """Where the argument block holds the address of a place."""
+    kind, number = place
+    if kind == "input":
+        return FIRST + number
+    if kind == "output":
+        return FIRST + len(graph.inputs) + number
+    return FIRST + len(graph.inputs) + len(graph.outputs) + list(graph.updates).index(number)
+
+
+def _flush_denormals() -> tuple[list[str], list[str]]:
+    """Lines that make numbers below 1e-38 count as 0 during a step, and that undo it: they take a hundred times longer,
+    and gradients that fade away are full of them."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return [], []
+    before = [
+        "  %old = alloca i32",
+        "  %new = alloca i32",
+        "  call void @llvm.x86.sse.stmxcsr(ptr %old)",
+        "  %modes = load i32, ptr %old",
+        f"  %flush = or i32 %modes, {0x8040}",
+        "  store i32 %flush, ptr %new",
+        "  call void @llvm.x86.sse.ldmxcsr(ptr %new)",
+    ]
+    return before, ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"]
+
+
+class _Step:
+    """The step being written."""
+
+    def __init__(
+        self, kernels: list[Lowered], plan: Plan, graph: Graph, threads: int, machine: Machine, profiled: bool
+    ) -> None:
+        self.kernels, self.plan, self.graph = kernels, plan, graph
+        self.threads, self.machine, self.profiled = threads, machine, profiled
+        self.known: dict[str, str] = {}  # identity -> name
+        self.bodies: list[str] = []
+        self.declared: set[str] = set()
+        self.lines: list[str] = []
+
+    def text(self) -> str:
+        """Declarations, kernels, and the function that calls them."""
+        chains = {c.first: c for c in self.plan.chains}
+        at = 0
+        while at < len(self.kernels):
+            if self.plan.barriers[at] and self.threads > 1:
+                self.lines.append("  call void @barrier(ptr %sync)")
+            chain = chains.get(at)
+            if chain is not None:
+                self._chain(chain)
+            else:
+                self._note_time(2 * at)
+                self._kernel(at, "%tid")
+                self._note_time(2 * at + 1)
+            at = at + 1 if chain is None else chain.stop
+        before, after = _flush_denormals()
+        self.declared |= {f"declare void @llvm.x86.sse.{name}mxcsr(ptr)" for name in ("st", "ld") if before}
+        body = [*before, *self._head(), *self.lines, *after, "  ret void", "}"]
+        step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind {", "entry:", *body]
+        barrier = barrier_text(self.threads) if self.threads > 1 else ""
+        return "\n".join([*sorted(self.declared), barrier, *self.bodies, "\n".join(step)])
+
+    def _head(self) -> list[str]:
+        plan = self.plan
+        head = ["  %arena = load ptr, ptr %args", f"  %pn = getelementptr i64, ptr %args, i64 {NUMBERS}"]
+        head += ["  %numbers = load ptr, ptr %pn", f"  %ps = getelementptr i64, ptr %args, i64 {SCRATCH}"]
+        head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
+        head += ["  %scratch = getelementptr i8, ptr %all, i64 %own", "  %first = icmp eq i64 %tid, 0"]
+        if plan.chains:
+            head += [f"  %handed = getelementptr i8, ptr %scratch, i64 {plan.packing_bytes}", "  %batch = alloca i64"]
+        if self.profiled:
+            self.declared.add("declare i64 @llvm.readcyclecounter()")
+            head += [f"  %pc = getelementptr i64, ptr %args, i64 {CLOCK}", "  %clock = load ptr, ptr %pc"]
+        return head
+
+    # ------------------------------------------------------------------------------------------------- kernels
+
+    def _kernel(self, at: int, number: str, chain: Chain | None = None) -> None:
+        """Call a kernel; `number` is that of the thread, or in a chain that of the batch."""
+        lowered, places = self.kernels[at], self.plan.places[at]
+        kernel = lowered.kernel
+        if kernel.call is not None:
+            self._python_call(kernel.call.number)
+            return
+        name = self._name(lowered)
+        for row, length in enumerate(kernel.lengths or (None,)):
+            part = slice(row * kernel.width, (row + 1) * kernel.width)
+            pointers = [
+                self._pointer(node, place, number, chain)
+                for node, place in zip(lowered.memory[part], places[part], strict=True)
+            ]
+            arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
+            arguments += [f"i64 {extra}" for extra in (length, first_draw(kernel)) if extra is not None]
+            call = f"  call void @{name}({', '.join(arguments)})"
+            self._by_first_thread([call]) if is_serial(kernel) and self.threads > 1 else self.lines.append(call)
+
+    def _name(self, lowered: Lowered) -> str:
+        """The function of a kernel, which is written where it is new."""
+        key = identity(lowered.kernel)
+        if key not in self.known:
+            name = self.known[key] = f"k{len(self.known)}"
+            write = emit_product if lowered.kernel.product else emit
+            text, needs = write(lowered.kernel, name, self.machine, self.threads)
+            self.bodies.append(text.replace("define void", "define internal void"))
+            self.declared |= needs
+        return self.known[key]
+
+    def _pointer(self, node: Node, place: Place, number: str, chain: Chain | None) -> str:
+        at = f"%c{len(self.lines)}"
+        kind, offset = place
+        if kind == "arena":
+            self.lines.append(f"  {at} = getelementptr i8, ptr %arena, i64 {offset}")
+        elif kind == "batch" and chain is not None:  # the kernel counts from the first batch, but there is one only
+            self.lines.append(f"  {at}b = mul i64 {number}, {-(size_of(node) // chain.count)}")
+            self.lines.append(f"  {at}o = add i64 {at}b, {offset}")
+            self.lines.append(f"  {at} = getelementptr i8, ptr %handed, i64 {at}o")
+        else:
+            self.lines.append(f"  {at}p = getelementptr i64, ptr %args, i64 {word(place, self.graph)}")
+            self.lines.append(f"  {at} = load ptr, ptr {at}p")
+        return at
+
+    def _by_first_thread(self, lines: list[str]) -> None:
+        yes, after = f"do{len(self.lines)}", f"done{len(self.lines)}"
+        self.lines += [f"  br i1 %first, label %{yes}, label %{after}", f"{yes}:", *lines]
+        self.lines += [f"  br label %{after}", f"{after}:"]
+
+    def _python_call(self, number: int) -> None:
+        """Thread 0 calls Python, with numbers below 1e-38 as they are outside of a step."""
+        modes = _flush_denormals()[0]
+        lines = ["  call void @llvm.x86.sse.ldmxcsr(ptr %old)"] if modes else []
+        lines += [f"  %at{number} = getelementptr i64, ptr %args, i64 {callback_word(self.graph)}"]
+        lines += [f"  %python_function{number} = load ptr, ptr %at{number}"]
+        lines += [f"  call void %python_function{number}(i64 {number})"]
+        self._by_first_thread([*lines, *(["  call void @llvm.x86.sse.ldmxcsr(ptr %new)"] if modes else [])])
+
+    # -------------------------------------------------------------------------------------------------- chains
+
+    def _chain(self, chain: Chain) -> None:
+        """This thread's batches, each through all kernels."""
+        at, count, kernels = chain.first, chain.count, range(chain.first, chain.stop)
+        self._note_time(2 * at)
+        for kernel in kernels:
+            self._note_time(2 * kernel + 1, "i64 0")
+        self.lines += [
+            f"  %all{at} = mul i64 %tid, {count}",
+            f"  %low{at} = udiv i64 %all{at}, {self.threads}",
+            f"  %other{at} = add i64 %all{at}, {count}",
+            f"  %high{at} = udiv i64 %other{at}, {self.threads}",
+            f"  store i64 %low{at}, ptr %batch",
+            f"  %some{at} = icmp ult i64 %low{at}, %high{at}",
+            f"  br i1 %some{at}, label %chain{at}, label %end{at}",
+            f"chain{at}:",
+            f"  %b{at} = load i64, ptr %batch",
+        ]
+        for kernel in kernels:
+            start = self._time()
+            self._kernel(kernel, f"%b{at}", chain)
+            self._add_time(2 * kernel + 1, start)
+        self.lines += [
+            f"  %after{at} = add i64 %b{at}, 1",
+            f"  store i64 %after{at}, ptr %batch",
+            f"  %more{at} = icmp ult i64 %after{at}, %high{at}",
+            f"  br i1 %more{at}, label %chain{at}, label %end{at}",
+            f"end{at}:",
+        ]
+        self._lay_out_times(kernels)
+
+    # ----------------------------------------------------------------------------------------------------- time
+
+    def _time(self) -> str:
+        name = f"%t{len(self.lines)}"
+        if self.profiled:
+            self.lines.append(f"  {name} = call i64 @llvm.readcyclecounter()")
+        return name
+
+    def _word(self, number: int) -> str:
+        """Word `number` of this thread's part of the profile: two for each kernel, when it began and when it ended."""
+        name = f"%q{len(self.lines)}"
+        self.lines += [
+            f"  {name}o = mul i64 %tid, {2 * len(self.kernels) + 1}",
+            f"  {name}a = add i64 {name}o, {number}",
+            f"  {name} = getelementptr i64, ptr %clock, i64 {name}a",
+        ]
+        return name
+
+    def _note_time(self, number: int, value: str = "") -> None:
+        if self.profiled:
+            value = value or f"i64 {self._time()}"
+            self.lines.append(f"  store {value}, ptr {self._word(number)}")
+
+    def _add_time(self, number: int, start: str) -> None:
+        if self.profiled:
+            stop, place = self._time(), self._word(number)
+            self.lines += [
+                f"  {place}s = sub i64 {stop}, {start}",
+                f"  {place}l = load i64, ptr {place}",
+                f"  {place}n = add i64 {place}l, {place}s",
+                f"  store i64 {place}n, ptr {place}",
+            ]
+
+    def _lay_out_times(self, kernels: range) -> None:
+        """The times of a chain's kernels, of all batches, as if each had passed over all before the next."""
+        for kernel in kernels if self.profiled else ():
+            begin, end = self._word(2 * kernel), self._word(2 * kernel + 1)
+            self.lines += [
+                f"  {begin}l = load i64, ptr {begin}",
+                f"  {end}l = load i64, ptr {end}",
+                f"  {end}n = add i64 {begin}l, {end}l",
+                f"  store i64 {end}n, ptr {end}",
+            ]
+            if kernel + 1 < kernels.stop:
+                self.lines.append(f"  store i64 {end}n, ptr {self._word(2 * kernel + 2)}")
