@@ -3,6 +3,8 @@
 Next: ARCHITECTURE.md, the tour; then value.py.
 """
 
+# First: from here on, Ctrl-C ends the command `needle` with one line.
+import needle.interrupt  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from needle import attention, autograd, data, errors, functional, init, nn, ops, optim, schedule
 from needle.averaging import MovingAverage
 from needle.backward import no_grad

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from needle.commands import tools, trained
 from needle.commands.train import train
 from needle.errors import NeedleError
 from needle.explain import PARTS
-from needle.programs import DEFAULT, PROGRAMS
+from needle.interrupt import INTERRUPTED, exit_status, loaded
+from needle.programs import DEFAULT, PROGRAMS, Program
 from needle.programs.settings import OPTIMIZERS, SCHEDULES, option
 from needle.train.progress import say
 
@@ -43,6 +45,8 @@ HELP = {
     "dropout": "share of hidden units that are left out in training",
     "seed": "start of all random numbers",
 }
+NO_MEMORY = "not enough memory: {reason}. Lower --batch-size, --hidden-dim or --context, or raise --accumulate"
+NOT_EXPLAINED = ("epochs", "lr", "schedule", "lr_decay", "warmup", "seed")  # a single step is the same with any
 EPILOG = """\
 examples:
   needle train                                     MNIST if it can be had, else the digits that come with needle
@@ -59,11 +63,18 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    chosen = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser(next((PROGRAMS[word] for word in words if word in PROGRAMS), None))
+    chosen, rest = parser.parse_known_args(words)
+    if rest and (any(word.startswith("-") for word in rest) or not hasattr(chosen, "show")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # names after an option, which argparse leaves over
+        chosen.show = [*chosen.show, *rest]
     chosen.settings = {name: getattr(chosen, name, None) for name in (*HELP, "eager")}
     chosen.help = HELP
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
+        loaded()
         return command(chosen)
     except BrokenPipeError:  # as in `needle info | head -1`: whoever read has left, and Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,27 +82,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NeedleError, OSError) as error:
         say(f"needle: error: {error}", sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        say("\nInterrupted.", sys.stderr)
-        return 130
+    except MemoryError as error:
+        say(f"needle: error: {NO_MEMORY.format(reason=str(error) or 'the system gives no more')}", sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        say(INTERRUPTED, sys.stderr)
+        return exit_status(stop)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: type[Program] | None) -> argparse.ArgumentParser:
+    """The whole command line; its help shows the settings of `program`."""
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "needle", description="Train neural networks.", epilog=EPILOG, formatter_class=style
     )
     parser.add_argument("--version", action="version", version=f"needle {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_train, add_explain = (partial(add, program=program) for add in (_add_train, _add_explain))
     for name, command, add_arguments, text in (
-        ("train", train, _add_train, "train a model, and save it with a report"),
+        ("train", train, add_train, "train a model, and save it with a report"),
         ("list", tools.list_programs, _add_list, "show what can be trained"),
         ("evaluate", trained.evaluate_run, _add_evaluate, "measure a trained model on the test set"),
-        ("predict", trained.predict_pictures, _add_predict, "say which digits pictures show"),
+        ("predict", trained.predict_pictures, _add_predict, "say what pictures show"),
         ("generate", trained.generate_text, _add_generate, "write text with a trained model"),
-        ("explain", tools.explain, _add_explain, "show what becomes of a training step when it is compiled"),
+        (
+            "explain",
+            tools.explain,
+            add_explain,
+            "show what becomes of a training step when it is compiled",
+        ),
         ("cache", tools.show_cache, _add_cache, "show or clear the compiled code that is kept on disk"),
-        ("info", tools.info, _add_data_dir, "show versions, devices, and where data is looked for"),
+        ("info", tools.info, _add_data_dir, "show versions, devices, and which data sets are here"),
     ):
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=command)
@@ -99,14 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
+def _add_train(parser: argparse.ArgumentParser, program: type[Program] | None) -> None:
+    parser.epilog = f"Defaults are those of {program.name}." if program else "`needle train NAME --help` shows NAME's."
     parser.add_argument("program", nargs="?", choices=tuple(PROGRAMS), help=f"what to train (default: {DEFAULT})")
     sets = {name: None for program in PROGRAMS.values() for name in program.data_sets}
     data = "data set; auto is MNIST where it is found or can be downloaded, else digits (default: the program's)"
     parser.add_argument("--data", choices=("auto", *sets), help=data)
     _add_data_dir(parser)
     _add_no_download(parser)
-    _add_settings(parser, HELP)
+    _add_settings(parser, HELP, program)
     out = "folder to save in (default: the first free runs/NAME)"
     parser.add_argument("--out", metavar="DIR", type=Path, help=out)
     parser.add_argument("--overwrite", action="store_true", help="replace what --out already holds")
@@ -119,13 +141,16 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show only the result")
 
 
-def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str] | dict[str, str]) -> None:
-    """Options for settings, with the default of the first program that has each."""
-    defaults = {field.name: field.default for program in reversed(PROGRAMS.values()) for field in fields(program)}
+def _add_settings(
+    parser: argparse.ArgumentParser, names: Sequence[str] | dict[str, str], program: type[Program] | None
+) -> None:
+    """Options for settings; the help has those of `program`, or all, with the default of the first that has each."""
+    defaults = {field.name: field.default for kind in reversed(PROGRAMS.values()) for field in fields(kind)}
+    own = {field.name: field.default for field in fields(program)} if program else defaults
     choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
     for name in names:
         kind: Any = str if name in choices else float if isinstance(defaults[name], float) else int
-        text = f"{HELP[name]} (default: {defaults[name]})"
+        text = f"{HELP[name]} (default: {own[name]})" if name in own else argparse.SUPPRESS
         metavar = None if name in choices else "N"
         parser.add_argument(option(name), type=kind, choices=choices.get(name), metavar=metavar, help=text)
 
@@ -136,7 +161,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
-    parser.add_argument("--prompt", metavar="TEXT", default="", help="what the text begins with")
+    parser.add_argument("--prompt", metavar="TEXT", default="", help="what the text begins with (default: a new line)")
     parser.add_argument("--length", metavar="N", type=int, default=500, help="characters to write (default: 500)")
     heat = "below 1 for likelier text, 0 for the likeliest (default: 0.8)"
     parser.add_argument("--temperature", metavar="N", type=float, default=0.8, help=heat)
@@ -146,10 +171,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed writes the same text")
 
 
-def _add_explain(parser: argparse.ArgumentParser) -> None:
-    names = f"program (default: {DEFAULT}), or parts to show: {', '.join(PARTS)} (default: all but ir)"
+def _add_explain(parser: argparse.ArgumentParser, program: type[Program] | None) -> None:
+    names = f"program (default: {DEFAULT}), or parts to show: {', '.join(PARTS)}, all but ir (default: summary)"
     parser.add_argument("show", nargs="*", metavar="NAME", help=names)
-    _add_settings(parser, ["batch_size", "hidden_dim", "num_blocks", "optimizer"])
+    _add_settings(parser, [name for name in HELP if name not in NOT_EXPLAINED], program)
     parser.add_argument("--inputs", type=int, default=784, metavar="N", help="numbers in a sample (default: 784)")
     parser.add_argument("--classes", type=int, default=10, metavar="N", help="number of classes (default: 10)")
 
@@ -167,7 +192,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture of one digit, such as a PNG")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture of one thing, such as a PNG")
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +200,7 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="folder with the data, looked in first")
+    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="folder with the data; no other is looked in")
 
 
 def _add_no_download(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Explain: what became of a compiled function, as text.
 
-In: a compiled trace. Out: an `Explanation`: graph, groups, kernels, plan, LLVM IR, and a profile.
+In: a compiled trace. Out: an `Explanation`: a summary, graph, groups, kernels, plan, LLVM IR, and a profile.
 Invariant: explaining changes nothing: the profile runs on copies of all state.
 Next: compile.py.
 """
@@ -19,12 +19,13 @@ from needle.compiler.lower import Lowered
 from needle.compiler.plan import size_of
 from needle.dtype import Array
 
-PARTS = ("graph", "groups", "kernels", "plan", "ir", "time")
+PARTS = ("summary", "graph", "groups", "kernels", "plan", "ir", "time")
 """What NEEDLE_DEBUG and `needle explain` can print."""
 
 _NO_COST = frozenset(("load", "const", "number", "index", "reduced", "acc", "cast", "where", "gather", "checked"))
 _ROW = "{number:>3} {calls:>5} {microseconds:>9.1f} {share:>6.1%} {wait:>8.1f} {bandwidth:>8.1f} {speed:>8.1f}  {what}"
-_HEAD = " no calls        us  share   waits     GB/s  GFLOP/s  kernel"
+_HEAD = " no calls        us  share waits us     GB/s  GFLOP/s  kernel"
+_LARGEST = 5  # kernels in a summary
 
 
 @dataclass
@@ -50,6 +51,22 @@ class Explanation:
         self._arrays, self._numbers = arrays, numbers
 
     @property
+    def summary(self) -> str:
+        """How many kernels, how long a call takes, how much memory, and the kernels that take longest."""
+        plan, waits = self.program.plan, sum(row.wait for row in self.profile)
+        total = waits + sum(row.microseconds for row in self.profile)
+        largest = sorted(self.profile, key=lambda row: -row.microseconds)[:_LARGEST]
+        lines = [
+            f"{len(self.program.kernels)} kernels, {sum(plan.barriers)} barriers, threads: {self.program.threads}; "
+            f"compiled in {self.seconds:.2f} s",
+            f"a call takes {total:,.0f} us, of which {waits:,.0f} us waiting",
+            f"peak memory {sum(self._memory()):.2f} MiB",
+            "what takes longest:",
+            *(f"{row.share:7.1%} {row.microseconds:9,.1f} us  kernel {row.number}: {row.what}" for row in largest),
+        ]
+        return "\n".join(lines)
+
+    @property
     def graph(self) -> str:
         """The arrays that are computed, simplified, with the user's lines."""
         return str(self.program.graph)
@@ -67,14 +84,19 @@ class Explanation:
     @property
     def plan(self) -> str:
         """Memory and barriers; known before anything runs."""
+        outside, fresh, own = self._memory()
+        return (
+            f"{self.program.plan}\npeak memory {outside + fresh + own:.2f} MiB: arguments, state and results "
+            f"{outside:.2f}, state not updated in place {fresh:.2f}, intermediates {own:.2f}"
+        )
+
+    def _memory(self) -> tuple[float, float, float]:
+        """MiB of what comes and goes, of state that is not updated in place, and of intermediates."""
         plan, graph = self.program.plan, self.program.graph
         outside = sum(map(size_of, graph.inputs)) + sum(map(size_of, graph.outputs))
         fresh = sum(size_of(n) for i, n in graph.updates.items() if i not in plan.in_place)
         own = plan.arena_bytes + plan.scratch_bytes * self.program.threads
-        return (
-            f"{plan}\npeak memory {(outside + fresh + own) / 2**20:.2f} MiB: arguments, state and results "
-            f"{outside / 2**20:.2f}, state not updated in place {fresh / 2**20:.2f}, intermediates {own / 2**20:.2f}"
-        )
+        return outside / 2**20, fresh / 2**20, own / 2**20
 
     @property
     def ir(self) -> str:

@@ -15,9 +15,8 @@ import numpy as np
 
 from needle import __version__, config
 from needle.data.files import FileName
-from needle.data.mnist import find_mnist
 from needle.device import all_devices
-from needle.programs.source import places
+from needle.programs.source import STORED, places
 
 CORE = ("llvmlite", "numpy", "safetensors", "tqdm")
 EXTRAS = {"matplotlib": "viz", "pillow": "viz", "tensorboardX": "log"}
@@ -25,9 +24,6 @@ EXTRAS = {"matplotlib": "viz", "pillow": "viz", "tensorboardX": "log"}
 
 def describe(data_dir: FileName | None = None) -> list[str]:
     """Versions, devices, and data: what was found, and where it was looked for."""
-    folder = find_mnist(data_dir)
-    fetched = config.cache_dir() / "data" / "mnist"
-    mnist = f"in {folder}" if folder else f"not found (`needle train --data mnist` downloads 11 MB to {fetched})"
     entries = {
         "needle": f"{__version__} in {Path(__file__).parent}",
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -35,12 +31,16 @@ def describe(data_dir: FileName | None = None) -> list[str]:
         **{name: _installed(name) for name in (*CORE, *EXTRAS)},
         "BLAS": _blas(),
         "devices": ", ".join(f"{each.name} ({'ready' if each.enabled() else 'not usable'})" for each in all_devices()),
-        "MNIST": mnist,
-        "digits": "come with needle",
-        "looked in": places(data_dir),
         "cache": str(config.cache_dir()),
+        "data": places(data_dir),
+        "digits": "come with needle",
+        **{name: _found(location.find(data_dir), size) for name, (location, size) in STORED.items()},
     }
-    return [f"{name:12}{text}" for name, text in entries.items()]
+    return [f"{name:14}{text}" for name, text in entries.items()]
+
+
+def _found(folder: Path | None, size: str) -> str:
+    return f"in {folder}" if folder else f"not found; `needle train` downloads {size}"
 
 
 def _installed(package: str) -> str:

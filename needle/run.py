@@ -84,7 +84,7 @@ class Run:
         return self.program.wrong if self.program.score == "error" else None
 
     def fit(self, callbacks: Sequence[Callback] = ()) -> list[EpochMetrics]:
-        """Train to the end, saving after each epoch, and after the batch under way when Ctrl-C is pressed."""
+        """Train to the end, saving after each epoch, and after the batch under way on Ctrl-C or SIGTERM."""
         return fit(
             self.model,
             self.train_loader,

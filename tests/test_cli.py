@@ -20,7 +20,9 @@ import pytest
 import needle
 from needle.cli import main
 from needle.data import DigitsDataset
-from needle.programs.mlp_resnet import MLPResNetProgram, open_data
+from needle.explain import PARTS
+from needle.programs.mlp_resnet import MLPResNetProgram
+from needle.programs.source import open_data
 from needle.train import draw_report, load_checkpoint
 from needle.train.checkpoint import INDEX
 
@@ -103,7 +105,7 @@ def test_resume_goes_on_and_overwrite_begins_anew(capsys: pytest.CaptureFixture[
 
 def test_auto_without_mnist_and_network_says_what_it_uses(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SMALL[2:], "--no-download"]) == 0
-    assert "MNIST was not found, and --no-download was given: using the 1,797 digits" in capsys.readouterr().out
+    assert "data, and --no-download was given: using the 1,797 digits" in capsys.readouterr().out
     assert main(["train", "--data", "mnist", "--no-download"]) == 1
     assert "Name its folder with --data-dir or NEEDLE_DATA" in error(capsys)
 
@@ -166,15 +168,15 @@ def test_predict_names_the_digits_in_pictures(trained: str, capsys: pytest.Captu
     assert [row[0] for row in rows] == names
     right = sum(int(row[1]) == label for row, label in zip(rows, held_out.labels, strict=False))
     assert right >= 34
-    assert all(abs(sum(map(float, row[2::2])) - 100) < 0.1 for row in rows)
+    assert all(float(row[2]) >= float(row[5]) >= float(row[8]) for row in rows)
     assert main(["predict", trained, *names[:2]]) == 0
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["info", "--data-dir", "elsewhere"]) == 0
+    assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert f"needle      {needle.__version__} in" in out
-    assert f"looked in   elsewhere, {tmp_path / 'none'}, {tmp_path / 'cache' / 'data'}" in out
+    assert f"needle        {needle.__version__} in" in out
+    assert f"data          {tmp_path / 'none'}, {tmp_path / 'cache' / 'data'}" in out
 
 
 def error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -189,12 +191,26 @@ MISTAKES = [
     (["train", "--epochs", "-1"], "--epochs must be greater than 0, but it is -1"),
     (["train", "--batch-size", "0"], "--batch-size must be greater than 0, but it is 0"),
     (["train", "--lr", "nan"], "--lr must be greater than 0, but it is nan"),
+    (["train", "--patience", "0"], "--patience must be 1 or more, but it is 0"),
+    (["train", "gpt", "--heads", "3"], "--hidden-dim must be a multiple of --heads, which is 3, but it is 128"),
+    (["train", "--data", "cifar10"], "for mlp_resnet, but it is 'cifar10', which is for resnet9 or davidnet"),
+    (["explain", "--hidden-dim", "100000000000"], "not enough memory: Unable to allocate"),
+    (["train", "gpt", "--num-blocks", "0"], "--num-blocks must be 1 or more, but it is 0"),
+    (["train", "lstm", "--hidden-dim", "3"], "--hidden-dim must be 4 or more, but it is 3"),
+    (["explain", "lstm", "--context", "16", "plann"], "explain: 'plann' is neither a part to show"),
     (["train", "--resume", "nowhere"], "there is no checkpoint in nowhere"),
     (["evaluate", "nowhere"], "there is no checkpoint in nowhere: nowhere/checkpoint.json does not exist"),
     (["predict", "nowhere", "a.png"], "there is no checkpoint in nowhere"),
     (["evaluate", "a-file"], "there is no checkpoint in a-file: "),
     (["explain", "--inputs", "-1"], "explain: --inputs must be 1 or more, but it is -1"),
     (["explain", "--classes", "0"], "explain: --classes must be 1 or more, but it is 0"),
+    *(
+        (
+            [*command.split(), "--data-dir", "elsewhere"],
+            "elsewhere is not a folder that exists",
+        )
+        for command in ("train", "train gpt", "train davidnet", "train vae", "train --data digits", "info")
+    ),
     (["train", "--data", "digits", "--out", "a-file"], "a-file is a file, but a folder is needed to save in"),
     (
         ["train", "--data", "digits", "--out", "a-file/x"],
@@ -219,20 +235,46 @@ def test_a_wrong_command_line_shows_the_usage(arguments: list[str], capsys: pyte
     assert "usage: needle" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "rate"), [("mlp_resnet", 0.002), ("davidnet", 0.5), ("gpt", 0.002), ("lstm", 0.003)])
+def test_help_shows_the_settings_of_the_program(name: str, rate: float, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"schedule that rises (default: {rate})" in text
+    assert f"Defaults are those of {name}." in text
+    assert ("--heads" in text) == (name == "gpt")
+
+
+def test_explain_is_short_unless_parts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--hidden-dim", "8", "--num-blocks", "1"]
+    assert main(["explain", *small]) == 0
+    text = capsys.readouterr().out
+    assert re.match(r"a training step of mlp_resnet: \d+ kernels, \d+ barriers, threads: \d+; compiled in .* s\n", text)
+    assert re.search(r"a call takes [\d,]+ us, of which [\d,]+ us waiting\npeak memory \d+\.\d\d MiB\n", text)
+    assert len(text.splitlines()) < 15
+    assert main(["explain", *small, "plan", "--batch-size", "5", "time"]) == 0  # options and names in any order
+    text = capsys.readouterr().out
+    assert text.startswith("[plan]\nplan: ")
+    assert "[time]\n no calls        us  share waits us" in text
+    assert main(["explain", *small, "all"]) == 0
+    assert re.findall(r"^\[(\w+)\]$", capsys.readouterr().out, re.MULTILINE) == [p for p in PARTS if p != "ir"]
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "needle", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_ctrl_c_tells_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_between_two_batches_and_tells_how_to_go_on(tmp_path: Path, number: int, status: int) -> None:
     program = start("train", *SMALL[:-1], "100000")
     index = tmp_path / "runs" / "mlp_resnet" / INDEX
     deadline = time.monotonic() + 60
     while not index.exists() and time.monotonic() < deadline and program.poll() is None:
         time.sleep(0.01)
-    program.send_signal(signal.SIGINT)
+    program.send_signal(number)
     _, errors = program.communicate(timeout=60)
-    assert program.returncode == 130, errors
+    assert program.returncode == status, errors
     told = r"Interrupted\. (\S+) holds ([\d,]+) of [\d,]+ epochs( and [\d,]+ samples of the next)?\."
     found = re.search(told, errors)
     assert found, errors
@@ -241,6 +283,14 @@ def test_ctrl_c_tells_how_to_go_on(tmp_path: Path) -> None:
     state = load_checkpoint(found[1]).state
     assert state["epoch"] == int(found[2].replace(",", "")) > 0
     assert main(["train", "--resume", found[1], "--epochs", str(state["epoch"] + 1), "-q"]) == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_command_is_loading_shows_no_traceback(tmp_path: Path, number: int, status: int) -> None:
+    (tmp_path / "numpy.py").write_text(f"import os; os.kill(os.getpid(), {number:d})")  # the first thing that is loaded
+    program = start("list")
+    assert program.communicate(timeout=60) == ("", "\nInterrupted.\n")
+    assert program.returncode == status
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
@@ -264,11 +314,11 @@ def test_interrupted_before_the_first_batch(
     def stop(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("needle.programs.mlp_resnet.open_data", stop)
+    monkeypatch.setattr("needle.programs.digits.open_data", stop)
     assert main(["train", *SMALL]) == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
     monkeypatch.setattr("needle.run.Run.fit", stop)
-    monkeypatch.setattr("needle.programs.mlp_resnet.open_data", open_data)
+    monkeypatch.setattr("needle.programs.digits.open_data", open_data)
     assert main(["train", *SMALL]) == 130
     assert "Interrupted before the first checkpoint: nothing was saved." in capsys.readouterr().err
     assert not Path("runs/mlp_resnet").exists()

@@ -127,7 +127,7 @@ def test_transforms_get_height_width_channels(tmp_path: Path) -> None:
 
 
 def test_npz_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected data_batch_1, .*name the folder"):
+    with pytest.raises(DataError, match="expected the files data_batch_1, .*name the folder"):
         CIFAR10Dataset(tmp_path)
     colours = PIXELS.reshape(2, 3, 32, 32)
     file = tmp_path / "cifar10_small.npz"

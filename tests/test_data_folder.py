@@ -80,6 +80,11 @@ def test_a_table(tmp_path: Path) -> None:
     assert CSVDataset(path, "kind", classes=True, delimiter=";").classes == ("cat", "dog")
     with pytest.raises(ArgumentError, match="has no column 'x'; its columns are 'a', 'kind'"):
         CSVDataset(path, "x", delimiter=";")
+    with pytest.raises(ArgumentError, match="its columns are 'a;kind'; between them stands ';': pass delimiter=';'"):
+        CSVDataset(path, "kind")
+    for wrong in ("", ", ", "\n"):
+        with pytest.raises(ArgumentError, match="delimiter is the one character between two values"):
+            CSVDataset(path, "kind", delimiter=wrong)
 
 
 BAD = {

@@ -121,7 +121,7 @@ def test_a_file_without_images_has_the_shape_it_says(tmp_path: Path) -> None:
         DataLoader(dataset)
 
 
-PLACES = ["named", "named/mnist", "first", "first/mnist", "second", "cache/data", "cache/data/mnist"]
+PLACES = ["first", "first/mnist", "second", "cache/data", "cache/data/mnist"]
 
 
 @pytest.fixture
@@ -132,19 +132,32 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_find_mnist_looks_in_the_documented_order(places: Path) -> None:
-    assert find_mnist(places / "named") is None
+    assert find_mnist() is None
     for place in reversed(PLACES):  # each place wins over those after it
         (places / place).mkdir(parents=True, exist_ok=True)
         for name in TRAIN_FILES + TEST_FILES:
-            assert find_mnist(places / "named") != places / place
+            assert find_mnist() != places / place
             (places / place / name).touch()
-        assert find_mnist(str(places / "named")) == places / place
-    assert find_mnist() == places / "first"
+        assert find_mnist() == places / place
+
+
+def test_a_folder_that_is_named_is_the_only_one_that_counts(places: Path) -> None:
+    for folder in (places / "first", places / "named" / "mnist"):
+        with pytest.raises(DataError, match=r"named is not a folder that exists, .*--data-dir"):
+            find_mnist(places / "named")
+        folder.mkdir(parents=True)
+        for name in TRAIN_FILES + TEST_FILES:
+            (folder / name).touch()
+    assert find_mnist(str(places / "named")) == places / "named" / "mnist"
+    (places / "named" / "mnist" / TRAIN_FILES[0]).unlink()
+    assert find_mnist(places / "named") is None
+    with pytest.raises(DataError, match=r"MNIST: expected the files train-images.* in \S*named or \S*mnist, found"):
+        MNISTDataset.from_folder(places / "named")
 
 
 def test_from_folder_takes_the_right_pair_or_says_where_it_looked(places: Path) -> None:
-    with pytest.raises(DataError, match="expected the files train-images.*named.*first.*second.*cache") as caught:
-        MNISTDataset.from_folder(places / "named")
+    with pytest.raises(DataError, match="expected the files train-images.*first.*second.*cache") as caught:
+        MNISTDataset.from_folder()
     assert "NEEDLE_DATA" in str(caught.value)
     (places / "first").mkdir()
     for (image_file, label_file), count in ((TRAIN_FILES, 5), (TEST_FILES, 2)):

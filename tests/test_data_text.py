@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import needle as ndl
-from needle.data import Characters, TokenFile, WindowDataset, find_shakespeare, read_split
+from needle.data import Characters, Corpus, TokenFile, WindowDataset, find_shakespeare, read_split
 from needle.errors import ArgumentError, DataError, DTypeError, IndexRangeError
 
 LINES = "the cat sat\non the mat\n\nthe end\n"
@@ -86,10 +86,13 @@ def test_tokens_are_written_in_pieces_and_whole_or_not_at_all(tmp_path: Path) ->
     assert sorted(file.name for file in tmp_path.iterdir()) == ["tokens.npy", "wide.npy"]
     content = path.read_bytes()
     np.save(path, np.zeros((2, 2), np.int64))
-    for bad in (content[:-1], content[:50], b"", path.read_bytes()):
+    for bad in (content[:-1], content[:50], b"", path.read_bytes(), b"To be, or not to be"):
         path.write_bytes(bad)
-        with pytest.raises(DataError, match="expected an npy file with one axis of whole numbers"):
+        with pytest.raises(DataError, match="expected an npy file with one axis of whole numbers") as caught:
             TokenFile(path)
+        assert "pickle" not in str(caught.value)
+    with pytest.raises(DataError, match="found No such file"):
+        TokenFile(tmp_path / "none.npy")
 
 
 def test_windows(tmp_path: Path) -> None:
@@ -111,6 +114,14 @@ def test_windows(tmp_path: Path) -> None:
     for wrong in (0, 100):
         with pytest.raises(ArgumentError, match="from 1 to 99 here"):
             WindowDataset(text, wrong)
+
+
+def test_an_empty_text_is_named(tmp_path: Path) -> None:
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).touch()
+    for read in (lambda: Corpus(tmp_path), lambda: read_split(tmp_path / "train.txt")):
+        with pytest.raises(DataError, match=r"train\.txt: expected text in UTF-8, found an empty file; put text"):
+            read()
 
 
 def test_the_real_text() -> None:

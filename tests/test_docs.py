@@ -11,6 +11,7 @@ Next: test_apps.py.
 
 import importlib
 import inspect
+import json
 import math
 import os
 import pkgutil
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -276,6 +278,30 @@ def test_the_aims_in_the_readme_are_those_of_the_benchmarks() -> None:
     for aim, name in rows:
         bench = importlib.import_module(name)
         assert float(aim) in (bench.LIMITS.values() if hasattr(bench, "LIMITS") else [bench.LIMIT])
+
+
+def test_the_curves_in_the_readme_are_drawn_from_runs_and_end_where_it_says(tmp_path: Path) -> None:
+    rows = ["epoch,train_loss,train_error,test_loss,test_error,seconds", "1,2,0.6,2,0.5,30", "2,1,0.2,1,0.25,35"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
+    config = {"program": "davidnet", "settings": {"data": "cifar10", "seed": 7}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"config": config}))
+    command = [sys.executable, str(ROOT / "tools" / "curves.py"), str(tmp_path), "-o", str(tmp_path / "c.svg")]
+    subprocess.run(command, check=True)
+    picture = ElementTree.parse(tmp_path / "c.svg")
+    words = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"davidnet on CIFAR-10", "error in %, 2 epochs, seed 7, 1 min 05 s", "25.00 %", "20.00 %"} <= {*words}
+    lines = [element.get("points", "") for element in picture.iter("{http://www.w3.org/2000/svg}polyline")]
+    heights = [[float(point.split(",")[1]) for point in line.split()] for line in lines]
+    (a, b), (c, d) = heights  # of the errors 0.6, 0.2, 0.5 and 0.25, which lie on a scale from 0 to 0.6
+    assert (b - a) / (d - c) == pytest.approx(0.4 / 0.25, rel=0.01)
+    readme, shown = read("README.md"), read("docs/curves.svg")
+    for program in ("mlp_resnet", "davidnet", "gpt"):
+        assert f">{program} on " in shown
+        assert f"`{program}`" in readme
+    for result in ("98.61", "79.75"):
+        assert result in readme
+        assert f">{100 - float(result):.2f} %<" in shown
+    assert ">1.58<" in shown
 
 
 # ------------------------------------------------------------------------------------------------- what the tour claims

@@ -18,6 +18,7 @@ import pytest
 
 import needle as ndl
 from needle.cli import main
+from needle.data.cifar10 import CLASSES
 from needle.errors import ArgumentError, DataError
 from needle.models import DavidNet
 from needle.programs import PROGRAMS, Program
@@ -25,6 +26,7 @@ from needle.programs.settings import Settings
 from needle.run import Run, load_model
 from needle.train import Callback, FitState, Totals, load_checkpoint
 from needle.train.checkpoint import ARRAY_FILES, INDEX
+from needle.train.predict import probabilities
 
 PARAMETERS = {"mlp_resnet": 803_410, "resnet9": 431_946, "davidnet": 412_944, "lstm": 350_593, "gpt": 818_048}
 PARAMETERS["vae"] = 961_604
@@ -193,13 +195,20 @@ def test_train_and_generate_on_the_command_line(
     assert all(text.startswith("To") for text in written)
     assert "cannot be given with it" in call("train --resume runs/gpt --context 8")
     assert "runs/gpt holds a run of gpt, not of lstm; leave lstm out" in call("train lstm --resume runs/gpt")
+    for option, value in {"length": -1, "temperature": -0.1, "top-k": -1, "top-p": 0, "seed": -1}.items():
+        assert f"error: --{option} must be " in call(f"generate runs/gpt --{option} {value}")
+    assert "--context must be less than the 105 characters of the test part, but it is 105" in call(
+        "train gpt --context 105"
+    )
     unknown = call("generate runs/gpt --prompt %")
     assert "--prompt: '%' is not one of the characters that runs/gpt was trained on: '" in unknown
     assert all(repr(character)[1:-1] in unknown for character in "\n T")
-    assert "runs/gpt holds a run of gpt, which does not name digits" in call("predict runs/gpt a.png")
+    assert (
+        "runs/gpt holds a run of gpt, which does not say what pictures show; give the folder of a run of mlp_resnet"
+        in call("predict runs/gpt a.png")
+    )
     assert "gpt has no --latent-dim; `" in call("train gpt --latent-dim 3")
     assert "--data must be one of shakespeare for gpt, but it is 'mnist'" in call("train gpt --data mnist")
-    assert "heads" in call("train gpt --heads 3 --context 16")
     assert not Path("runs/gpt-2").exists()  # claimed, but nothing came of it
     Run(*small(PROGRAMS["vae"], epochs=1), "runs/vae").fit()
     assert "runs/vae holds a run of vae, which does not write text" in call("generate runs/vae")
@@ -215,6 +224,27 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
         return capsys.readouterr().err
 
     return run
+
+
+def test_pictures_in_colour_have_classes_with_names(
+    small_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.setattr("needle.programs.classification.draw_report", lambda *_: b"drawn, but faster")
+    run = Run(*small(PROGRAMS["davidnet"], epochs=1), small_data / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run.fit([CtrlC()])
+    shown = lines(capsys, f"evaluate {small_data / 'run'}")
+    assert shown[0].endswith("davidnet after 40 samples of the first epoch")
+    assert [line.split()[0] for line in shown[5:15]] == list(CLASSES)
+    pictures = run.data.test.images[:2].transpose(0, 2, 3, 1)
+    image.fromarray(pictures[0]).save("a.png")
+    image.fromarray(pictures[1]).resize((64, 64), 0).save("b.png")
+    rows = [line.split() for line in lines(capsys, f"predict {small_data / 'run'} a.png b.png")[1:]]
+    assert [row[0] for row in rows] == ["a.png", "b.png"]
+    expected = probabilities(load_model(small_data / "run")[0], run.data.test[0][0][None])
+    assert rows[0][1] == CLASSES[expected.argmax(1)[0]]
+    assert float(rows[0][2]) == pytest.approx(100 * expected.max(1)[0], abs=0.01)
 
 
 def test_settings_that_do_not_decay_are_vectors() -> None:

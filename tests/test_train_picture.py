@@ -4,6 +4,7 @@ In: small pictures written with Pillow. Out: a verdict. Invariant: a picture in 
 Next: test_train_progress.py.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 from needle import nn, optim
-from needle.commands.trained import FRAMING
 from needle.data import DataLoader, MNISTDataset, NDArrayDataset
 from needle.errors import DataError
+from needle.programs.mlp_resnet import FRAMING
 from needle.train import fit
 from needle.train.picture import read_picture
 from needle.train.predict import probabilities
@@ -22,7 +23,7 @@ Image: Any = pytest.importorskip("PIL.Image")
 
 BAR = np.zeros((28, 28), np.uint8)
 BAR[4:24, 13:15] = 255  # a "1" as MNIST places it: 20 pixels high, in the middle
-MARGIN = 4 / 28
+MNIST = FRAMING["mnist"]
 
 
 def save(path: Path, array: Any, **options: Any) -> Path:
@@ -31,7 +32,7 @@ def save(path: Path, array: Any, **options: Any) -> Path:
 
 
 def read(path: Path, offset: float = 0.0) -> Any:
-    picture = read_picture(path, (28, 28), MARGIN, offset)
+    picture = read_picture(path, (28, 28), replace(MNIST, offset=offset))
     assert (picture.shape, picture.dtype) == ((28, 28), np.float32)
     assert picture.min() >= 0
     assert picture.max() <= 1
@@ -92,8 +93,26 @@ def test_large_pictures_of_mnist_are_read_as_well_as_mnist_itself(tmp_path: Path
     direct = accuracy(inputs)
     assert direct > 0.9
     large = np.kron(np.round(inputs.reshape(500, 28, 28) * 255).astype(np.uint8), np.ones((10, 10), np.uint8))
-    placed = [read_picture(save(tmp_path / "a.png", picture), (28, 28), *FRAMING["mnist"]) for picture in large]
+    placed = [read_picture(save(tmp_path / "a.png", picture), (28, 28), MNIST) for picture in large]
     assert accuracy(np.stack(placed)) == pytest.approx(direct, abs=0.01)
+
+
+@pytest.mark.parametrize("name", FRAMING)
+@pytest.mark.parametrize("ground", [0, 255])
+def test_the_pen_makes_no_difference(tmp_path: Path, name: str, ground: int) -> None:
+    """A 7, 600 pixels high, in lines of 1 to 60 pixels: all become about the same picture, at full strength."""
+    shape = {"mnist": (28, 28), "digits": (8, 8)}[name]
+    pictures: list[Any] = []
+    for pen in (1, 2, 5, 20, 60):
+        page = Image.new("L", (1000, 900), ground)
+        draw = pytest.importorskip("PIL.ImageDraw").Draw(page)
+        draw.line([(300, 200), (650, 200), (400, 800)], fill=255 - ground, width=pen, joint="curve")
+        page.save(tmp_path / "a.png")
+        pictures.append(read_picture(tmp_path / "a.png", shape, FRAMING[name]))
+    for picture in pictures:
+        assert picture.max() > 0.9
+        assert np.abs(picture - pictures[0]).mean() < 0.08
+        assert picture.sum() == pytest.approx(pictures[0].sum(), rel=0.2)
 
 
 def test_a_photo_is_turned_as_the_camera_says(tmp_path: Path) -> None:

@@ -86,12 +86,16 @@ def _eager() -> object:
 def test_info_names_versions_devices_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEEDLE_DATA", str(tmp_path / "named"))
     monkeypatch.setenv("NEEDLE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "input.txt").touch()
     lines = {line.split()[0]: line for line in describe(tmp_path / "given")}
     assert {"needle", "Python", "numpy", "safetensors", "tqdm", "matplotlib", "devices"} <= lines.keys()
     assert "cpu (ready), cuda (not usable)" in lines["devices"]
-    assert "not found" in lines["MNIST"]
-    assert str(tmp_path / "cache" / "data" / "mnist") in lines["MNIST"]
-    assert all(str(tmp_path / name) in lines["looked"] for name in ("given", "named", "cache"))
+    assert lines["mnist"].endswith("not found; `needle train` downloads 11 MB")
+    assert lines["cifar10"].endswith("not found; `needle train` downloads 170 MB")
+    assert lines["shakespeare"].endswith(f"in {tmp_path / 'given'}")
+    assert lines["data"].split()[-1] == str(tmp_path / "given")
+    assert all(str(tmp_path / name) in "".join(describe()) for name in ("named", "cache"))
 
 
 def test_info_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,4 +104,4 @@ def test_info_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("needle.info.version", absent)
     lines = "\n".join(describe())
-    assert "pillow      not installed: `pip install 'needle-dl[viz]'`" in lines
+    assert "pillow        not installed: `pip install 'needle-dl[viz]'`" in lines

@@ -13,7 +13,7 @@ import pytest
 
 from needle.data.mnist import TEST_FILES, TRAIN_FILES
 from needle.errors import ArgumentError, DataError
-from needle.programs.source import open_data, open_shakespeare
+from needle.programs.source import open_data, open_shakespeare, places
 
 
 def write_mnist(folder: Path, labels: int = 3) -> Path:
@@ -58,8 +58,12 @@ def test_auto_downloads_then_uses_mnist(tmp_path: Path, lines: list[str], monkey
 
     monkeypatch.setattr("needle.programs.source.download_mnist", download)
     assert open_data("auto", say=lines.append).origin == f"MNIST in {tmp_path / 'fetched'}"
+    (tmp_path / "wanted").mkdir()
     assert open_data("mnist", tmp_path / "wanted").origin == f"MNIST in {tmp_path / 'wanted'}"
-    assert lines == ["MNIST was not found on this machine: downloading it (11 MB)."]
+    assert lines[0].startswith(
+        f"MNIST was not found in {tmp_path}/none, {tmp_path}/cache/data: downloading it (11 MB)."
+    )
+    assert len(lines) == 1
 
 
 def test_auto_says_why_it_uses_the_digits(lines: list[str]) -> None:
@@ -72,7 +76,9 @@ def test_auto_says_why_it_uses_the_digits(lines: list[str]) -> None:
     lines.clear()
     assert open_data("auto", download=False, say=lines.append).name == "digits"
     assert len(lines) == 1
-    assert lines[0].startswith("MNIST was not found, and --no-download was given: using the 1,797 digits of 8 x 8")
+    assert lines[0].startswith(
+        f"MNIST was not found in {places(None)}, and --no-download was given: using the 1,797 digits of 8 x 8"
+    )
     assert open_data("auto").name == open_data("auto", download=False).name == open_data("digits").name == "digits"
 
 
@@ -91,10 +97,10 @@ def test_a_named_folder_that_is_absent_is_said(
 def test_mnist_by_name_is_never_replaced_by_something_else(tmp_path: Path, lines: list[str]) -> None:
     with pytest.raises(DataError, match="no mirror answered"):
         open_data("mnist")
-    with pytest.raises(
-        DataError, match=f"MNIST was not found in here, {tmp_path}/none, .*Name its folder with --data-dir"
-    ):
-        open_data("mnist", "here", download=False)
+    with pytest.raises(DataError, match=f"MNIST was not found in {tmp_path}, .*Name its folder with --data-dir"):
+        open_data("mnist", tmp_path, download=False)
+    with pytest.raises(DataError, match="here is not a folder that exists"):
+        open_data("auto", "here", download=False)
     write_mnist(tmp_path / "damaged", labels=2)
     with pytest.raises(DataError, match="expected one image for each of the 2 labels"):
         open_data("auto", tmp_path / "damaged", say=lines.append)
@@ -119,6 +125,6 @@ def test_cifar10_and_shakespeare_are_found_or_fetched(
     monkeypatch.setattr("needle.programs.source.download_shakespeare", fetch)
     data = open_data("cifar10", tmp_path, say=lines.append)
     assert (data.input_shape, len(data.train), len(data.test)) == ((3, 32, 32), 2, 1)
-    assert lines == ["CIFAR-10 was not found on this machine: downloading it (170 MB)."]
+    assert lines == [f"CIFAR-10 was not found in {tmp_path}: downloading it (170 MB)."]
     text = open_shakespeare(tmp_path, download=False)
     assert (text.characters.decode(text.train), text.characters.decode(text.test)) == ("to be or not to be", ", ")

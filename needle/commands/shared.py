@@ -13,6 +13,7 @@ from typing import Any
 from needle.errors import ArgumentError
 from needle.programs import Program
 from needle.programs.settings import option
+from needle.train.metrics import counted
 
 UNKNOWN_OPTION = "{program} has no {option}; `{call} list {program}` shows what it has"
 
@@ -25,6 +26,13 @@ def given(chosen: argparse.Namespace, kind: type[Program]) -> dict[str, Any]:
         if name not in names:
             raise ArgumentError(UNKNOWN_OPTION.format(program=kind.name, option=option(name), call=program_call()))
     return given
+
+
+def how_far(epochs: int, samples: int) -> str:
+    """How long a run was trained: for so many epochs, and with so many samples of the next."""
+    if not epochs:
+        return f"{samples:,} samples of the first epoch"
+    return counted(epochs, "epoch") + f" and {samples:,} samples of the next" * bool(samples)
 
 
 def program_call() -> str:

@@ -43,14 +43,14 @@ def list_programs(chosen: argparse.Namespace) -> int:
 
 def explain(chosen: argparse.Namespace) -> int:
     """Show what becomes of a training step when it is compiled."""
-    unknown = [name for name in chosen.show if name not in (*PARTS, *PROGRAMS)]
+    unknown = [name for name in chosen.show if name not in (*PARTS, "all", *PROGRAMS)]
     if unknown:
         known = {"parts": ", ".join(PARTS), "programs": ", ".join(PROGRAMS)}
         raise ArgumentError(UNKNOWN_PART.format(name=unknown[0], **known))
     for name in ("inputs", "classes"):
         if getattr(chosen, name) < 1:
             raise ArgumentError(f"explain: {option(name)} must be 1 or more, but it is {getattr(chosen, name)}")
-    parts = [name for name in chosen.show if name in PARTS]
+    parts = [part for part in PARTS if part in chosen.show or ("all" in chosen.show and part != "ir")]
     kind = find_program(next((name for name in chosen.show if name in PROGRAMS), DEFAULT))
     program = kind(**given(chosen, kind))
     facts, inputs, targets = program.example(program.batch_size, chosen.inputs, chosen.classes)
@@ -59,7 +59,11 @@ def explain(chosen: argparse.Namespace) -> int:
     optimizer = program.build_optimizer(model)
     step: Any = TrainStep(model, optimizer, program.loss, wrong, program.clip, program.accumulate, compiled=True).run
     explanation = step.explain(inputs, targets)
-    say("\n\n".join(getattr(explanation, part) for part in parts) if parts else str(explanation))
+    if parts:
+        say("\n\n".join((f"[{part}]\n" if len(parts) > 1 else "") + getattr(explanation, part) for part in parts))
+    else:
+        others = ", ".join(part for part in PARTS if part != "summary")
+        say(f"a training step of {program.name}: {explanation.summary}\n\nto see more, name it: {others}, all (but ir)")
     return 0
 
 

@@ -1,7 +1,7 @@
 """`needle train`: a new run, or an earlier one that goes on.
 
 In: the arguments of the command line, as a namespace. Out: a table on stdout, progress and errors on stderr, and an
-exit status: 0 for done, 130 for an interrupt.
+exit status: 0 for done, 130 for Ctrl-C, 143 for SIGTERM.
 Invariant: these functions only translate between a person and needle.run; whatever they do can be done from Python too.
 Next: trained.py.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 from needle.commands.shared import given, program_call
 from needle.errors import ArgumentError
 from needle.extras import MissingExtraError
-from needle.programs import DEFAULT, Program, find_program
+from needle.interrupt import exit_status
+from needle.programs import DEFAULT, PROGRAMS, Program, find_program
 from needle.programs.settings import option
 from needle.run import BEST, FILES, Run, program_of
 from needle.train.callbacks import EarlyStopping, KeepBest, TensorBoardLog
@@ -36,6 +37,7 @@ RESUME_FIXED = (
 RESUME_OTHER = (
     "{folder} holds a run of {program}, not of {other}; leave {other} out, or name a folder of one of its runs"
 )
+OTHER_DATA = "--data must be one of {known} for {name}, but it is {wanted!r}, which is for {takers}"
 NOTHING_TO_DO = "{folder} already holds {done}. To go on: {program} train --resume {folder} --epochs {more}"
 NOTHING_SAVED = "\nInterrupted before the first checkpoint: nothing was saved."
 STOPPED = "\nInterrupted. {folder} holds {done} of {epochs}{rest}.\nTo go on: {program} train --resume {folder}"
@@ -43,6 +45,8 @@ STOPPED = "\nInterrupted. {folder} holds {done} of {epochs}{rest}.\nTo go on: {p
 
 def train(chosen: argparse.Namespace) -> int:
     """Train a program, or go on with a run."""
+    if chosen.patience is not None and chosen.patience < 1:
+        raise ArgumentError(f"--patience must be 1 or more, but it is {chosen.patience}")
     run = _resume_run(chosen) if chosen.resume else _new_run(chosen)
     done = run.state.epoch
     if done >= run.program.epochs:
@@ -56,9 +60,9 @@ def train(chosen: argparse.Namespace) -> int:
     try:
         with no_empty_folder(run.folder):
             run.fit(_callbacks(run, chosen))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(_how_to_resume(run), sys.stderr)
-        return 130
+        return exit_status(stop)
     if not chosen.quiet:
         say("")
     _conclude(run)
@@ -94,7 +98,9 @@ def _data_name(wanted: str | None, program: Program) -> str:
     """What --data asks for, if the program can be trained on it; without it, the first that can be had."""
     known = program.data_sets if len(program.data_sets) == 1 else ("auto", *program.data_sets)
     if wanted is not None and wanted not in known:
-        raise ArgumentError(f"--data must be one of {', '.join(known)} for {program.name}, but it is {wanted!r}")
+        one = "mnist" if wanted == "auto" else wanted
+        takers = " or ".join(name for name, kind in PROGRAMS.items() if one in kind.data_sets)
+        raise ArgumentError(OTHER_DATA.format(known=", ".join(known), name=program.name, wanted=wanted, takers=takers))
     return wanted or known[0]
 
 

@@ -8,24 +8,26 @@ Next: tools.py.
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
+from needle.commands.shared import how_far
 from needle.data.loader import DataLoader
 from needle.errors import ArgumentError, DataError
-from needle.models.generate import generate
+from needle.models.generate import broken_rules, generate
+from needle.programs import PROGRAMS
+from needle.programs.classification import Classification
+from needle.programs.settings import option
 from needle.programs.text import LanguageProgram
 from needle.run import check_data, load_model, program_of
 from needle.train.checkpoint import INDEX
 from needle.train.fit import evaluate
 from needle.train.metrics import counted, loss_text, percent, score_text
-from needle.train.picture import read_picture
 from needle.train.predict import FloatArray, Predictions, predict, probabilities
 from needle.train.progress import say
 
-# Of a data set: the empty border around its digits, as a share of the frame, and how many pixels right of and below the
-# middle their centre of mass is. MNIST's is in the middle of pixel 14 of 0 to 27, half a pixel from that of the frame.
-FRAMING = {"mnist": (4 / 28, 0.5)}
+SHOWN = 3  # classes of a picture
 WRONG_KIND = "{folder} holds a run of {program}, which {problem}"
 NOT_IN_VOCABULARY = "--prompt: {character!r} is not one of the characters that {folder} was trained on: {known}"
 
@@ -39,11 +41,11 @@ def evaluate_run(chosen: argparse.Namespace) -> int:
     loader = DataLoader(program.datasets(data)[1], program.batch_size)
     wrong = program.wrong if program.score == "error" else None
     totals = evaluate(model, loader, program.loss, wrong=wrong, compiled=not program.eager)
-    epochs = counted(checkpoint.state["epoch"], "epoch")
-    say(f"{chosen.folder}: {program.name} after {'the best of ' if chosen.best else ''}{epochs}")
+    done = "the best of " * chosen.best + how_far(checkpoint.state["epoch"], checkpoint.state["totals"]["samples"])
+    say(f"{chosen.folder}: {program.name} after {done}")
     say(f"{data.origin}: {data.describe()}\n")
-    if program.score == "error":
-        for line in _class_table(predict(model, loader)):
+    if isinstance(program, Classification):
+        for line in _class_table(predict(model, loader), program.classes):
             say(line)
         say(f"\ntest loss {loss_text(totals.loss)}, test accuracy {percent(1 - (totals.error or 0.0))}")
     else:
@@ -52,48 +54,52 @@ def evaluate_run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _class_table(predictions: Predictions) -> list[str]:
+def _class_table(predictions: Predictions, names: Sequence[str]) -> list[str]:
     """One line for each class: how many samples, how many wrong, and what they were taken for."""
+    width = max(len("class"), *map(len, names))
     lines = [
-        "class  samples  wrong    error  most often taken for",
-        "-----  -------  -----  -------  --------------------",
+        f"{'class':>{width}}  samples  wrong    error  most often taken for",
+        f"{'-' * width}  -------  -----  -------  --------------------",
     ]
     for label, counts in enumerate(predictions.confusion()):
         samples, wrong = int(counts.sum()), int(counts.sum() - counts[label])
         counts[label] = 0
-        taken_for = f"{counts.argmax()} ({counted(int(counts.max()), 'time')})" if wrong else "-"
-        lines.append(f"{label:5}  {samples:7,}  {wrong:5,}  {percent(wrong / max(samples, 1)):>7}  {taken_for}")
+        taken_for = f"{names[counts.argmax()]} ({counted(int(counts.max()), 'time')})" if wrong else "-"
+        share = percent(wrong / max(samples, 1))
+        lines.append(f"{names[label]:>{width}}  {samples:7,}  {wrong:5,}  {share:>7}  {taken_for}")
     return lines
 
 
 def predict_pictures(chosen: argparse.Namespace) -> int:
-    """Say which digits pictures show."""
+    """Say what pictures show."""
     model, checkpoint = load_model(chosen.folder)
     program = program_of(checkpoint, chosen.folder / INDEX)
-    if program.name != "mlp_resnet":
-        problem = "does not name digits; give the folder of a run of mlp_resnet"
+    if not isinstance(program, Classification):
+        known = [name for name, kind in PROGRAMS.items() if issubclass(kind, Classification)]
+        problem = f"does not say what pictures show; give the folder of a run of {' or '.join(known)}"
         raise ArgumentError(WRONG_KIND.format(folder=chosen.folder, program=program.name, problem=problem))
-    height, width = checkpoint.config["facts"]["input_shape"]
-    margin, offset = FRAMING.get(program.data, (0.0, 0.0))
     pictures: dict[str, FloatArray] = {}
     for path in chosen.images:
         try:
-            pictures[path] = read_picture(path, (height, width), margin, offset)
+            pictures[path] = program.read_picture(path, checkpoint.config["facts"])
         except DataError as error:  # the other pictures are still worth an answer
             say(f"needle: error: {error}", sys.stderr)
     if pictures:
-        inputs = np.stack(list(pictures.values())).reshape(len(pictures), -1)  # (pictures, height * width)
-        for line in _answer_table(list(pictures), probabilities(model, inputs)):
+        rows = probabilities(model, np.stack(list(pictures.values())))
+        for line in _answer_table(list(pictures), rows, program.classes):
             say(line)
     return int(len(pictures) < len(set(chosen.images)))
 
 
-def _answer_table(names: list[str], rows: FloatArray) -> list[str]:
-    """One line for each picture: its class, and the probability of every class."""
-    width = max(len("picture"), *map(len, names))
-    lines = [f"{'picture':{width}}  class" + "".join(f"{label:>9}" for label in range(rows.shape[1]))]
-    for name, values in zip(names, rows, strict=True):
-        lines.append(f"{name:{width}}  {values.argmax():5}" + "".join(f"{percent(float(p)):>9}" for p in values))
+def _answer_table(pictures: list[str], rows: FloatArray, names: Sequence[str]) -> list[str]:
+    """One line for each picture: the class, its probability, and the next likely ones."""
+    first, second = max(len("picture"), *map(len, pictures)), max(len("class"), *map(len, names))
+    lines = [f"{'picture':{first}}  {'class':{second}}  probability  then"]
+    for picture, values in zip(pictures, rows, strict=True):
+        likeliest, *others = np.argsort(-values, kind="stable")[:SHOWN]
+        then = ", ".join(f"{names[label]} {percent(float(values[label]))}" for label in others)
+        share = percent(float(values[likeliest]))
+        lines.append(f"{picture:{first}}  {names[likeliest]:{second}}  {share:>11}  {then}")
     return lines
 
 
@@ -104,13 +110,16 @@ def generate_text(chosen: argparse.Namespace) -> int:
     if not isinstance(program, LanguageProgram):
         problem = "does not write text; give the folder of a run of gpt or lstm"
         raise ArgumentError(WRONG_KIND.format(folder=chosen.folder, program=program.name, problem=problem))
+    numbers = {"temperature": chosen.temperature, "top_k": chosen.top_k, "top_p": chosen.top_p, "seed": chosen.seed}
+    for name, rule in broken_rules({"count": chosen.length, **numbers}):
+        name = "length" if name == "count" else name
+        raise ArgumentError(f"{option(name)} must be {rule}, but it is {getattr(chosen, name)}")
     vocabulary: str = checkpoint.config["facts"]["vocabulary"]
     prompt: str = chosen.prompt or "\n"
     for character in prompt:
         if character not in vocabulary:
             facts = {"character": character, "folder": chosen.folder, "known": repr("".join(vocabulary))}
             raise ArgumentError(NOT_IN_VOCABULARY.format(**facts))
-    numbers = {"temperature": chosen.temperature, "top_k": chosen.top_k, "top_p": chosen.top_p, "seed": chosen.seed}
     start = [vocabulary.index(character) for character in prompt]
     tokens = generate(program.decoder(model), start, chosen.length, **numbers)
     sys.stdout.write(chosen.prompt)

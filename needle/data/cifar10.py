@@ -14,15 +14,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from needle.data.dataset import Array, ColourDataset, as_floats
-from needle.data.files import FETCH_AGAIN, FileName, mismatch, places, read_bytes
+from needle.data.files import FETCH_AGAIN, FileName, LocatedDataset, Location, mismatch, read_bytes
 from needle.data.pickled import Call, as_array, parse_pickle
-from needle.errors import DataError
 
 BATCHES_FOLDER = "cifar-10-batches-py"
 TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -30,16 +29,24 @@ TEST_BATCHES = ("test_batch",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE = (3, 32, 32)
 
-_FOLDERS = (BATCHES_FOLDER, "cifar10", "cifar10_subset")
 _NPZ = "cifar10*.npz"
 _BATCH = "a batch of CIFAR-10 (Python version)"
 _ARRAYS = "an npz file with uint8 pictures {x} (n, 32, 32, 3) and labels {y} (n,)"
 _PIXELS = "3,072 bytes for each picture and one label for each"
 _FIND = "name the folder with its files, or fetch them with needle.data.download.download_cifar10()"
-_NOT_FOUND = "CIFAR-10: expected {files}, or " + _NPZ + ", in {folders}; {advice}"
+
+CIFAR10 = Location(
+    "CIFAR-10",
+    folders=(BATCHES_FOLDER, "cifar10", "cifar10_subset"),
+    files=f"the files {', '.join(TRAIN_BATCHES + TEST_BATCHES)}, or {_NPZ}",
+    complete=lambda folder: (
+        all((folder / name).is_file() for name in TRAIN_BATCHES + TEST_BATCHES) or _npz_in(folder) is not None
+    ),
+    advice="name the folder with its files, or fetch them with needle.data.download.download_cifar10()",
+)
 
 
-class CIFAR10Dataset(ColourDataset):
+class CIFAR10Dataset(ColourDataset, LocatedDataset):
     """CIFAR-10: `dataset[i]` is (float32 (3, 32, 32) in [0, 1], label); a slice gives (n, 3, 32, 32) and (n,).
 
     `base_folder` holds the batches data_batch_1 to data_batch_5 and test_batch, or a file cifar10*.npz. With
@@ -47,6 +54,8 @@ class CIFAR10Dataset(ColourDataset):
     to the transforms. `X` are all pictures, `y` all labels (0 to 9); both may be replaced.
     Raises `DataError` for files that are missing or damaged.
     """
+
+    location = CIFAR10
 
     def __init__(
         self,
@@ -61,17 +70,9 @@ class CIFAR10Dataset(ColourDataset):
         self.images, self.y = read_cifar10(base_folder, train)
 
     @classmethod
-    def from_folder(
-        cls,
-        folder: FileName | None = None,
-        train: bool = True,
-        transforms: Sequence[Callable[[Any], Any]] | None = None,
-    ) -> Self:
-        """One part, from the folder that `find_cifar10(folder)` finds; `DataError` if it finds none."""
-        found = find_cifar10(folder)
-        if found is None:
-            raise _not_found(TRAIN_BATCHES + TEST_BATCHES, places(folder, *_FOLDERS))
-        return cls(found, train, transforms=transforms)
+    def files(cls, folder: Path, train: bool) -> tuple[Path, bool]:
+        """The folder: it holds both parts."""
+        return folder, train
 
     @property
     def X(self) -> Array:
@@ -90,13 +91,10 @@ class CIFAR10Dataset(ColourDataset):
 def find_cifar10(data_dir: FileName | None = None) -> Path | None:
     """The first folder with all six batches or an npz file, or None.
 
-    Looks in `data_dir`, then in each folder of `config.data_dirs()` (NEEDLE_DATA, then the cache), and in the folders
-    cifar-10-batches-py, cifar10 and cifar10_subset inside each of these.
+    Looks in `data_dir` and in the folders cifar-10-batches-py, cifar10 and cifar10_subset inside it; without it, in
+    those of `config.data_dirs()` (NEEDLE_DATA, then the cache). Raises `DataError` where `data_dir` is no folder.
     """
-    for folder in places(data_dir, *_FOLDERS):
-        if all((folder / name).is_file() for name in TRAIN_BATCHES + TEST_BATCHES) or _npz_in(folder):
-            return folder
-    return None
+    return CIFAR10.find(data_dir)
 
 
 def read_cifar10(folder: FileName, train: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -106,14 +104,10 @@ def read_cifar10(folder: FileName, train: bool = True) -> tuple[NDArray[np.uint8
     if not any((base / name).exists() for name in names):
         file = _npz_in(base)
         if file is None:
-            raise _not_found(names, [base])
+            raise CIFAR10.missing([base])
         return _read_npz(file, "train" if train else "test")
     images, labels = zip(*(_read_batch(base / name) for name in names), strict=True)
     return np.concatenate(images), np.concatenate(labels)
-
-
-def _not_found(names: Sequence[str], folders: Sequence[Path]) -> DataError:
-    return DataError(_NOT_FOUND.format(files=", ".join(names), folders=", ".join(map(str, folders)), advice=_FIND))
 
 
 def _npz_in(folder: Path) -> Path | None:

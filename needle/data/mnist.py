@@ -14,13 +14,13 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from needle.data.dataset import ImageDataset, as_rows
-from needle.data.files import FETCH_AGAIN, FileName, mismatch, places, read_bytes
+from needle.data.files import FETCH_AGAIN, FileName, LocatedDataset, Location, mismatch, read_bytes
 from needle.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -39,15 +39,24 @@ _NOT_IDX = "give an IDX file of unsigned bytes, as MNIST and Fashion-MNIST are s
 _SWAPPED = "the image file name comes first, the label file name second"
 _PAIR = "{images}: expected one image for each of the {labels} labels in {label_file}, found {found} images; {advice}"
 _NOT_A_PAIR = "take both files from the same data set and the same part of it (train or t10k)"
-_NOT_FOUND = "MNIST: expected the files {files} in one of {folders}, found none of these folders complete; {advice}"
+
+MNIST = Location(
+    "MNIST",
+    folders=("mnist",),
+    files="the files " + ", ".join(TRAIN_FILES + TEST_FILES),
+    complete=lambda folder: all((folder / name).is_file() for name in TRAIN_FILES + TEST_FILES),
+    advice=_CHECK_NAME,
+)
 
 
-class MNISTDataset(ImageDataset):
+class MNISTDataset(ImageDataset, LocatedDataset):
     """MNIST, or a data set in its format: `dataset[i]` is (float32 (784,) in [0, 1], label).
 
     A slice gives (n, 784) and (n,). With `transforms`, each picture goes through them as (28, 28, 1) and is then
     flattened. Labels are integers from 0 to 9. Raises `DataError` for files that are missing, damaged or no pair.
     """
+
+    location = MNIST
 
     def __init__(
         self,
@@ -58,33 +67,19 @@ class MNISTDataset(ImageDataset):
         super().__init__(*read_mnist(image_filename, label_filename), transforms)
 
     @classmethod
-    def from_folder(
-        cls,
-        folder: FileName | None = None,
-        train: bool = True,
-        transforms: Sequence[Callable[[Any], Any]] | None = None,
-    ) -> Self:
-        """The training or test part, from the folder that `find_mnist(folder)` finds; `DataError` if it finds none."""
-        found = find_mnist(folder)
-        if found is None:
-            searched = ", ".join(map(str, places(folder, "mnist")))
-            raise DataError(
-                _NOT_FOUND.format(files=", ".join(TRAIN_FILES + TEST_FILES), folders=searched, advice=_CHECK_NAME)
-            )
+    def files(cls, folder: Path, train: bool) -> tuple[Path, Path]:
+        """Its two files."""
         images, labels = TRAIN_FILES if train else TEST_FILES
-        return cls(found / images, found / labels, transforms)
+        return folder / images, folder / labels
 
 
 def find_mnist(data_dir: FileName | None = None) -> Path | None:
     """The first folder with all four MNIST files, or None.
 
-    Looks in `data_dir`, then in each folder of `config.data_dirs()` (NEEDLE_DATA, then the cache), and in the folder
-    `mnist` inside each of these.
+    Looks in `data_dir` and in the folder `mnist` inside it; without it, in each folder of `config.data_dirs()`
+    (NEEDLE_DATA, then the cache) and in `mnist` inside each of these. Raises `DataError` where `data_dir` is no folder.
     """
-    for folder in places(data_dir, "mnist"):
-        if all((folder / name).is_file() for name in TRAIN_FILES + TEST_FILES):
-            return folder
-    return None
+    return MNIST.find(data_dir)
 
 
 def parse_mnist(image_filename: FileName, label_filename: FileName) -> tuple[NDArray[np.float32], Bytes]:

@@ -19,6 +19,7 @@ from needle.errors import ArgumentError, DataError
 _TABLE = "a table: lines of values, the first with the names of the columns"
 _CHECK_NAME = "check the file name"
 _NO_COLUMN = "CSVDataset: {file} has no column {found!r}; its columns are {columns}"
+_DELIMITER = "CSVDataset: delimiter is the one character between two values, such as ',' or '\\t', not {found!r}"
 _LINE = "{file}, line {line}: expected {expected} values, as many as there are columns, found {found}; {advice}"
 _QUOTES = "complete the line, or put values that contain the delimiter in quotes"
 _CELL = "{file}, line {line}, column {column!r}: expected {expected}, found {found}; {advice}"
@@ -35,9 +36,12 @@ class CSVDataset(NDArrayDataset):
     """
 
     def __init__(self, path: FileName, target: str, *, classes: bool = False, delimiter: str = ",") -> None:
+        if len(delimiter) != 1 or delimiter in '\r\n"':
+            raise ArgumentError(_DELIMITER.format(found=delimiter))
         names, lines = _read(path, delimiter)
         if target not in names:
-            raise ArgumentError(_NO_COLUMN.format(file=path, found=target, columns=", ".join(map(repr, names))))
+            columns = ", ".join(map(repr, names)) + _other_delimiter(delimiter.join(names), target)
+            raise ArgumentError(_NO_COLUMN.format(file=path, found=target, columns=columns))
         at = names.index(target)
         targets = [(line, cells.pop(at)) for line, cells in lines]
         self.columns = tuple(name for name in names if name != target)
@@ -74,6 +78,14 @@ def _read(path: FileName, delimiter: str) -> tuple[list[str], list[tuple[int, li
             facts = {"expected": len(names), "found": len(cells), "advice": _QUOTES}
             raise DataError(_LINE.format(file=path, line=line, **facts))
     return names, rest
+
+
+def _other_delimiter(line: str, target: str) -> str:
+    """A hint, where another delimiter would make `target` the name of a column."""
+    for other in ",;\t|":
+        if target in [name.strip() for name in line.split(other)]:
+            return f"; between them stands {other!r}: pass delimiter={other!r}"
+    return ""
 
 
 def _filled(path: FileName, line: int, column: str, cell: str) -> str:

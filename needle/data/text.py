@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from needle.data.files import FileName, mismatch, places, read_text
+from needle.data.files import FileName, Location, mismatch, read_text
 from needle.device import Device
 from needle.errors import ArgumentError, DataError, DTypeError, IndexRangeError
 from needle.files import replacing
@@ -22,7 +22,6 @@ from needle.tensor import Tensor
 END_OF_LINE = "<eos>"
 SHAKESPEARE_FILE = "input.txt"
 
-_SHAKESPEARE_FOLDERS = ("tiny_shakespeare", "tinyshakespeare", "shakespeare")
 _TEXT = "text in UTF-8"
 _CORPUS = "a Corpus is a folder with the files train.txt and test.txt"
 _CHECK_NAME = "check the file name"
@@ -32,6 +31,14 @@ _LAST_ROW = "get_batch: i is {i}, but targets end at row {last}; i goes from 0 t
 _UNKNOWN = "Characters: {found!r} at position {at} is not in the vocabulary of {count} characters"
 _NO_SUCH = "Characters: {found} at position {at} is not a number of the vocabulary; they go from 0 to {last}"
 _VOCABULARY = 'a vocabulary: JSON such as {"characters": "abc"}, each character once'
+
+SHAKESPEARE = Location(
+    "tiny Shakespeare",
+    folders=("tiny_shakespeare", "tinyshakespeare", "shakespeare"),
+    files=f"the file {SHAKESPEARE_FILE}",
+    complete=lambda folder: (folder / SHAKESPEARE_FILE).is_file(),
+    advice=_CHECK_NAME,
+)
 
 
 class Dictionary:
@@ -67,7 +74,7 @@ class Corpus:
 
     def tokenize(self, path: FileName, max_lines: int | None = None) -> list[int]:
         """The numbers of the words in a file, with one for `<eos>` after each line; new words join the dictionary."""
-        lines = read_text(Path(path).expanduser(), _TEXT, _CORPUS).split("\n")
+        lines = _read_filled(Path(path).expanduser(), _CORPUS).split("\n")
         lines = lines if lines[-1] else lines[:-1]  # what follows the last line end is no line
         return [self.dictionary.add_word(word) for line in lines[:max_lines] for word in [*line.split(), END_OF_LINE]]
 
@@ -158,15 +165,25 @@ def _points(text: str) -> NDArray[np.int64]:
 
 
 def find_shakespeare(data_dir: FileName | None = None) -> Path | None:
-    """The first folder with tiny Shakespeare's input.txt, or None; see `places` for where it is looked for."""
-    folders = places(data_dir, *_SHAKESPEARE_FOLDERS)
-    return next((folder for folder in folders if (folder / SHAKESPEARE_FILE).is_file()), None)
+    """The first folder with tiny Shakespeare's input.txt, or None.
+
+    Looks in `data_dir` and in the folders tiny_shakespeare, tinyshakespeare and shakespeare inside it; without it, in
+    those of `config.data_dirs()` (NEEDLE_DATA, then the cache). Raises `DataError` where `data_dir` is no folder.
+    """
+    return SHAKESPEARE.find(data_dir)
+
+
+def _read_filled(path: FileName, advice: str) -> str:
+    text = read_text(path, _TEXT, advice)
+    if not text:
+        raise mismatch(path, _TEXT, "an empty file", "put text into it, or name another")
+    return text
 
 
 def read_split(path: FileName, held_out: float = 0.1) -> tuple[str, str]:
     """A text in two parts, the second being the last `held_out` of its characters. Raises `DataError`."""
     if not 0 <= held_out < 1:
         raise ArgumentError(f"read_split: held_out is the share of the text to keep apart, from 0 to 1, not {held_out}")
-    text = read_text(path, _TEXT, _CHECK_NAME)
+    text = _read_filled(path, _CHECK_NAME)
     middle = len(text) - round(len(text) * held_out)
     return text[:middle], text[middle:]

@@ -19,6 +19,7 @@ from needle.errors import ArgumentError, DataError
 from needle.files import replacing
 
 _FILE = "an npy file with one axis of whole numbers, as TokenFile.write makes it"
+_CHECK_NAME = "check the file name"
 _WRITE_AGAIN = "write it again with TokenFile.write"
 _LIMIT = 2**32
 _VOCABULARY = "TokenFile.write: vocabulary is the number of different tokens, from 1 to 2**32, not {found!r}"
@@ -38,8 +39,10 @@ class TokenFile:
         self.path = Path(path).expanduser()
         try:
             self.tokens: NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise mismatch(path, _FILE, f"something else ({error})", _WRITE_AGAIN) from error
+        except OSError as error:
+            raise mismatch(path, _FILE, error.strerror or "a file that cannot be read", _CHECK_NAME) from error
+        except (ValueError, EOFError) as error:  # NumPy's text is of pickles, which are never meant
+            raise mismatch(path, _FILE, "a file of another kind, or one that was cut short", _WRITE_AGAIN) from error
         if not isinstance(self.tokens, np.memmap) or self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":
             raise mismatch(path, _FILE, f"{type(self.tokens).__name__} of other content", _WRITE_AGAIN)
 

@@ -5,7 +5,7 @@ Invariant: chance comes from a generator of its own, so the same seed writes the
 Next: ../train/metrics.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,16 @@ from needle.models.decoder import Decoder
 _EMPTY = "generate: the prompt is empty; give at least one token to go on from"
 _DECODER = "generate: needs a decoder, such as GPTDecoder(model), not a {found}"
 _NUMBER = "generate: {name} must be {rule}, not {value!r}"
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "count": ("a whole number of 0 or more", lambda value: is_whole(value, 0)),
+    "temperature": ("0 or more", lambda value: in_range(value, 0)),
+    "top_k": ("a whole number of 0 or more", lambda value: is_whole(value, 0)),
+    "top_p": ("above 0 and at most 1", lambda value: in_range(value, 0) and 0 < value <= 1),
+    "seed": (
+        "a whole number from 0 to 2**32 - 1",
+        lambda value: value is None or (is_whole(value, 0) and value < 2**32),
+    ),
+}
 
 
 def generate(
@@ -40,17 +50,17 @@ def generate(
     tokens: list[Any] = list(prompt) if hasattr(prompt, "__iter__") else [prompt]
     if not tokens:
         raise ArgumentError(_EMPTY)
-    for name, value, rule, holds in (
-        ("prompt", prompt, "a list of token numbers", all(is_whole(token, 0) for token in tokens)),
-        ("count", count, "a whole number of 0 or more", is_whole(count, 0)),
-        ("temperature", temperature, "0 or more", in_range(temperature, 0)),
-        ("top_k", top_k, "a whole number of 0 or more", is_whole(top_k, 0)),
-        ("top_p", top_p, "above 0 and at most 1", in_range(top_p, 0) and 0 < top_p <= 1),
-        ("seed", seed, "a whole number from 0 to 2**32 - 1", seed is None or (is_whole(seed, 0) and seed < 2**32)),
-    ):
-        if not holds:
-            raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=value))
+    if not all(is_whole(token, 0) for token in tokens):
+        raise ArgumentError(_NUMBER.format(name="prompt", rule="a list of token numbers", value=prompt))
+    numbers = {"count": count, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    for name, rule in broken_rules(numbers):
+        raise ArgumentError(_NUMBER.format(name=name, rule=rule, value=numbers[name]))
     return _generate(decoder, tokens, count, temperature, top_k, top_p, np.random.RandomState(seed))
+
+
+def broken_rules(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of arguments of `generate`, those that are not what they must be, and what they must be."""
+    return [(name, rule) for name, (rule, holds) in _RULES.items() if name in numbers and not holds(numbers[name])]
 
 
 def _generate(

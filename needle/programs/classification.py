@@ -1,7 +1,7 @@
 """What all classifiers of pictures share: loss, errors, the data of CIFAR-10, and the report.
 
 In: settings. Out: `Classification`, the base of these programs. Invariant: a test picture is never changed at random.
-Next: mlp_resnet.py.
+Next: digits.py.
 """
 
 import math
@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from needle.data.cifar10 import CLASSES
+from needle.data.folder import read_image
 from needle.data.transforms import Normalize, RandomCrop, RandomFlipHorizontal
 from needle.functional import cross_entropy
 from needle.programs.program import Finished, Program, made_up
@@ -19,17 +21,24 @@ from needle.programs.source import DataSets, open_data
 from needle.tensor import Tensor
 from needle.train.files import replace_file
 from needle.train.metrics import counted, percent
-from needle.train.predict import predict
+from needle.train.predict import FloatArray, predict
 from needle.train.report import draw_report
 from needle.train.step import wrong_answers
 
 REPORT = "report.png"
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+NORMALIZE = Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # mean and deviation of CIFAR-10's colours
 
 
 @dataclass(frozen=True)
 class Classification(Program):
     """Base of programs that say which class a picture is of."""
+
+    classes: ClassVar[tuple[str, ...]] = ()
+    """What each label means, for a person."""
+
+    def read_picture(self, path: str, facts: dict[str, Any]) -> FloatArray:
+        """The picture in a file as the network takes it. Raises DataError, or MissingExtraError without Pillow."""
+        raise NotImplementedError
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         """The cross-entropy of the labels."""
@@ -49,7 +58,7 @@ class Classification(Program):
         right, epochs = percent(predictions.accuracy), counted(len(run.history), "epoch")
         title = f"{self.name} on {run.data.name}: test accuracy {right} after {epochs}"
         path = run.folder / REPORT
-        replace_file(path, draw_report(run.history, predictions, _by_rows(run.data.test.images), title))
+        replace_file(path, draw_report(run.history, predictions, _by_rows(run.data.test.images), title, self.classes))
         return f"curves and mistakes as pictures: {path}"
 
 
@@ -63,6 +72,7 @@ class ColourClassification(Classification):
     """Base of programs for CIFAR-10: training pictures are moved by up to four pixels, half are mirrored."""
 
     data_sets: ClassVar[tuple[str, ...]] = ("cifar10",)
+    classes: ClassVar[tuple[str, ...]] = CLASSES
 
     data: str = "cifar10"
 
@@ -70,9 +80,13 @@ class ColourClassification(Classification):
     def open_data(cls, name: str, data_dir: Path | None, download: bool, say: Callable[[str], None] | None) -> DataSets:
         """CIFAR-10, or what a folder holds of it."""
         data = open_data(name, data_dir, download=download, say=say)
-        normalize = Normalize(CIFAR10_MEAN, CIFAR10_STD)
-        data.train.transforms, data.test.transforms = [normalize, RandomFlipHorizontal(), RandomCrop(4)], [normalize]
+        data.train.transforms, data.test.transforms = [NORMALIZE, RandomFlipHorizontal(), RandomCrop(4)], [NORMALIZE]
         return data
+
+    def read_picture(self, path: str, facts: dict[str, Any]) -> FloatArray:
+        """A picture in colour, as small as those of CIFAR-10."""
+        height, width = facts["input_shape"][-2:]
+        return NORMALIZE(read_image(Path(path), (height, width)).transpose(1, 2, 0)).transpose(2, 0, 1)
 
     def example(self, batch: int, inputs: int = 784, classes: int = 10) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Noise in colour."""

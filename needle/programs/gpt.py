@@ -7,9 +7,12 @@ Next: vae.py.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from needle.errors import ArgumentError
 from needle.models.decoder import GPTDecoder
 from needle.models.gpt import GPT
 from needle.programs.text import LanguageProgram
+
+_HEADS = "--hidden-dim must be a multiple of --heads, which is {heads}, but it is {width}"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class GPTProgram(LanguageProgram):
     name: ClassVar[str] = "gpt"
     about: ClassVar[str] = "a GPT that writes like Shakespeare, by characters"
     expect: ClassVar[str] = "1.58 nats for each character of the last tenth after 12 epochs, in 8 min 34 s (two cores)"
+    least: ClassVar[dict[str, int]] = {"num_blocks": 1}
 
     epochs: int = 12
     batch_size: int = 32
@@ -31,6 +35,11 @@ class GPTProgram(LanguageProgram):
     num_blocks: int = 4
     heads: int = 4
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_dim % self.heads:
+            raise ArgumentError(_HEADS.format(width=self.hidden_dim, heads=self.heads))
 
     def build_model(self, facts: dict[str, Any]) -> GPT:
         """The network for a vocabulary."""

@@ -33,7 +33,8 @@ class LSTMProgram(LanguageProgram):
 
     name: ClassVar[str] = "lstm"
     about: ClassVar[str] = "the course's language model, by characters"
-    expect: ClassVar[str] = "1.56 nats for each character of the last tenth after 10 epochs"
+    expect: ClassVar[str] = "1.57 nats for each character of the last tenth after 10 epochs"
+    least: ClassVar[dict[str, int]] = {"num_blocks": 1, "hidden_dim": 4}  # the embedding has a quarter of it
 
     epochs: int = 10
     batch_size: int = 64

@@ -76,7 +76,7 @@ class Program(Settings):
 
     @classmethod
     def open_data(cls, name: str, data_dir: Path | None, download: bool, say: Callable[[str], None] | None) -> Any:
-        """The data sets `name`, looked for in `data_dir` first; `say` gets lines for the person who waits."""
+        """The data sets `name`, looked for in `data_dir` if it is given; `say` gets lines for the person who waits."""
         raise NotImplementedError
 
     def datasets(self, data: Any) -> tuple[SampleSource, SampleSource]:

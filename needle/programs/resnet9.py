@@ -18,7 +18,7 @@ class ResNet9Program(ColourClassification):
 
     name: ClassVar[str] = "resnet9"
     about: ClassVar[str] = "the course's residual network for colour pictures"
-    expect: ClassVar[str] = "62 % of the CIFAR-10 subset right after 40 epochs"
+    expect: ClassVar[str] = "61 % of the CIFAR-10 subset right after 40 epochs, in 44 s (seed 0, two cores)"
 
     epochs: int = 40
     batch_size: int = 64

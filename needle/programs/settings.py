@@ -9,7 +9,7 @@ Next: program.py, the settings with a network and its data.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from needle import nn
 from needle.errors import ArgumentError
@@ -55,6 +55,9 @@ _PARTS = "--accumulate must be at most --batch-size, which is {size}, but it is 
 class Settings:
     """What decides a run, as far as all programs have it. Raises ArgumentError for a value that breaks its rule."""
 
+    least: ClassVar[dict[str, int]] = {}
+    """Settings that must be larger than their rule says, and how large at least."""
+
     data: str = ""
     epochs: int = 10
     batch_size: int = 100
@@ -77,6 +80,8 @@ class Settings:
                 raise ArgumentError(f"{option(field.name)} must {rule or 'be of its type'}, but it is {value!r}")
             if not holds(value):
                 raise ArgumentError(f"{option(field.name)} must {rule}, but it is {value!r}")
+            if value < (least := self.least.get(field.name, value)):
+                raise ArgumentError(f"{option(field.name)} must be {least} or more, but it is {value!r}")
         if self.accumulate > self.batch_size:
             raise ArgumentError(_PARTS.format(size=self.batch_size, parts=self.accumulate))
 

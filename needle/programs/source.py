@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle import config
-from needle.data.cifar10 import CIFAR10Dataset, find_cifar10
+from needle.data.cifar10 import CIFAR10, CIFAR10Dataset
 from needle.data.dataset import ImageDataset
 from needle.data.digits import DigitsDataset
 from needle.data.download import download_cifar10, download_mnist, download_shakespeare
-from needle.data.files import FileName
-from needle.data.mnist import MNISTDataset, find_mnist
-from needle.data.text import SHAKESPEARE_FILE, Characters, find_shakespeare, read_split
+from needle.data.files import FileName, Location, data_dirs
+from needle.data.mnist import MNIST, MNISTDataset
+from needle.data.text import SHAKESPEARE, SHAKESPEARE_FILE, Characters, read_split
 from needle.errors import ArgumentError, DataError
 
 DATA_SETS = ("mnist", "digits")
@@ -30,10 +30,16 @@ TIMEOUT = 20.0  # seconds of silence
 AUTO_TIMEOUT = 5.0  # whoever did not ask for MNIST should not wait long for a network that is not there
 CLASSES = 10
 
-_ABOUT = {"mnist": ("MNIST", "11 MB"), "cifar10": ("CIFAR-10", "170 MB"), "shakespeare": ("tiny Shakespeare", "1 MB")}
-_DOWNLOADING = "{title} was not found on this machine: downloading it ({size})."
+STORED: dict[str, tuple[Location, str]] = {
+    "mnist": (MNIST, "11 MB"),
+    "cifar10": (CIFAR10, "170 MB"),
+    "shakespeare": (SHAKESPEARE, "1 MB"),
+}
+"""Data sets in files: name -> where they may be, and how much there is to download."""
+
+_DOWNLOADING = "{title} was not found in {folders}: downloading it ({size})."
 _FALL_BACK = "MNIST {reason}: using the {count:,} digits of 8 x 8 pixels that come with needle."
-_NOT_ALLOWED = "was not found, and --no-download was given"
+_NOT_ALLOWED = "was not found in {folders}, and --no-download was given"
 _NO_FOLDER = "NEEDLE_DATA: {folder} is not a folder, so no data is looked for there."
 _NO_DOWNLOAD = (
     "{title} was not found in {folders}, and --no-download was given. Name its folder with --data-dir or NEEDLE_DATA."
@@ -96,10 +102,12 @@ def open_data(
 ) -> DataSets:
     """The data sets `name`; "auto" takes MNIST where it can.
 
-    `say` is called with a line for the person who waits; without it, nothing is shown, not even a download. What is
-    missing is fetched into `data_dir`, or into the cache folder. Raises DataError when files are damaged, or when the
-    data set was asked for by name and cannot be had.
+    `say` is called with a line for the person who waits; without it, nothing is shown, not even a download. Where
+    `data_dir` is given, data is looked for nowhere else, and what is missing is fetched into it; otherwise into the
+    cache folder. Raises DataError when `data_dir` is no folder, when files are damaged, or when the data set was asked
+    for by name and cannot be had.
     """
+    data_dirs(data_dir)  # a wrong name is said, even where no file is needed
     if name == "digits":
         return _digits()
     if name == "cifar10":
@@ -112,7 +120,7 @@ def open_data(
         folder = find_or_download("mnist", data_dir, download=download, say=say, timeout=AUTO_TIMEOUT)
     except DataError as error:
         if not download:
-            return _fall_back(_NOT_ALLOWED, say)
+            return _fall_back(_NOT_ALLOWED.format(folders=places(data_dir)), say)
         if say is not None:
             say(str(error))
         return _fall_back("could not be downloaded", say)
@@ -126,7 +134,7 @@ def open_shakespeare(
     folder = find_or_download("shakespeare", data_dir, download=download, say=say)
     train, test = read_split(folder / SHAKESPEARE_FILE)
     characters = Characters(train + test)
-    origin = f"{_ABOUT['shakespeare'][0]} in {folder}"
+    origin = f"{SHAKESPEARE.title} in {folder}"
     return TextData("shakespeare", characters, characters.encode(train), characters.encode(test), origin)
 
 
@@ -142,27 +150,23 @@ def find_or_download(
 
     It is fetched where it is in none of the folders and `download` allows it. Raises DataError where it cannot be had.
     """
-    find, fetch = {
-        "mnist": (find_mnist, download_mnist),
-        "cifar10": (find_cifar10, download_cifar10),
-        "shakespeare": (find_shakespeare, download_shakespeare),
-    }[name]
-    title, size = _ABOUT[name]
-    if say is not None:
+    location, size = STORED[name]
+    fetch = {"mnist": download_mnist, "cifar10": download_cifar10, "shakespeare": download_shakespeare}[name]
+    if say is not None and data_dir is None:
         _name_absent_folders(say)
-    if (folder := find(data_dir)) is not None:
+    if (folder := location.find(data_dir)) is not None:
         return folder
+    facts = {"title": location.title, "folders": places(data_dir), "size": size}
     if not download:
-        raise DataError(_NO_DOWNLOAD.format(title=title, folders=places(data_dir)))
+        raise DataError(_NO_DOWNLOAD.format(**facts))
     if say is not None:
-        say(_DOWNLOADING.format(title=title, size=size))
+        say(_DOWNLOADING.format(**facts))
     return fetch(data_dir, timeout=timeout, progress=say is not None and sys.stderr.isatty())
 
 
 def places(data_dir: FileName | None) -> str:
-    """The folders in which MNIST is looked for, for a message."""
-    named = [] if data_dir is None else [Path(data_dir)]
-    return ", ".join(map(str, [*named, *config.data_dirs()]))
+    """The folders in which data is looked for, for a message."""
+    return ", ".join(map(str, data_dirs(data_dir)))
 
 
 def _name_absent_folders(say: Callable[[str], None]) -> None:

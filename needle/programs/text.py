@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from needle.data.tokens import WindowDataset
+from needle.errors import ArgumentError
 from needle.functional import cross_entropy
 from needle.models.decoder import Decoder
 from needle.models.generate import generate
@@ -24,6 +25,7 @@ from needle.train.files import replace_file
 from needle.train.metrics import Score
 from needle.train.report import draw_curves
 
+_CONTEXT = "--context must be less than the {count:,} characters of the test part, but it is {context}"
 SAMPLE, CURVES = "sample.txt", "report.png"
 SAMPLE_LENGTH = 500  # characters
 
@@ -46,6 +48,8 @@ class LanguageProgram(Program):
 
     def datasets(self, data: TextData) -> tuple[WindowDataset, WindowDataset]:
         """Windows of the training part, as many as cover it once, and of the rest."""
+        if self.context >= len(data.test):
+            raise ArgumentError(_CONTEXT.format(count=len(data.test), context=self.context))
         samples = (len(data.train) - 1) // self.context
         return WindowDataset(data.train, self.context, samples), WindowDataset(data.test, self.context)
 

@@ -24,11 +24,19 @@ LABEL = 0.085  # height of a number beside a curve, as a share of its axes
 FEW = 8  # mistakes in the darkest cell, at least, so that a single mistake does not look like many
 
 
-def draw_report(history: Sequence[EpochMetrics], predictions: Predictions, images: NDArray[Any], title: str) -> bytes:
+def draw_report(
+    history: Sequence[EpochMetrics],
+    predictions: Predictions,
+    images: NDArray[Any],
+    title: str,
+    classes: Sequence[str] = (),
+) -> bytes:
     """The report as PNG. `images` (n, height, width) are the pictures of `predictions`, in the same order.
 
+    `classes` are the names of the labels, which are numbers without them.
     Raises MissingExtraError without matplotlib.
     """
+    names = classes or [str(label) for label in range(predictions.probabilities.shape[1])]
     figures = load_extra("matplotlib.figure", "matplotlib")
     mistakes = int((predictions.answers != predictions.labels).sum())
     rows = min(-(-mistakes // COLUMNS), ROWS)
@@ -40,8 +48,8 @@ def draw_report(history: Sequence[EpochMetrics], predictions: Predictions, image
     loss, error = curves.subplots(2, 1, sharex=True)
     _draw_curves(loss, history, "loss", 1)
     _draw_curves(error, history, "error", 100)
-    _draw_confusion(matrix.subplots(), predictions.confusion())
-    _draw_mistakes(lower, predictions, images, mistakes, rows)
+    _draw_confusion(matrix.subplots(), predictions.confusion(), names)
+    _draw_mistakes(lower, predictions, images, names, rows)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return data.getvalue()
@@ -97,7 +105,7 @@ def _label_ends(axes: Any, ends: list[tuple[float, str]], epoch: int) -> None:
         axes.annotate(f"{value:.3g}", (epoch, height), color=color, annotation_clip=False, **beside)
 
 
-def _draw_confusion(axes: Any, counts: NDArray[Any]) -> None:
+def _draw_confusion(axes: Any, counts: NDArray[Any], names: Sequence[str]) -> None:
     off_diagonal = counts * (1 - np.eye(len(counts)))
     shades = np.where(off_diagonal, off_diagonal, np.nan)  # not a number is left white; 0 would be the palest red
     axes.imshow(shades, cmap="Reds", vmin=0, vmax=max(off_diagonal.max() * 1.6, FEW))
@@ -105,7 +113,9 @@ def _draw_confusion(axes: Any, counts: NDArray[Any]) -> None:
         if count:
             style = {"color": INK, "fontweight": "bold"} if true == answer else {"color": INK}
             axes.text(answer, true, str(count), ha="center", va="center", fontsize=8, **style)
-    axes.set(xticks=range(len(counts)), yticks=range(len(counts)))
+    axes.set(xticks=range(len(counts)), yticks=range(len(counts)), yticklabels=names)
+    slanting = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+    axes.set_xticklabels(names, **slanting)
     axes.set_xlabel("answer", color=INK)
     axes.set_ylabel("truth", color=INK)
     axes.set_title("Confusion matrix of the test set (shade: mistakes)", fontsize=11, color=INK)
@@ -113,7 +123,10 @@ def _draw_confusion(axes: Any, counts: NDArray[Any]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_mistakes(figure: Any, predictions: Predictions, images: NDArray[Any], mistakes: int, rows: int) -> None:
+def _draw_mistakes(
+    figure: Any, predictions: Predictions, images: NDArray[Any], names: Sequence[str], rows: int
+) -> None:
+    mistakes = int((predictions.answers != predictions.labels).sum())
     figure.suptitle(_subtitle(mistakes), fontsize=11, color=INK)
     if not mistakes:
         return
@@ -122,13 +135,15 @@ def _draw_mistakes(figure: Any, predictions: Predictions, images: NDArray[Any], 
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, index in zip(grid.flat, worst, strict=False):
-        answer = predictions.answers[index]
+        answer = int(predictions.answers[index])
         axes.imshow(images[index], cmap="gray_r", interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.set_axis_on()
         axes.spines[:].set_color("#dddddd")
         sure = 100 * float(predictions.probabilities[index, answer])
-        axes.set_title(f"{predictions.labels[index]} as {answer}, {sure:.1f} %", fontsize=9, color=WRONG, pad=3)
+        label = f"{names[int(predictions.labels[index])]} as {names[answer]},"
+        label += ("\n" if len(label) > 10 else " ") + f"{sure:.1f} %"
+        axes.set_title(label, fontsize=9, color=WRONG, pad=3)
 
 
 def _subtitle(mistakes: int) -> str:
