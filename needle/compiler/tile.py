@@ -234,8 +234,10 @@ class _Tile(Loops):
             return "batch"
         enough = self.height >= self.threads * tile_rows(self.machine, VECTORS)
         columns = -(-self.column.extent // self.lanes)
-        if self.left_packed and columns >= 2 * VECTORS * self.threads and self.column.extent >= self.height:
-            return "column"  # so less is packed in all: both sides by rows and columns of their own
+        long = self.block and -(-columns // VECTORS) % self.threads == 0
+        both = self.left_packed and columns >= 2 * VECTORS * self.threads and self.column.extent >= self.height
+        if long or both:  # so less is packed in all: each thread has columns of its own
+            return "column"
         return "row" if enough or columns < self.threads else "column"
 
     # ------------------------------------------------------------------------------------------------- columns
