@@ -10,6 +10,7 @@ windows, which is not laid out anywhere, and a Contract.
 """
 
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -20,6 +21,7 @@ from needle.dtype import is_whole
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.contract import Contract, MatMul
 from needle.ops.elementwise import Multiply
+from needle.ops.join import Assemble
 from needle.ops.movement import BroadcastTo, Embed, Permute, Range, Reshape, Slice, Windows, flip
 from needle.ops.reduce import Summation
 from needle.value import Shape, Spec, TensorOp, as_tuple, probe_dtype, shape_of
@@ -185,8 +187,8 @@ class Conv(TensorOp):
             return Summation(kernel_axes)(Multiply()(lines, BroadcastTo(lines.shape)(weights)))
         a = Permute((count + 1, *range(count + 1), count + 2))(a)
         b = Permute((count + 1, *range(count + 1), count + 2))(b)
-        product = Contract(1, count + 1)(_all_windows(a, 2, geometry), b)  # (groups, batch, *out, each)
-        joined = Permute((*range(1, count + 2), 0, count + 2))(product)
+        found = Contract(1, count + 1)(_all_windows(a, 2, geometry), b)  # (groups, batch, *out, each)
+        joined = Permute((*range(1, count + 2), 0, count + 2))(found)
         return Reshape((*joined.shape[:-2], outputs))(joined)
 
 
@@ -222,6 +224,28 @@ def _all_windows(a: Any, first: int, geometry: _Geometry) -> Any:
     return Windows(first, geometry.out, geometry.kernel, geometry.stride, geometry.dilation)(a)
 
 
+@dataclass(frozen=True)
+class _Phase:
+    """Of one axis, the elements of the input that the same `taps` of the kernel reach; in between stand others."""
+
+    start: int
+    count: int
+    taps: Range
+    first: int  # the output element that the first tap takes to the first element
+
+
+def _phases(n: int, k: int, stride: int, before: int) -> list[_Phase]:
+    """Element i is reached by tap t from output element (i + before - t) / stride, where that is whole."""
+    found: list[_Phase] = []
+    for tap in range(min(stride, k)):
+        start = (tap - before) % stride
+        count = len(range(start, n, stride))
+        if count:
+            taps = (tap, len(range(tap, k, stride)), stride)
+            found.append(_Phase(start, count, taps, (start + before - tap) // stride))
+    return found
+
+
 def _spread(out_grad: Any, geometry: _Geometry) -> Any:
     """The gradient with stride - 1 zeros between its elements."""
     if all(s == 1 for s in geometry.stride):
@@ -232,8 +256,42 @@ def _spread(out_grad: Any, geometry: _Geometry) -> Any:
     return Embed(((0, shape[0], 1), *ranges, (0, shape[-1], 1)), (shape[0], *ends, shape[-1]))(out_grad)
 
 
+def _by_phases(out_grad: Any, b: Any, geometry: _Geometry, groups: int) -> Any:
+    """The gradient by the input of a convolution with strides: neighbours are reached by different taps of the kernel,
+    so each phase is a convolution with some of them, and nothing is multiplied by the zeros between outputs. None where
+    no element is reached."""
+    known = zip(geometry.size, geometry.kernel, geometry.stride, geometry.padding, strict=True)
+    axes = [_phases(n, k, s, before) for n, k, s, (before, _) in known]
+    if not all(axes):
+        return None
+    ends = [
+        (max(0, *(p.taps[1] - 1 - p.first for p in axis)), max(0, *(p.first + p.count - m for p in axis)))
+        for axis, m in zip(axes, geometry.out, strict=True)
+    ]
+    outer, last = (0, out_grad.shape[0], 1), (0, out_grad.shape[-1], 1)
+    shape = tuple(before + m + after for m, (before, after) in zip(geometry.out, ends, strict=True))
+    if shape != geometry.out:  # once for all phases
+        placed = ((before, m, 1) for m, (before, _) in zip(geometry.out, ends, strict=True))
+        out_grad = Embed((outer, *placed, last), (outer[1], *shape, last[1]))(out_grad)
+    parts: list[Any] = []
+    places: list[tuple[Range, ...]] = []
+    channels, one = b.shape[-2] * groups, (1,) * len(axes)
+    for phase in product(*axes):
+        taps = Slice((*(p.taps for p in phase), (0, b.shape[-2], 1), (0, b.shape[-1], 1)))(b)
+        padding = tuple((p.first + before, 0) for p, (before, _) in zip(phase, ends, strict=True))
+        own = _Geometry(tuple(p.count for p in phase), tuple(p.taps[1] for p in phase), one, padding, one)
+        parts.append(input_gradient(out_grad, taps, own, groups))
+        along = ((p.start, p.count, s) for p, s in zip(phase, geometry.stride, strict=True))
+        places.append((outer, *along, (0, channels, 1)))
+    return Assemble(tuple(places), (outer[1], *geometry.size, channels))(*parts)
+
+
 def input_gradient(out_grad: Any, b: Any, geometry: _Geometry, groups: int) -> Any:
     """The gradient of a convolution by its input: each output element goes back to all elements that it was made of."""
+    if any(s > 1 for s in geometry.stride) and all(d == 1 for d in geometry.dilation):
+        found = _by_phases(out_grad, b, geometry, groups)
+        if found is not None:
+            return found
     count, channels, outputs = len(geometry.size), b.shape[-2], b.shape[-1]
     spread = _spread(out_grad, geometry)
     turned = flip(b, tuple(range(count)))
