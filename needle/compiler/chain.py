@@ -93,6 +93,8 @@ def _may_join(lowered: Lowered, count: int, state: set[int]) -> bool:
     special = kernel.call or kernel.lengths or kernel.scattered or is_serial(kernel)
     special = special or any(s.kind == "gather" for s in scalars(kernel))
     apart = not leading or any(axis < leading for axis in kernel.reduced) or prod(kernel.shape[leading:]) < 2
+    # A right side that is the same for all batches is better packed once.
+    apart = apart or (kernel.product is not None and not any(kernel.product.b.strides[:leading]))
     return not special and not apart and not any(id(n) in state for n in lowered.memory)
 
 
