@@ -158,3 +158,20 @@ def test_threads_without_a_batch_do_nothing(threads: int) -> None:
         found = compiled(*tensors(3, 9, 4))
     assert [c.count for c in compiled.last.program.plan.chains] == [3]
     np.testing.assert_allclose(found.numpy(), attend(*tensors(3, 9, 4)).numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_chain_passes_over_some_of_the_axes_of_batches() -> None:
+    """The others are loops of the kernel, though in memory they follow on."""
+
+    def f(row: Any, w: Any, x: Any) -> list[Any]:
+        y = ndl.functional.softmax(x @ x.transpose()) @ x * 2
+        return [row @ w, (y @ y.transpose()) * 0.25]
+
+    row, w, x = (ndl.Tensor(draw(*shape)) for shape in ((1, 1, 19), (2, 19, 5), (2, 8, 1, 19)))
+    with split_small_work(2):
+        compiled = ndl.compile(f)
+        compiled(row, w, x)
+        found = compiled(row, w, x)
+    assert [c.count for c in compiled.last.program.plan.chains] == [2]
+    for a, b in zip(found, f(row, w, x), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-5)

@@ -105,7 +105,9 @@ def sides(kernel: Kernel) -> Sides:
     shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
     rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
     inner = by_step(axes[rank:])
-    return Sides([*merged(shared, every), *outer], some(rows, every), column, some(inner, of_sides))
+    chained = [a for a in shared if a.source < kernel.batches]
+    batch = [*merged(chained, every), *merged([a for a in shared if a not in chained], every), *outer]
+    return Sides(batch, some(rows, every), column, some(inner, of_sides))
 
 
 def packs(kernel: Kernel) -> tuple[bool, bool]:
