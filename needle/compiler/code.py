@@ -287,6 +287,13 @@ class Code:
             size = ("i32", str(value.dtype.itemsize))
             self.line(self.call(name, "void", (kind, text), ("ptr", pointer), size, mask))
 
+    def widened(self, a: Reg, lanes: int) -> Reg:
+        """a with further lanes, of any value."""
+        if a.lanes == lanes:
+            return a
+        order = ", ".join(f"i32 {i if i < a.lanes else 'poison'}" for i in range(lanes))
+        return self.make(f"shufflevector {a}, {a.type} poison, <{lanes} x i32> <{order}>", a.dtype, lanes)
+
     def extract(self, a: Reg, lane: int) -> Reg:
         """One lane."""
         return self.make(f"extractelement {a.type} {a.text}, i64 {lane}", a.dtype)

@@ -440,8 +440,11 @@ class _Tile(Loops):
 
         count = rows * vectors
         if self.part is None:
-            acc = [Reg("zeroinitializer", self.product.dtype, self.lanes)] * count
+            last = self._lanes_of_last(masks)
+            widths = [self.lanes] * (vectors - 1) + [last]
+            acc = [Reg("zeroinitializer", self.product.dtype, width) for width in widths] * rows
             acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
+            acc = [self.code.widened(one, self.lanes) for one in acc]
             acc = self._triangle(acc, i, column, vectors)
             self._epilogue(acc, i, rows, column, vectors, masks)
             return
@@ -511,14 +514,15 @@ class _Tile(Loops):
         """One k: each row's element times the vectors of the right side, added to the accumulators."""
         c, dtype, of_a, of_b = self.code, self.product.dtype, self._of_a, self._of_b
         places = [c.address(right, integer(v * self.lanes), of_b) for v in range(len(masks))]
-        b = [c.convert(c.load(x, of_b, self.lanes, m), dtype) for x, m in zip(places, masks, strict=True)]
+        widths = [one.lanes for one in acc[: len(masks)]]
+        b = [c.convert(c.load(x, of_b, n, m), dtype) for x, n, m in zip(places, widths, masks, strict=True)]
         row, column, bound = self.rows[-1].source, self.column.source, self.product.bound
         lanes = self._lanes_that_count(len(b), *some[1:]) if some and bound and column in bound[:2] else None
         bases = {base: c.address(base, at, of_a) for base, _ in left}
         after: list[Reg] = []
         for r, (base, further) in enumerate(left):
             one = c.load(c.address(bases[base], integer(further), of_a), of_a)
-            a = c.splat(c.convert(one, dtype), self.lanes)
+            a = c.convert(one, dtype)
             before = acc[r * len(b) : (r + 1) * len(b)]
             sums = [c.fma(a, line, total) for line, total in zip(b, before, strict=True)]
             if some:
@@ -526,6 +530,12 @@ class _Tile(Loops):
                 sums = [c.select(k, new, old) for k, new, old in zip(keep, sums, before, strict=True)]
             after += sums
         return after
+
+    def _lanes_of_last(self, masks: list[Reg | None]) -> int:
+        """Lanes of a tile's last vector: half of one, which takes half the time, where that is enough."""
+        half = self.lanes // 2
+        plain = self.part is None and self.product.bound is None and self.machine.vector_bytes == 64
+        return half if masks[-1] is not None and plain and self.column.extent % self.lanes <= half else self.lanes
 
     def _right_lines(
         self, column: Reg, vectors: int, masks: list[Reg | None]
@@ -535,6 +545,9 @@ class _Tile(Loops):
         if not self.packed:
             index = {**self._batch_index(), self.column.source: column}
             start = self._base(p.b.slot, p.b.strides, p.b.offset, index)
+            last = self._lanes_of_last(masks)
+            if last < self.lanes:
+                masks = [*masks[:-1], self.code.mask(self.column.extent % self.lanes, last)]
             return start, {a.source: p.b.strides[a.source] for a in self.inner}, masks
         steps, width = dict[int, int](), vectors * self.lanes
         for axis in reversed(self.inner):
