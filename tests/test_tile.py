@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import needle as ndl
-from needle.compiler.tile import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS
+from needle.compiler.sides import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS
 from needle.ops import TriangularMatMul
 
 SIZES: dict[str, tuple[int, int, int]] = {

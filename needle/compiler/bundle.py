@@ -3,7 +3,7 @@
 In: lowered kernels in order. Out: fewer of them. Invariants: only loops that pass over whole arrays, element by
 element, are bundled; the bundle stands where its last member stood, and nobody between reads what an earlier member
 writes.
-Next: plan.py.
+Next: chain.py, then plan.py.
 
 An optimizer does the same to every parameter. The parameters differ in shape, but each is a row of numbers, so the
 update of all of them is one kernel, compiled once, that runs over one row after the other.

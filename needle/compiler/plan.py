@@ -3,7 +3,7 @@
 In: kernels in order, and the graph. Out: a Plan. Invariants: two arrays share memory only if one is dead before the
 other is written; a barrier stands before a kernel that touches what another thread wrote, or writes what another may
 still read, since the last barrier; state is overwritten in place only where nobody reads the old value later.
-Next: ../runtime/native.py.
+Next: step.py, then ../runtime/native.py.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from needle.compiler.emit import is_serial
 from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.kernel import Kernel, Scatter, Store, accesses
 from needle.compiler.lower import Lowered
-from needle.compiler.tile import scratch_bytes
+from needle.compiler.sides import scratch_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
 
 LINE = 64

@@ -1,0 +1,228 @@
+"""Pack: parts of both sides of a product, copied into consecutive memory of the thread's own.
+
+In: a Kernel with a Product. Out: loops that copy. Invariant: what is packed is that part of the sum that is multiplied
+next, for all rows or columns that will use it.
+Next: tile.py.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+
+from needle.compiler.code import INT, Code, Reg, integer
+from needle.compiler.emit import Axis, Loops, Machine
+from needle.compiler.kernel import Kernel, Product
+from needle.compiler.sides import FAR, LEFT, block, packed_length, packs, right_bytes, sides
+from needle.dtype import DType
+
+AHEAD = 24
+"""So many k ahead the packing asks the memory for what it will copy: no processor guesses steps of several pages."""
+
+
+class Packed(Loops):
+    """The loops of a product, as far as they copy its sides."""
+
+    def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
+        super().__init__(kernel, name, machine, threads)
+        assert kernel.product is not None  # noqa: S101
+        self.product: Product = kernel.product
+        self.lanes = machine.lanes(self.product.dtype.itemsize)
+        of = sides(kernel)
+        self.batch, self.rows, self.column, self.inner = of.batch, of.rows, of.column, of.inner
+        self.axes = [*self.batch, *self.rows, self.column]
+        self.vector = self.column
+        self.height = prod(a.extent for a in self.rows)
+        self.k = self.inner[-1].source
+        self.left_packed, self.packed = packs(kernel)
+        self.block = block(kernel)
+        self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where the product is made in blocks
+        self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
+
+    def _smaller(self, a: Reg, b: Reg) -> Reg:
+        return self.code.make(self.code.call("llvm.smin.i64", "i64", a, b), INT)
+
+    def _limits(self, axis: Axis) -> tuple[Reg, Reg]:
+        """The part of an inner axis that is multiplied now."""
+        return self.part if self.part and axis is self.inner[0] else (integer(0), integer(axis.extent))
+
+    def _since(self, i: Reg, low: Reg) -> Reg:
+        """How far i is from the start of a part."""
+        return i if low.text == "0" else self.code.make(f"sub i64 {i.text}, {low.text}", INT)
+
+    def _base(self, slot: int, strides: tuple[int, ...], offset: int, index: dict[int, Reg]) -> str:
+        c, total = self.code, integer(offset)
+        for axis, i in index.items():
+            total = c.add(c.mul(i, strides[axis]), total)
+        return c.address(f"%s{slot}", total, self.kernel.slots[slot])
+
+    def _batch_index(self) -> dict[int, Reg]:
+        return {a.source: self.index[a.source] for a in self.batch}
+
+    def _row_index(self, i: Reg) -> dict[int, Reg]:
+        """Row i, counted through all row axes, as an index for each of them."""
+        found: dict[int, Reg] = {}
+        for axis in reversed(self.rows[1:]):
+            found[axis.source] = self.code.make(f"urem i64 {i.text}, {axis.extent}", INT)
+            i = self.code.make(f"udiv i64 {i.text}, {axis.extent}", INT)
+        return {self.rows[0].source: i, **found}
+
+    def _lanes_from(self, first: int) -> Reg:
+        numbers = ", ".join(f"i64 {first + i}" for i in range(self.lanes))
+        return Reg(f"<{numbers}>", INT, self.lanes)
+
+    @property
+    def _left(self) -> str:
+        """Where the packed part of the left side is, behind that of the right one."""
+        return self.code.address("%scratch", integer(right_bytes(self.kernel)), np.dtype("int8"))
+
+    def _pack_left(self, low: Reg, high: Reg) -> None:
+        """Copy rows low to high of the left side so that those of each k stand beside each other, LEFT apart."""
+        c, p, dtype = self.code, self.product, self.kernel.slots[self.product.a.slot]
+        source = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), **self._row_index(low)})
+        count = c.make(f"sub i64 {high.text}, {low.text}", INT)
+        starts = range(0, LEFT, self.lanes)
+        masks = [c.compare("lt", self._lanes_from(v), count) for v in starts]
+        to = self._left
+
+        def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+            line = c.address(source, c.mul(k, p.a.strides[self.k]), dtype)
+            place = c.address(to, c.mul(self._since(k, start), LEFT), dtype)
+            self._ask_ahead(line, p.a.strides[self.k] * dtype.itemsize, LEFT * dtype.itemsize)
+            for v, mask in zip(starts, masks, strict=True):
+                value = c.load(c.address(line, integer(v), dtype), dtype, self.lanes, mask)
+                c.store(value, c.address(place, integer(v), dtype))
+            return []
+
+        start, end = self._limits(self.inner[0])
+        c.loop(start, end, 1, [], copy)
+
+    def _ask_ahead(self, line: str, step: int, size: int) -> None:
+        """Have the memory fetch what is copied AHEAD steps later."""
+        if step >= FAR:
+            for at in range(0, size, 64):
+                place = self.code.address(line, integer(AHEAD * step + at), np.dtype("int8"))
+                what = (("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1"))
+                self.code.line(self.code.call("llvm.prefetch.p0", "void", *what))
+
+    def _packed_right(self, vectors: int) -> str:
+        """Where the packed panel begins."""
+        size = packed_length(self.kernel) * vectors * self.lanes
+        return self.code.address("%scratch", self.code.mul(self.panel, size), self._of_b)
+
+    def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
+        """Copy the panel B[:, column : column + vectors * lanes] so that each k is consecutive."""
+        c, p, dtype = self.code, self.product, self.kernel.slots[self.product.b.slot]
+        source = self._base(p.b.slot, p.b.strides, p.b.offset, {**self._batch_index(), self.column.source: column})
+        by_column = p.b.strides[self.column.source]
+        if by_column != 1 and p.b.strides[self.k] == 1:
+            self._pack_turned(source, by_column, vectors, masks)
+            return
+        panel = self._packed_right(vectors)
+
+        def copy(offset: Reg, k: Reg) -> None:
+            line = c.address(source, offset, dtype)
+            to = c.address(panel, c.mul(k, vectors * self.lanes), dtype)
+            if by_column == 1:
+                self._ask_ahead(line, p.b.strides[self.k] * dtype.itemsize, vectors * self.lanes * dtype.itemsize)
+            for v in range(vectors):
+                at = c.address(line, integer(v * self.lanes * by_column), dtype)
+                value = self._strided(at, by_column, masks[v])
+                c.store(value, c.address(to, integer(v * self.lanes), dtype))
+
+        self._each_inner(self.inner, integer(0), integer(0), copy)
+
+    def _each_inner(self, axes: list[Axis], offset: Reg, k: Reg, body: Callable[[Reg, Reg], None]) -> None:
+        """Loops over inner axes: `body` is told the offset on the right side, and how many k came before."""
+        if not axes:
+            body(offset, k)
+            return
+        c, axis = self.code, axes[0]
+        low, high = self._limits(axis)
+
+        def inside(i: Reg, _: Sequence[Reg]) -> list[Reg]:
+            here = c.add(offset, c.mul(i, self.product.b.strides[axis.source]))
+            self._each_inner(axes[1:], here, c.add(c.mul(k, axis.extent), self._since(i, low)), body)
+            return []
+
+        c.loop(low, high, 1, [], inside)
+
+    def _pack_turned(self, source: str, by_column: int, vectors: int, masks: list[Reg | None]) -> None:
+        """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
+        c, lanes, dtype = self.code, self.lanes, self._of_b
+        columns = vectors * lanes if masks[-1] is None else (vectors - 1) * lanes + masks[-1].text.count("i1 1")
+        name, needed = square(dtype, lanes)
+        c.declared |= needed
+        length, panel = self.inner[-1].extent, self._packed_right(vectors)
+        low, high = self._limits(self.inner[-1])
+
+        def one(first: Reg, offset: Reg, k: Reg, left: Reg) -> list[Reg]:
+            line = c.address(source, c.add(c.mul(first, by_column), offset), dtype)
+            to = c.address(panel, c.add(c.mul(k, vectors * lanes), first), dtype)
+            last = c.make(f"sub i64 {columns - 1}, {first.text}", INT)
+            numbers = f"i64 {by_column}, i64 {last.text}, i64 {vectors * lanes}, i64 {left.text}"
+            c.line(f"call void @{name}(ptr {line}, ptr {to}, {numbers})")
+            return []
+
+        def lines(offset: Reg, before: Reg) -> None:
+            def square_of(k: Reg, _: Sequence[Reg]) -> list[Reg]:
+                left = c.make(f"sub i64 {high.text}, {k.text}", INT)
+                here, at = c.add(offset, k), c.add(c.mul(before, length), self._since(k, low))
+                return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda f, _: one(f, here, at, left))
+
+            c.loop(low, high, lanes, [], square_of)
+
+        self._each_inner(self.inner[:-1], integer(0), integer(0), lines)
+
+    @property
+    def _of_a(self) -> DType:
+        return self.kernel.slots[self.product.a.slot]
+
+    @property
+    def _of_b(self) -> DType:
+        return self.kernel.slots[self.product.b.slot]
+
+    def _strided(self, start: str, stride: int, mask: Reg | None) -> Reg:
+        c, dtype = self.code, self.kernel.slots[self.product.b.slot]
+        if stride == 1:
+            return c.load(start, dtype, self.lanes, mask)
+        return c.gather(start, stride, dtype, self.lanes, mask)
+
+
+@functools.cache
+def square(dtype: DType, lanes: int) -> tuple[str, set[str]]:
+    """The name and text of a function that transposes a square; all products of a program share it.
+
+    It reads `lanes` lines that are %stride apart, %left elements of each; behind line %last that one again, because
+    nobody looks there. It writes them as columns of lines that are %step apart.
+    """
+    c = Code(f"square_{dtype.name}_{lanes}", ["ptr %from", "ptr %to", *(f"i64 %{n}" for n in _SQUARE)])
+    stride, last, step, left = (Reg(f"%{name}", INT) for name in _SQUARE)
+    mask = c.compare("lt", c.lane_numbers(lanes), left)
+    lines: list[Reg] = []
+    for i in range(lanes):
+        line = Reg(c.make(c.call("llvm.umin.i64", "i64", integer(i), last), INT).text, INT)
+        at = c.make(f"mul nsw i64 {line.text}, {stride.text}", INT)
+        lines.append(c.load(c.address("%from", at, dtype), dtype, lanes, mask))
+    for i, turned in enumerate(transpose(c, lines)):
+        c.store(turned, c.address("%to", c.mul(step, i), dtype))
+    return c.name, {*c.declared, c.text().replace("define void", "define internal void")}
+
+
+_SQUARE = ("stride", "last", "step", "left")
+
+
+def transpose(c: Code, lines: list[Reg]) -> list[Reg]:
+    """A square of as many vectors as they have lanes, transposed: blocks of 1, 2, 4 ... change places."""
+    lines, lanes, step = list(lines), len(lines), 1
+    while step < lanes:
+        first = ", ".join(f"i32 {lanes + k - step if k & step else k}" for k in range(lanes))
+        second = ", ".join(f"i32 {lanes + k if k & step else k + step}" for k in range(lanes))
+        for i in (i for i in range(lanes) if not i & step):
+            a, b = lines[i], lines[i + step]
+            for at, chosen in ((i, first), (i + step, second)):
+                text = f"shufflevector {a}, {b}, <{lanes} x i32> <{chosen}>"
+                lines[at] = c.make(text, a.dtype, lanes)
+        step *= 2
+    return lines

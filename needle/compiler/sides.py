@@ -1,0 +1,136 @@
+"""Sides: the axes of a matrix product, and which of its sides are copied into consecutive memory before.
+
+In: a Kernel with a Product. Out: its axes, merged; what is packed, how much at once, and the memory that this takes.
+Next: pack.py.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from needle.compiler.emit import Axis, all_strides, kept_lines, merged
+from needle.compiler.keep import LANES
+from needle.compiler.kernel import Kernel
+
+VECTORS = 4
+"""Usual width of a tile, in vectors."""
+
+WIDEST = 7
+"""A product of at most so many vectors is one tile wide, where there are 32 registers: half the code, 3 % slower."""
+
+PACK_BYTES = 1 << 19
+"""A right side above this size is packed, so that a panel stays in the cache."""
+
+LEFT, LEFT_LENGTH, FAR = 128, 1024, 8192
+"""A left side whose rows stand beside each other and whose k are FAR bytes apart or more, LEFT_LENGTH of them, is
+packed LEFT rows at a time: else each k would be in another page, and in the same few places of the cache."""
+
+PANELS = 8
+"""Where the left side is packed, so many panels of the right one are packed before, which all use it."""
+
+BLOCK = 1024
+"""A packed product over more than twice so many k is made in blocks of about so many: what is packed stays in the cache
+while all rows pass over it, and the sums so far wait in memory."""
+
+FEW_ROWS = 128
+"""Below so many rows, packing the right side anew for each member of a batch costs too much. Above, those of one member
+stay in the cache while all columns pass over them, which those of the whole batch would not."""
+
+
+@dataclass
+class Sides:
+    """The axes of a product, neighbours merged where every access allows it. None is empty but `batch`.
+
+    Rows may be several axes: a tile's rows are then counted through all of them. A batch axis that the right side does
+    not have is one of rows, where these are few. Of several column axes all but the last count as batch.
+    """
+
+    batch: list[Axis]
+    rows: list[Axis]
+    column: Axis
+    inner: list[Axis]
+
+
+def sides(kernel: Kernel) -> Sides:
+    """The axes of a product."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    axes = [Axis(n, i, False) for i, n in enumerate([*kernel.shape, *p.lengths])]
+    of_sides = [p.a.strides, p.b.strides]
+    every, rank = [*of_sides, *all_strides(kernel)], len(kernel.shape)
+
+    def some(part: list[Axis], strides: list[tuple[int, ...]]) -> list[Axis]:
+        return merged(part, strides) or part[-1:]
+
+    def by_step(part: list[Axis]) -> list[Axis]:
+        """Neighbours in memory come one after the other."""
+        return sorted(part, key=lambda a: -abs(p.a.strides[a.source]))
+
+    *outer, column = some(axes[p.batch + p.rows : rank], every)
+    few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS and p.bound is None
+    few = few and not kernel.batches
+    shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
+    rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
+    inner = by_step(axes[rank:])
+    chained = [a for a in shared if a.source < kernel.batches]
+    batch = [*merged(chained, every), *merged([a for a in shared if a not in chained], every), *outer]
+    return Sides(batch, some(rows, every), column, some(inner, of_sides))
+
+
+def packs(kernel: Kernel) -> tuple[bool, bool]:
+    """Whether the left and the right side of a product are packed."""
+    p = kernel.product
+    if p is None or not p.length:
+        return False, False
+    of = sides(kernel)
+    row, inner = of.rows[-1].source, of.inner[-1].source
+    far = p.a.strides[inner] * kernel.slots[p.a.slot].itemsize >= FAR
+    plain = len(of.rows) == len(of.inner) == 1 and p.bound is None
+    left = plain and p.a.strides[row] == 1 and far and p.length >= LEFT_LENGTH
+    large = p.length * of.column.extent * p.dtype.itemsize > PACK_BYTES
+    return left, p.b.strides[of.column.source] != 1 or large
+
+
+def scratch_bytes(kernel: Kernel) -> int:
+    """Memory that each thread needs for packing, or for the lines that it keeps."""
+    p = kernel.product
+    if p is None:
+        return kept_lines(kernel, LANES)[1]
+    left, right = packs(kernel)
+    step = block(kernel)
+    length = packed_length(kernel)
+    panels = PANELS if left else 1
+    sums = prod(a.extent for a in sides(kernel).rows) * _panel_width(kernel) * (step > 0) * panels
+    return right_bytes(kernel) * (left or right) + length * LEFT * p.dtype.itemsize * left + sums
+
+
+def block(kernel: Kernel) -> int:
+    """How many members of the first inner axis are multiplied at once; 0 for all."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    left, right = packs(kernel)
+    first = sides(kernel).inner[0].extent
+    step = max(BLOCK * first // max(p.length, 1), 1)
+    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
+    return step if right and long and step < first else 0
+
+
+def packed_length(kernel: Kernel) -> int:
+    """How many k are packed at once."""
+    p, step = kernel.product, block(kernel)
+    assert p is not None  # noqa: S101
+    return step * p.length // sides(kernel).inner[0].extent if step else p.length
+
+
+def right_bytes(kernel: Kernel) -> int:
+    """For the packed right side; the last square that is written has as many k as a vector has lanes."""
+    p, panels = kernel.product, PANELS if packs(kernel)[0] else 1
+    assert p is not None  # noqa: S101
+    return (packed_length(kernel) * panels + 64 // p.dtype.itemsize) * _panel_width(kernel)
+
+
+def _panel_width(kernel: Kernel) -> int:
+    """Bytes of a row of the widest panel, at most: see `_Tile._columns`."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    widest = -(-sides(kernel).column.extent * p.dtype.itemsize // 64)
+    return 64 * (widest if widest <= WIDEST else VECTORS)
