@@ -30,6 +30,7 @@ _SAME_SHAPE = (
 )
 _REDUCTION = "{name}: reduction must be {allowed}, not {found!r}"
 _PROBABILITY = "dropout: p is the probability of dropping an element, from 0 up to but not including 1, not {p!r}"
+_PAIR = "scan: step must return the pair (new state, output), not {found}"
 _STEP = "scan: step must be a function of (state, input), not a {kind}"
 _STEPS = "scan: inputs need one number of steps on axis 0, at least 1, but have the shapes {shapes}"
 _POSITIVE = "{name}: {argument} must be a number above 0, not {value!r}"
@@ -71,7 +72,10 @@ def scan(
     each = list(zip(*(split(x, 0) for x in arrays), strict=True))
     found: list[Any] = []
     for x in each[:: -1 if reverse else 1]:
-        state, output = step(state, tuple(x) if several else x[0])
+        pair: Any = step(state, tuple(x) if several else x[0])
+        if not isinstance(pair, tuple | list) or len(cast("list[Any]", pair)) != 2:
+            raise ArgumentError(_PAIR.format(found=type(pair).__name__))
+        state, output = cast("list[Any]", pair)
         found.append(output)
     found = found[:: -1 if reverse else 1]
     if isinstance(found[0], tuple):

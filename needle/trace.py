@@ -253,6 +253,8 @@ class Trace:
         kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
         if values and isinstance(values[0], TensorTuple):
             return self._wrap(Tensor, kept, op.compute(values[0].cached_data), requires_grad)
+        if type(op).decompose is not Op.decompose and type(op).infer is not Op.infer:
+            op.infer(*(v.spec for v in values))  # what it is made of might take more than it does
         simple = op.decompose(*(self._wrap(Tensor, (None, ()), self._symbol(v), False) for v in values))
         if simple is not None:
             return self._wrap(kind, kept, simple.cached_data, requires_grad)

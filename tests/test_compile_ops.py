@@ -15,7 +15,7 @@ import pytest
 import needle as ndl
 from interpreted import Evaluated, Interpreted, built_by, compile_module
 from needle.dtype import Array
-from needle.errors import GraphError, NeedleError, TraceError
+from needle.errors import GraphError, NeedleError, ShapeError, TraceError
 from op_cases import CASES, DTYPES, Case, Shapes
 
 WAYS: dict[str, Any] = {"evaluate": Evaluated, "interpret": Interpreted, "native": compile_module.build}
@@ -150,3 +150,11 @@ def test_integers_to_the_power_of_integers_are_refused() -> None:
     a = ndl.Tensor(np.array([2, 3]))
     with pytest.raises(TraceError, match=r"convert with .astype\('float32'\)"):
         compile_module.compile(ndl.power)(a, a)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (2, 3, 4, 5)])
+def test_what_an_op_refuses_is_refused_when_it_is_made_of_others(shape: tuple[int, ...]) -> None:
+    a = ndl.Tensor(np.ones(shape))
+    for function in (ndl.logsoftmax, compile_module.compile(ndl.logsoftmax)):
+        with pytest.raises(ShapeError, match=r"LogSoftmax\(\): takes logits of shape \(batch, classes\)"):
+            function(a)

@@ -16,7 +16,7 @@ from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import conv, conv_transpose
 from needle.ops.conv import per_axis
 from needle.tensor import Tensor
-from needle.value import as_tuple
+from needle.value import as_tuple, shape_of
 
 _GROUPS = "{layer}: {value} {name} cannot be divided into {groups} equal groups"
 _INPUT = "{layer}: needs an input of shape (batch, {channels}, {axes}), not {shape}"
@@ -75,7 +75,7 @@ class _Convolution(Module):
         return conv(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape: Any = getattr(x, "shape", ())
+        shape = shape_of(self.name, x)
         if len(shape) != self.count + 2 or shape[1] != self.in_channels:
             axes = _AXES[self.count]
             raise ShapeError(_INPUT.format(layer=self.name, channels=self.in_channels, axes=axes, shape=shape))

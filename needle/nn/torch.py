@@ -30,6 +30,7 @@ _NOT_SAFE = (
     "load_torch: {path} is not in the safetensors format ({error}); "
     "write it with safetensors.torch.save_file(model.state_dict(), path)"
 )
+_NO_FOLDER = "save_torch: {path}: there is no folder {folder} to write into; make it first, or name another"
 _MODULE = "{name}: module must be a Module of needle, not a {found}; write {name}(module, ...)"
 _SOURCE = "load_torch: source must be the path of a safetensors file, or a state_dict, not {found}"
 _NAME = "load_torch: the names in a state_dict are strings, not {name!r}; give PyTorch's model.state_dict()"
@@ -85,7 +86,10 @@ def save_torch(module: Module, path: str | Path) -> None:
     """Write all parameters and buffers as safetensors that PyTorch's `load_state_dict` takes."""
     _check_module("save_torch", module)
     state = {name: np.ascontiguousarray(array) for name, array in torch_state(module).items()}
-    with replacing(as_path("save_torch: path", path)) as file:
+    target = as_path("save_torch: path", path)
+    if not target.parent.is_dir():
+        raise ArgumentError(_NO_FOLDER.format(path=path, folder=target.parent))
+    with replacing(target) as file:
         file.write(load_extra("safetensors.numpy", "safetensors").save(state))
 
 

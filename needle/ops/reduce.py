@@ -18,7 +18,9 @@ from needle.errors import ShapeError
 from needle.ops.elementwise import Abs, Equal, Exp, Log, Where
 from needle.value import Axes, Reduction, Spec, TensorOp, as_axes, probe_dtype
 
-_LOGSOFTMAX_NDIM = "{op}: takes logits of shape (batch, classes), not {shape}; reshape them to two axes"
+_LOGSOFTMAX_NDIM = (
+    "{op}: takes logits of shape (batch, classes), not {shape}; use log_softmax(x, axis) for any axis of any shape"
+)
 
 
 @dataclass(frozen=True)
@@ -212,5 +214,5 @@ def logsumexp(a: Any, axes: Axes = None) -> Any:
 
 
 def logsoftmax(a: Any) -> Any:
-    """log(softmax(a)) over axis 1 of a (batch, classes) input."""
+    """log(softmax(a)) over axis 1 of a (batch, classes) input; `log_softmax` takes any shape and axis."""
     return LogSoftmax()(a)

@@ -33,7 +33,9 @@ class LSTMProgram(LanguageProgram):
 
     name: ClassVar[str] = "lstm"
     about: ClassVar[str] = "the course's language model, by characters"
-    expect: ClassVar[str] = "1.57 nats for each character of the last tenth after 10 epochs"
+    expect: ClassVar[str] = (
+        "1.57 nats for each character of the last tenth after 10 epochs, in 5 min 21 s (seed 0, two cores)"
+    )
     least: ClassVar[dict[str, int]] = {"num_blocks": 1, "hidden_dim": 4}  # the embedding has a quarter of it
 
     epochs: int = 10

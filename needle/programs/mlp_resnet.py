@@ -31,7 +31,7 @@ class MLPResNetProgram(DigitProgram, Classification):
 
     name: ClassVar[str] = "mlp_resnet"
     about: ClassVar[str] = "residual perceptrons for handwritten digits"
-    expect: ClassVar[str] = "98.5 % of MNIST right after 15 epochs, in a minute"
+    expect: ClassVar[str] = "98.6 % of MNIST right after 15 epochs, in 35 s (seed 0, two cores)"
     classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
 
     epochs: int = 15

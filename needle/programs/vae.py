@@ -32,7 +32,9 @@ class VAEProgram(DigitProgram):
 
     name: ClassVar[str] = "vae"
     about: ClassVar[str] = "an autoencoder that draws new digits"
-    expect: ClassVar[str] = "98.5 nats a picture after 20 epochs of MNIST, and a page of digits"
+    expect: ClassVar[str] = (
+        "98.5 nats a picture after 20 epochs of MNIST, in 1 min 33 s (seed 0, two cores), and a page of digits"
+    )
     score: ClassVar[Score] = ""
     files: ClassVar[tuple[str, ...]] = (GRID, CURVES)
 
