@@ -74,7 +74,7 @@ def scan(
     for x in each[:: -1 if reverse else 1]:
         pair: Any = step(state, tuple(x) if several else x[0])
         if not isinstance(pair, tuple | list) or len(cast("list[Any]", pair)) != 2:
-            raise ArgumentError(_PAIR.format(found=type(pair).__name__))
+            raise ArgumentError(_PAIR.format(found=type(cast("Any", pair)).__name__))
         state, output = cast("list[Any]", pair)
         found.append(output)
     found = found[:: -1 if reverse else 1]
