@@ -110,9 +110,9 @@ def test_products_in_batches(batch: tuple[tuple[int, ...], tuple[int, ...]], lay
 @pytest.mark.parametrize("layout", ["plain", "both"])
 def test_triangles(order: tuple[str, str], layout: str) -> None:
     """Tiles on the diagonal count some terms, those on one side of it all, on the other none."""
-    for m, k, n in [(40, 64, 64), (165, 33, 170), (9, 2100, 300)]:
+    for m, k, n in [(65, 33, 170), (9, 130, 40)]:
         a, b = operands(m, k, n, layout, "float32", (2,))
-        for shift in (0, 5, -30, -m - n - k):
+        for shift in (0, 5, -300):
             op = TriangularMatMul(*order, shift)
 
             def multiply(a: ndl.Tensor, b: ndl.Tensor, op: TriangularMatMul = op) -> ndl.Tensor:
