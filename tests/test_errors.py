@@ -131,7 +131,8 @@ T(2, 3).sum('rows')
 T(0, 3).max(0)
     ShapeError: Max(axes=0, keepdims=False): shape (0, 3) has no element to take the maximum of
 ndl.logsoftmax(T(3))
-    ShapeError: LogSoftmax(): takes logits of shape (batch, classes), not (3,); use log_softmax(x, axis) for any axis of any shape
+    ShapeError: LogSoftmax(): takes logits of shape (batch, classes), not (3,); use log_softmax(x, axis) for any
+    axis of any shape
 ndl.softmax(3)
     DTypeError: softmax: needs a Tensor, but was given int; wrap it as ndl.Tensor(...)
 ndl.cross_entropy([[1.0]], [0])
