@@ -166,7 +166,7 @@ def _arena(kernels: list[Lowered], chains: list[Chain], homes: dict[int, Place])
         death = chain_of[dies].stop - 1 if dies in chain_of else dies
         dying = {id(n) for n in kernels[born].memory if touched.get(id(n), [-1])[-1] == born} - replaced
         if chain is not None:  # another batch may still be read
-            dying = {name for name in dying if touched[name][-2] < chain.first}
+            dying = {old for old in dying if touched[old][0] < born and touched[old][-2] < chain.first}
         old = _replaceable(node, kernels[born], dying)
         if old is not None and homes[id(old)][0] == "arena":
             replaced.add(id(old))
