@@ -14,10 +14,13 @@ from needle.dtype import in_range, is_float, is_whole
 from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.functional import dropout, softmax
 from needle.ops import MatMul, TriangularMatMul, concatenate, where
-from needle.ops.attention import BLOCK, Attention
+from needle.ops.attention import Attention
 from needle.ops.order import counting
 from needle.tensor import Tensor
 from needle.value import Shape, Spec, broadcast_shapes, shape_of
+
+SHORT = 64
+"""Steps that are better taken all at once: their weights are few enough to keep, and it takes fewer kernels."""
 
 _NDIM = "{name}: needs Tensors of shape (..., steps, features), but {what} has shape {shape}"
 _FIT = "{name}: queries {query}, keys {key} and values {value}: {rule}"
@@ -55,7 +58,7 @@ def scaled_dot_product_attention(
     shape = MatMul().infer(query.spec, turned.spec).shape  # of the logits: (..., steps, others)
     mask = None if mask is None else _fitting(mask, shape)
     constant = mask is None or mask.dtype == bool or not mask.requires_grad
-    if min(shape[-2:]) > BLOCK and constant and not dropout_p and _one_float(query, key, value):
+    if min(shape[-2:]) > SHORT and constant and not dropout_p and _one_float(query, key, value):
         MatMul().infer(Spec(shape, query.dtype), value.spec)
         return _in_blocks(query * scale, key, value, mask, causal)
     logits = (TriangularMatMul("row", "column")(query, turned) if causal else query @ turned) * scale

@@ -25,8 +25,7 @@ from needle.ops.tuples import MakeTensorTuple
 from needle.value import TensorTupleOp, Value
 
 BLOCK = 256
-"""Queries, or keys, in a block. No more than these are better taken all at once: their weights are few enough to keep,
-and it takes fewer kernels."""
+"""Queries, or keys, in a block."""
 
 
 def _run(op: Any, *inputs: Any) -> Any:
@@ -74,16 +73,21 @@ class _InBlocks(TensorTupleOp):
         """a @ b of what a query sees: `later` is its axis, and `earlier` that of keys, `shift` before it."""
         return _run(TriangularMatMul(later, earlier, shift), a, b) if self.causal else a @ b
 
-    def logits(self, query: Any, key: Any, row: int, column: int, mask: tuple[Any, ...]) -> Any:
-        """Those of some queries, the first of which is number `row`, and some keys; -inf where a key is not seen."""
+    def logits(self, query: Any, key: Any, row: int, column: int, mask: tuple[Any, ...], turned: bool = False) -> Any:
+        """Those of some queries, the first of which is number `row`, and some keys; -inf where a key is not seen.
+
+        They are (queries, keys), or (keys, queries) if they are `turned`.
+        """
         rows, columns = query.shape[-2], key.shape[-2]
-        logits = self.product("row", "column", row - column, query, _turned(key))
+        left, right, later, earlier = (key, query, "column", "row") if turned else (query, key, "row", "column")
+        logits = self.product(later, earlier, row - column, left, _turned(right))
+        seen: list[Any] = []
         if self.causal and row < column + columns - 1:
             position = _positions(logits, row, rows).reshape((rows, 1))
-            seen = _run(GreaterEqual(), position, _positions(logits, column, columns))
-            logits = _run(Where(), seen, logits, -math.inf)
-        for shown in _block_of(mask, row, column, rows, columns):
-            logits = _run(Where(), shown, logits, -math.inf) if shown.dtype == bool else logits + shown
+            seen.append(_run(GreaterEqual(), position, _positions(logits, column, columns)))
+        for shown in (*seen, *_block_of(mask, row, column, rows, columns)):
+            place = _turned(shown) if turned else shown
+            logits = _run(Where(), place, logits, -math.inf) if shown.dtype == bool else logits + place
         return logits
 
 
@@ -127,7 +131,9 @@ class AttentionGradient(_InBlocks):
     """The gradients of query, key and value, as a tuple, from logsumexp, the gradient of the means, and `delta`.
 
     With w = exp(logits - logsumexp) and s = w * (grad value^T - delta), they are s key, s^T query and w^T grad; `delta`
-    is what a row of w * (grad value^T) adds up to, grad * mean, less the gradient of logsumexp.
+    is what a row of w * (grad value^T) adds up to, grad * mean, less the gradient of logsumexp. w and s are made turned
+    over, (keys, queries), as two of three products want them; and so they are no values of the forward pass, which a
+    compiler that finds equal ones would keep.
     """
 
     def blocks(self, query: Any, key: Any, value: Any, *more: Any) -> tuple[Any, ...]:
@@ -141,13 +147,13 @@ class AttentionGradient(_InBlocks):
             row = start if self.causal else 0
             q, g, t, d = (_cut(a, -2, row, steps) for a in (query, grad, total, delta))
             k, v = (_cut(a, -2, start, stop) for a in (key, value))
-            weights = _run(Exp(), self.logits(q, k, row, start, mask) - t)
-            by_value.append(self.product("inner", "row", 0, _turned(weights), g))
-            slope = weights * (self.product("row", "column", 0, g, _turned(v)) - d)
+            weights = _run(Exp(), self.logits(q, k, row, start, mask, turned=True) - _turned(t))
+            by_value.append(self.product("inner", "row", 0, weights, g))
+            slope = weights * (self.product("column", "row", 0, v, _turned(g)) - _turned(d))
             for shown in _block_of(mask, row, start, steps - row, stop - start):
-                slope = _run(Where(), shown, slope, 0) if shown.dtype == bool else slope
-            by_key.append(self.product("inner", "row", 0, _turned(slope), q))
-            share = self.product("row", "inner", 0, slope, k)
+                slope = _run(Where(), _turned(shown), slope, 0) if shown.dtype == bool else slope
+            by_key.append(self.product("inner", "row", 0, slope, q))
+            share = self.product("row", "inner", 0, _turned(slope), k)
             open_rows = share if open_rows is None else open_rows + share
             if self.causal and stop < others:
                 by_query.append(_cut(open_rows, -2, 0, stop - start))
