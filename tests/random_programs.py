@@ -29,7 +29,8 @@ from needle.compiler import kernel as kernel_module
 from needle.dtype import Array
 from needle.errors import NeedleError
 
-chain_module = importlib.import_module("needle.compiler.chain")  # `needle.compiler.chain` itself is the function
+# `needle.compiler.chain` itself is the function
+chain_module, fuse_module = (importlib.import_module(f"needle.compiler.{name}") for name in ("chain", "fuse"))
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 19)
 MOST_ELEMENTS = 700
@@ -577,15 +578,15 @@ def make(seed: int, length: int | None = None) -> Program:
 def split_small_work(threads: int) -> Iterator[None]:
     """Within this block even the smallest kernels are divided among threads, and chained."""
     before = kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT
-    of_chains = chain_module.FEWEST, chain_module.HANDED_ON
+    of_chains, row = (chain_module.FEWEST, chain_module.HANDED_ON), fuse_module.ROW
     kernel_module.SERIAL = kernel_module.SERIAL_PRODUCT = 1
-    chain_module.FEWEST, chain_module.HANDED_ON = 2, 1
+    chain_module.FEWEST, chain_module.HANDED_ON, fuse_module.ROW = 2, 1, 2
     try:
         with built_by(lambda graph: build(graph, threads)):
             yield
     finally:
         kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT = before
-        chain_module.FEWEST, chain_module.HANDED_ON = of_chains
+        (chain_module.FEWEST, chain_module.HANDED_ON), fuse_module.ROW = of_chains, row
 
 
 @contextmanager

@@ -66,6 +66,9 @@ LARGE = 1 << 14
 HEAVY = 1 << 20
 """Elements from which on products are added up one after the other; smaller ones may wait in the cache."""
 
+ROW = 16
+"""Elements of an innermost axis that are worth to be written elsewhere, as they are made."""
+
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
 
@@ -147,7 +150,8 @@ class Grouping:
     leaves: dict[tuple[int, tuple[Where, ...] | None], list[Leaf]] = field(default_factory=dict[Any, Any])
     free: dict[int, Node] = field(default_factory=dict[int, Node])  # roots that need no other: they go to their user
     placed: dict[int, tuple[Node, int]] = field(default_factory=dict[int, tuple[Node, int]])
-    """Roots that live in the memory of what they are a part of: the Assemble or Embed, and which part."""
+    """Roots that live in the memory of what they are a part of: the Assemble or Embed, and which part; or of their
+    Permute, which needs no loops then."""
     by_shape: dict[Shape, list[Group]] = field(default_factory=dict[Shape, list[Group]])
     """The groups in whose loops an array of this shape has a place."""
 
@@ -276,7 +280,8 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots.add(id(node))
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
-    roots |= huge
+    moved_rows = [n.inputs[0] for n in nodes if id(n) in roots and _keeps_rows(n)]
+    roots |= huge | {id(n) for n in moved_rows if isinstance(n.op, Elementwise)}
     return roots | _early(graph, roots, weight), huge
 
 
@@ -391,6 +396,8 @@ def _place(result: Grouping, node: Node) -> None:
                 _place(result, leaf)
         _place_into(result, node)
         return
+    if _is_written_turned(result, node):
+        return
     domain, reduced = node.shape, ()
     if isinstance(node.op, Reduction):
         domain = node.inputs[0].shape
@@ -418,6 +425,24 @@ def _place(result: Grouping, node: Node) -> None:
     _join(result, group, node, reduced)
 
 
+def _keeps_rows(node: Node) -> bool:
+    """Whether a Permute only moves rows, so that they are written as fast as in any other place."""
+    last = len(node.shape) - 1
+    return isinstance(node.op, Permute) and node.op.axes[last] == last and node.shape[last] >= ROW
+
+
+def _is_written_turned(result: Grouping, node: Node) -> bool:
+    """Whether a Permute needs no loops, because those that make its elements write them where it wants them."""
+    if not _keeps_rows(node) or any(node is n for n in result.graph.updates.values()):
+        return False
+    home = _may_live_elsewhere(result, node, node.inputs[0])
+    if home is None:
+        return False
+    result.placed[id(home)] = node, 0
+    result.owner[id(node)] = result.owner[id(home)]
+    return True
+
+
 def _place_into(result: Grouping, node: Node) -> None:
     """Zeros first, then the elements on top: two sets of loops or more. An opaque op is called."""
     number = len(result.groups)
@@ -434,7 +459,7 @@ def _place_into(result: Grouping, node: Node) -> None:
     parts = 1 if isinstance(node.op, ScatterAdd) else len(node.inputs)
     for part in range(parts):
         last = part == parts - 1  # it stands for all others, so it has loops of its own
-        home = None if last else _may_live_in(result, node, part)
+        home = None if last else _may_live_elsewhere(result, node, node.inputs[part])
         if home is not None:
             result.placed[id(home)] = node, part
             _come_after(result, result.owner[id(home)], before)
@@ -454,9 +479,8 @@ def _covers(node: Node) -> bool:
     return bool(parts) and sum(prod(count for _, count, _ in ranges) for ranges in parts) == prod(node.shape)
 
 
-def _may_live_in(result: Grouping, node: Node, part: int) -> Node | None:
-    """The root that is this part, but for axes of length 1, if it needs no memory of its own."""
-    root = node.inputs[part]
+def _may_live_elsewhere(result: Grouping, node: Node, root: Node) -> Node | None:
+    """The root behind a part of `node`, but for axes of length 1, if it needs no memory of its own."""
     while isinstance(root.op, Reshape) and is_unit_reshape(root) and id(root) not in result.roots:
         root = root.inputs[0]
     group = result.owner.get(id(root))
@@ -525,6 +549,8 @@ def _fit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tup
 
 
 def _position_of(group: Group, root: Node, reduced: tuple[int, ...]) -> tuple[Where, ...] | None:
+    if root not in group.roots:  # a Permute that they write
+        return None
     if group.reduced or not reduced or root.shape != group.shape:
         return group.position(root.shape)
     return whole(root.shape)
@@ -601,7 +627,8 @@ def _ordered(result: Grouping) -> list[Group]:
     gains: dict[int, int] = {}  # what is freed by a group now, less what it takes; it only grows
     for group in result.groups:
         roots = group.roots if group.into is None else [group.into]
-        taken = sum(_bytes(r) for r in roots if id(r) in readers and id(r) not in lasting)
+        homes = [result.placed.get(id(r), (r, 0))[0] for r in roots]
+        taken = sum(_bytes(r) for r, h in zip(roots, homes, strict=True) if {id(r), id(h)} & readers.keys() - lasting)
         gains[group.number] = sum(n for x, n in reads[group.number].items() if len(readers[x]) == 1) - taken
     done, order = 0, list[Group]()
     blocked, ready = list(result.groups), list[tuple[int, int]]()

@@ -44,7 +44,7 @@ from needle.compiler.kernel import (
 )
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
-from needle.ops import Contract, Equal, Gather, Max, ScatterAdd, TriangularMatMul
+from needle.ops import Contract, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
 from needle.ops.create import Arange, Full, Uniform
 from needle.ops.join import places
 from needle.tracing import HostNumber
@@ -195,7 +195,7 @@ class _Lowering:
         else:
             value = self._compute(root, where)
         self.values[id(root), where] = value
-        if id(root) in self.stored:
+        if id(root) in self.stored or id(root) in self.grouping.placed:
             access = self._access(root, where, written=True)
             self._add(Store(access, value), value, where, id(root) in self.updated)
 
@@ -324,6 +324,8 @@ class _Lowering:
     def _in_whole(self, node: Node, where: tuple[Where, ...]) -> tuple[Node, tuple[Where, ...]]:
         """The array of which `node` is a part, and the index there; the part may have other axes of length 1."""
         whole, part = self.grouping.placed[id(node)]
+        if isinstance(whole.op, Permute):
+            return whole, tuple([where[axis] for axis in whole.op.axes])
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
         ranges = places(whole.op)[part]
         return whole, tuple([moved(next(named) if n != 1 else STILL, step, start) for start, n, step in ranges])
