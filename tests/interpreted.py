@@ -20,6 +20,7 @@ from needle.compiler.graph import Graph, Input
 from needle.compiler.interpret import interpret
 from needle.compiler.lower import lower
 from needle.compiler.plan import Place, plan
+from needle.compiler.recompute import recompute
 from needle.compiler.simplify import simplify
 from needle.dtype import Array
 from needle.value import Spec
@@ -59,7 +60,7 @@ class Interpreted(Evaluated):
 
     def __init__(self, graph: Graph, *_: Any) -> None:
         super().__init__(graph)
-        simple = simplify(graph)
+        simple = recompute(simplify(graph))
         simple.verify()
         self.simple = simple
         self.kernels, chains = chain(bundle(lower(fuse(simple))), simple)

@@ -30,7 +30,9 @@ from needle.dtype import Array
 from needle.errors import NeedleError
 
 # `needle.compiler.chain` itself is the function
-chain_module, fuse_module = (importlib.import_module(f"needle.compiler.{name}") for name in ("chain", "fuse"))
+chain_module, fuse_module, recompute_module = (
+    importlib.import_module(f"needle.compiler.{name}") for name in ("chain", "fuse", "recompute")
+)
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 19)
 MOST_ELEMENTS = 700
@@ -574,19 +576,30 @@ def make(seed: int, length: int | None = None) -> Program:
 # ------------------------------------------------------------------------------------------------------------ running
 
 
+SMALL: tuple[tuple[Any, str, int], ...] = (
+    (kernel_module, "SERIAL", 1),
+    (kernel_module, "SERIAL_PRODUCT", 1),
+    (chain_module, "FEWEST", 2),
+    (chain_module, "HANDED_ON", 1),
+    (fuse_module, "ROW", 2),
+    (recompute_module, "KEPT", 1),
+    (recompute_module, "WORTH", 1),
+)
+"""Sizes from which on the compiler does things, so small that random programs reach them."""
+
+
 @contextmanager
 def split_small_work(threads: int) -> Iterator[None]:
-    """Within this block even the smallest kernels are divided among threads, and chained."""
-    before = kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT
-    of_chains, row = (chain_module.FEWEST, chain_module.HANDED_ON), fuse_module.ROW
-    kernel_module.SERIAL = kernel_module.SERIAL_PRODUCT = 1
-    chain_module.FEWEST, chain_module.HANDED_ON, fuse_module.ROW = 2, 1, 2
+    """Within this block even the smallest kernels are divided among threads, chained, and computed again."""
+    before = [getattr(module, name) for module, name, _ in SMALL]
+    for module, name, size in SMALL:
+        setattr(module, name, size)
     try:
         with built_by(lambda graph: build(graph, threads)):
             yield
     finally:
-        kernel_module.SERIAL, kernel_module.SERIAL_PRODUCT = before
-        (chain_module.FEWEST, chain_module.HANDED_ON), fuse_module.ROW = of_chains, row
+        for (module, name, _), size in zip(SMALL, before, strict=True):
+            setattr(module, name, size)
 
 
 @contextmanager

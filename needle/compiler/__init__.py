@@ -11,6 +11,7 @@ from needle.compiler.graph import Graph
 from needle.compiler.lower import lower
 from needle.compiler.plan import plan
 from needle.compiler.program import Program
+from needle.compiler.recompute import recompute
 from needle.compiler.simplify import simplify
 from needle.config import thread_count
 
@@ -18,9 +19,9 @@ __all__ = ["Program", "build"]
 
 
 def build(graph: Graph, threads: int | None = None) -> Program:
-    """Simplify, fuse, lower, bundle, chain, plan, emit."""
+    """Simplify, recompute, fuse, lower, bundle, chain, plan, emit."""
     graph.verify()
-    graph = simplify(graph)
+    graph = recompute(simplify(graph))
     graph.verify()
     grouping = fuse(graph)
     kernels, chains = chain(bundle(lower(grouping)), graph)

@@ -21,13 +21,14 @@ from heapq import heappop, heappush
 from math import prod
 from typing import Any
 
-from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.graph import Graph, Input, Later, Node
 from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
     Add,
     Assemble,
     BroadcastTo,
+    Contract,
     Cos,
     Embed,
     Erf,
@@ -172,7 +173,7 @@ def is_unit_reshape(node: Node) -> bool:
     return kept == [n for n in node.shape if n != 1]
 
 
-def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Where, ...]]]:
+def through(node: Node, where: tuple[Where, ...]) -> list[Leaf]:
     """The inputs of an elementwise or movement node, and at which index each is needed for the node's index `where`."""
     op = node.op
     if isinstance(op, Permute):
@@ -192,6 +193,8 @@ def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Wher
     if isinstance(op, Reshape):
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
         return [(node.inputs[0], tuple(STILL if n == 1 else next(named) for n in node.inputs[0].shape))]
+    if isinstance(op, Later):
+        return [(node.inputs[0], where), (node.inputs[1], None)]
     return [(a, aligned(a.shape, where)) for a in node.inputs]
 
 
@@ -230,6 +233,12 @@ def storage(node: Node, roots: set[int]) -> Node:
     while isinstance(node.op, Movement) and id(node) not in roots:
         node = node.inputs[0]
     return node
+
+
+def inner_shape(node: Node) -> Shape:
+    """The lengths of the axes that a product sums over."""
+    a = node.inputs[0].shape
+    return a[len(a) - (node.op.inner if isinstance(node.op, Contract) else 1) :]
 
 
 def consecutive(node: Node) -> Node:
@@ -608,8 +617,8 @@ def gather_index(node: Node, index: Node, where: tuple[Where, ...] | None) -> tu
     return aligned(index.shape, where[axes[0] : axes[0] + middle])
 
 
-def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[tuple[Node, tuple[Where, ...] | None]]:
-    return [(a, None) for a in node.inputs] if where is None else [*through(node, where)]
+def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[Leaf]:
+    return [(a, None) for a in node.inputs] if where is None else through(node, where)
 
 
 def _ordered(result: Grouping) -> list[Group]:

@@ -20,7 +20,7 @@ import numpy as np
 from needle.dtype import Array
 from needle.errors import NeedleError
 from needle.tracing import HostNumber
-from needle.value import Op, Spec
+from needle.value import Elementwise, Op, Spec
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,18 @@ class Input(Op):
     """The `index`-th array that the function gets."""
 
     index: int
+
+
+@dataclass(frozen=True)
+class Later(Elementwise):
+    """The first array, made no earlier than the second, at which it does not look."""
+
+    def compute(self, *arrays: Any) -> Any:
+        return arrays[0]
+
+    def infer(self, *inputs: Spec) -> Spec:
+        """That of the first."""
+        return inputs[0]
 
 
 class Node:

@@ -19,6 +19,7 @@ from needle.compiler.fuse import (
     Where,
     aligned,
     gather_index,
+    inner_shape,
     is_virtual,
     leaves,
     moved,
@@ -26,7 +27,7 @@ from needle.compiler.fuse import (
     through,
     whole,
 )
-from needle.compiler.graph import Input, Node, with_scalar
+from needle.compiler.graph import Input, Later, Node, with_scalar
 from needle.compiler.keep import keep
 from needle.compiler.kernel import (
     Access,
@@ -252,6 +253,8 @@ class _Lowering:
             return self._number(op.scalar, node)
         if isinstance(op, Arange | Uniform):
             return self._created(node, where)
+        if isinstance(op, Later):
+            return self.value(node.inputs[0], where)
         if isinstance(op, Movement) and is_virtual(node, set()):
             ((source, at),) = through(node, where)
             return self.value(source, at)
@@ -367,12 +370,6 @@ def bound(node: Node) -> Bound | None:
         return None
     axes = {"row": last - 2, "column": last - 1, "inner": last}
     return Bound(axes[op.later], axes[op.earlier], op.shift)
-
-
-def inner_shape(node: Node) -> Shape:
-    """The lengths of the axes that a product sums over."""
-    a = node.inputs[0].shape
-    return a[len(a) - (node.op.inner if isinstance(node.op, Contract) else 1) :]
 
 
 def sides(node: Node) -> tuple[int, int]:
