@@ -17,7 +17,7 @@ import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Machine
-from needle.compiler.kernel import Kernel, Scalar, Store
+from needle.compiler.kernel import Access, Kernel, Scalar, Store, scalars
 from needle.compiler.pack import Packed
 from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST, packed_length, right_bytes
 
@@ -272,10 +272,13 @@ class _Tile(Packed):
                     some = None if whole else (i, column, k)
                     return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc, some)
 
+                if asked and axes is self.inner:
+                    acc = self._while_fetched(asked, low, high, acc, body, i, rows, column, vectors)
+                    continue
                 acc = self.code.loop(low, high, 1, acc, body, may_be_empty=self.product.bound is not None)
             return acc
 
-        count = rows * vectors
+        count, asked = rows * vectors, self._read_afterwards()
         if self.part is None:
             last = self._lanes_of_last(masks)
             widths = [self.lanes] * (vectors - 1) + [last]
@@ -293,6 +296,45 @@ class _Tile(Packed):
             self.code.store(one, place)
         last = self.code.compare("eq", self.part[1], integer(self.inner[0].extent))
         self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
+
+    def _read_afterwards(self) -> list[Access]:
+        """What the statements read from memory that no product has passed through."""
+        if not self.long or self.product.bound is not None:
+            return []
+        loads = [s.param for s in scalars(self.kernel) if s.kind == "load"]
+        return [a for a in loads if a.strides[self.column.source] == 1 and any(a.strides[r.source] for r in self.rows)]
+
+    def _while_fetched(
+        self,
+        asked: list[Access],
+        low: Reg,
+        high: Reg,
+        acc: list[Reg],
+        body: Callable[[Reg, list[Reg]], list[Reg]],
+        i: Reg,
+        rows: int,
+        column: Reg,
+        vectors: int,
+    ) -> list[Reg]:
+        """The loop over k, in so many parts as there are rows, before each of which the memory is asked for what the
+        statements will read in that row: all at once would fill the queue in which the product's own loads wait."""
+        c = self.code
+        size = c.make(f"udiv i64 {c.add(self._since(high, low), integer(rows - 1)).text}, {rows}", INT)
+
+        def piece(r: Reg, acc: list[Reg]) -> list[Reg]:
+            for access in asked:
+                index = {**self._batch_index(), **self._row_index(c.add(i, r)), self.column.source: column}
+                line = self._base(access.slot, access.strides, access.offset, index)
+                if self.part is not None:  # sums are not complete yet
+                    last = c.compare("eq", self.part[1], integer(self.inner[0].extent))
+                    line = c.make(f"select i1 {last.text}, ptr {line}, ptr %scratch", INT).text
+                for v in range(vectors):
+                    place = c.address(line, integer(v * self.lanes), self.kernel.slots[access.slot])
+                    c.line(c.call("llvm.prefetch.p0", "void", ("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1")))
+            start = c.add(low, c.make(f"mul nsw i64 {r.text}, {size.text}", INT))
+            return c.loop(start, self._smaller(c.add(start, size), high), 1, acc, body, may_be_empty=True)
+
+        return c.loop(integer(0), integer(rows), 1, acc, piece)
 
     def _spans(self, axis: Axis, i: Reg, rows: int, column: Reg, vectors: int) -> list[tuple[Reg, Reg, bool]]:
         """The parts of an inner axis that a tile multiplies, and whether all their terms count."""
