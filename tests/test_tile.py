@@ -5,12 +5,14 @@ Next: test_vector_math.py.
 """
 
 from itertools import permutations
+from math import prod
 
 import numpy as np
 import pytest
 
 import needle as ndl
-from needle.compiler.sides import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS
+from needle.compiler.kernel import multiplications
+from needle.compiler.sides import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS, sides
 from needle.ops import TriangularMatMul
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -68,21 +70,31 @@ def test_products_of_every_layout(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel", "channels", "outputs", "stride", "padding"),
+    ("batch", "size", "kernel", "channels", "outputs", "stride", "padding", "without_zeros"),
     [
-        ((5, 7), (3, 3), 4, 17, 1, 1),
-        ((9, 8), (3, 2), 3, 33, 2, 1),
-        ((4, 4), (3, 3), 130, 70, 1, 1),
-        ((33, 31), (3, 3), 5, 70, 1, 0),
-        ((40,), (7,), 20, 100, 3, 2),
+        (5, (5, 7), (3, 3), 4, 17, 1, 1, 0),
+        (5, (9, 8), (3, 2), 3, 33, 2, 1, 0),
+        (5, (4, 4), (3, 3), 130, 70, 1, 1, 1),
+        (5, (33, 31), (3, 3), 5, 70, 1, 0, 0),
+        (5, (40,), (7,), 20, 100, 3, 2, 0),
+        (21, (5, 3), (3, 3), 18, 40, 1, 1, 3),
+        (19, (3, 4), (2, 4), 20, 17, 2, 2, 2),
+        (16, (4, 2), (3, 3), 130, 70, 1, 1, 3),
     ],
 )
 def test_convolutions_and_their_gradients(
-    size: tuple[int, ...], kernel: tuple[int, ...], channels: int, outputs: int, stride: int, padding: int
+    batch: int,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    channels: int,
+    outputs: int,
+    stride: int,
+    padding: int,
+    without_zeros: int,
 ) -> None:
-    """Products over windows: rows and sums of several axes, some of them made in blocks."""
+    """Products over windows: rows and sums of several axes, some made in blocks, some without the zeros of a border."""
     source = np.random.default_rng(0)
-    x = ndl.Tensor(source.standard_normal((5, *size, channels)), dtype="float32")
+    x = ndl.Tensor(source.standard_normal((batch, *size, channels)), dtype="float32")
     weight = ndl.Tensor(source.standard_normal((*kernel, channels, outputs)), dtype="float32")
 
     def step(x: ndl.Tensor, weight: ndl.Tensor) -> list[ndl.Tensor]:
@@ -92,8 +104,16 @@ def test_convolutions_and_their_gradients(
         return [out, x.grad, weight.grad]
 
     wanted = step(*(ndl.Tensor(t.numpy(), dtype="float64") for t in (x, weight)))
-    for found, exact in zip(ndl.compile(step)(x, weight), wanted, strict=True):
+    compiled = ndl.compile(step)
+    for found, exact in zip(compiled(x, weight), wanted, strict=True):
         assert_close(found.numpy(), exact.numpy(), 1000)
+    products = [low.kernel for low in compiled.last.program.kernels if low.kernel.product]
+    without = [kernel for kernel in products if sides(kernel).inside]
+    assert len(without) == without_zeros
+    for kernel in without:
+        assert kernel.product is not None
+        assert multiplications(kernel) < 0.9 * prod(kernel.shape) * kernel.product.length
+        assert "<= " in str(kernel).split("where", 1)[1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -173,7 +173,7 @@ def is_unit_reshape(node: Node) -> bool:
     return kept == [n for n in node.shape if n != 1]
 
 
-def through(node: Node, where: tuple[Where, ...]) -> list[Leaf]:
+def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Where, ...]]]:
     """The inputs of an elementwise or movement node, and at which index each is needed for the node's index `where`."""
     op = node.op
     if isinstance(op, Permute):
@@ -194,7 +194,7 @@ def through(node: Node, where: tuple[Where, ...]) -> list[Leaf]:
         named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
         return [(node.inputs[0], tuple(STILL if n == 1 else next(named) for n in node.inputs[0].shape))]
     if isinstance(op, Later):
-        return [(node.inputs[0], where), (node.inputs[1], None)]
+        return [(node.inputs[0], where)]
     return [(a, aligned(a.shape, where)) for a in node.inputs]
 
 
@@ -618,7 +618,10 @@ def gather_index(node: Node, index: Node, where: tuple[Where, ...] | None) -> tu
 
 
 def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[Leaf]:
-    return [(a, None) for a in node.inputs] if where is None else through(node, where)
+    if where is None:
+        return [(a, None) for a in node.inputs]
+    waited_for: list[Leaf] = [(node.inputs[1], None)] if isinstance(node.op, Later) else []
+    return [*through(node, where), *waited_for]
 
 
 def _ordered(result: Grouping) -> list[Group]:

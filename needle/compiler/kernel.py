@@ -12,6 +12,7 @@ Next: lower.py.
     scalar  := load | number | index | reduced | kept | acc | name | f "(" scalar* ")"
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -269,6 +270,31 @@ class Bound(NamedTuple):
         return counted / max(later * earlier, 1)
 
 
+class Inside(NamedTuple):
+    """Only terms count with first <= by_row * (index along `row`) + by_inner * (index along `inner`) < stop, where
+    `row` and `inner` are axes: the others read the zeros around a picture, so that they may be left out or not."""
+
+    row: int
+    inner: int
+    by_row: int
+    by_inner: int
+    first: int
+    stop: int
+
+    def share(self, axes: tuple[int, ...]) -> float:
+        """How much of a product over axes of these lengths counts."""
+        return _share_inside(self, axes[self.row], axes[self.inner])
+
+
+@functools.lru_cache(maxsize=1024)
+def _share_inside(x: Inside, rows: int, inner: int) -> float:
+    counted = 0
+    for i in range(rows):
+        low, high = (min(max(-(-(end - x.by_row * i) // x.by_inner), 0), inner) for end in (x.first, x.stop))
+        counted += high - low
+    return counted / max(rows * inner, 1)
+
+
 @dataclass
 class Product:
     """acc[batch, rows, columns] = sum over inner of a[batch, rows, inner] * b[batch, inner, columns].
@@ -285,6 +311,7 @@ class Product:
     rows: int
     bound: Bound | None = None
     """Of two of a row, a column and an inner axis, where there is one of each."""
+    inside: tuple[Inside, ...] = ()
 
     @property
     def length(self) -> int:
@@ -381,6 +408,10 @@ def _text(kernel: Kernel) -> str:
         if p.bound:
             later, earlier = ([*text.letters[: len(kernel.shape)], *inner][axis] for axis in p.bound[:2])
             where = f" where {later} + {p.bound.shift} >= {earlier}"
+        for x in p.inside:
+            row, inner_one = ([*text.letters[: len(kernel.shape)], *inner][axis] for axis in x[:2])
+            moves = (f"{n}*{letter}" if n != 1 else letter for n, letter in ((x.by_row, row), (x.by_inner, inner_one)))
+            where += f"{',' if where else ' where'} {x.first} <= {' + '.join(moves)} < {x.stop}"
         lines.append(f"  acc = sum over {over} of {a} * {b}{where}")
     for step in kernel.passes:
         if kernel.reduced:
@@ -451,7 +482,8 @@ def multiplications(kernel: Kernel) -> int:
     if p is None:
         return 0
     axes = *kernel.shape, *p.lengths
-    return round(prod(axes) * (p.bound.share(axes) if p.bound else 1))
+    share = p.bound.share(axes) if p.bound else 1
+    return round(prod(axes) * share * prod(x.share(axes) for x in p.inside))
 
 
 SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17

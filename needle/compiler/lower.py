@@ -27,12 +27,13 @@ from needle.compiler.fuse import (
     through,
     whole,
 )
-from needle.compiler.graph import Input, Later, Node, with_scalar
+from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.keep import keep
 from needle.compiler.kernel import (
     Access,
     Bound,
     Call,
+    Inside,
     Kernel,
     Pass,
     Pool,
@@ -45,7 +46,7 @@ from needle.compiler.kernel import (
 )
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
-from needle.ops import Contract, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
+from needle.ops import Contract, Embed, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
 from needle.ops.create import Arange, Full, Uniform
 from needle.ops.join import places
 from needle.tracing import HostNumber
@@ -253,8 +254,6 @@ class _Lowering:
             return self._number(op.scalar, node)
         if isinstance(op, Arange | Uniform):
             return self._created(node, where)
-        if isinstance(op, Later):
-            return self.value(node.inputs[0], where)
         if isinstance(op, Movement) and is_virtual(node, set()):
             ((source, at),) = through(node, where)
             return self.value(source, at)
@@ -350,17 +349,17 @@ class _Lowering:
         everywhere: list[Where] = [(((i, 1),), 0) for i in range(self.axes)]
         inner = everywhere[rank:]
 
-        def access(operand: Node, where: tuple[Where, ...]) -> Access:
+        def source(operand: Node, own: list[Where]) -> tuple[Node, tuple[Where, ...]]:
+            where = (*aligned(operand.shape[: len(operand.shape) - len(own)], shared), *own)
             while is_virtual(operand, self.grouping.roots):
                 ((operand, where),) = through(operand, where)
-            return self._access(operand, where)
+            return operand, where
 
         shared, columns = tuple(everywhere[:batch]), everywhere[batch + rows : rank]
-        of_a, of_b = (
-            access(x, (*aligned(x.shape[: len(x.shape) - len(own)], shared), *own))
-            for x, own in ((a, [*everywhere[batch : batch + rows], *inner]), (b, [*inner, *columns]))
-        )
-        return Product(of_a, of_b, lengths, accumulator(node.dtype), batch, rows, bound(node))
+        left, right = source(a, [*everywhere[batch : batch + rows], *inner]), source(b, [*inner, *columns])
+        of_a, of_b = self._access(*left), self._access(*right)
+        zeros = inside(*left, range(batch, batch + rows), range(rank, self.axes))
+        return Product(of_a, of_b, lengths, accumulator(node.dtype), batch, rows, bound(node), zeros)
 
 
 def bound(node: Node) -> Bound | None:
@@ -370,6 +369,19 @@ def bound(node: Node) -> Bound | None:
         return None
     axes = {"row": last - 2, "column": last - 1, "inner": last}
     return Bound(axes[op.later], axes[op.earlier], op.shift)
+
+
+def inside(node: Node, where: tuple[Where, ...], rows: range, inner: range) -> tuple[Inside, ...]:
+    """Where windows of an array with zeros around it, read at this index, look beside the zeros."""
+    found: list[Inside] = []
+    for (moves, start), (first, count, step) in (
+        zip(where, node.op.ranges, strict=True) if type(node.op) is Embed else ()
+    ):
+        axes = dict(moves)
+        row, one = [a for a in axes if a in rows], [a for a in axes if a in inner]
+        if len(moves) == 2 and len(row) == len(one) == step == 1 and min(axes.values()) > 0:
+            found.append(Inside(row[0], one[0], axes[row[0]], axes[one[0]], first - start, first - start + count))
+    return tuple(found)
 
 
 def sides(node: Node) -> tuple[int, int]:

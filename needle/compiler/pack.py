@@ -30,7 +30,7 @@ class Packed(Loops):
         self.product: Product = kernel.product
         self.lanes = machine.lanes(self.product.dtype.itemsize)
         of = sides(kernel)
-        self.batch, self.rows, self.column, self.inner = of.batch, of.rows, of.column, of.inner
+        self.batch, self.rows, self.column, self.inner, self.inside = of.batch, of.rows, of.column, of.inner, of.inside
         self.axes = [*self.batch, *self.rows, self.column]
         self.vector = self.column
         self.height = prod(a.extent for a in self.rows)

@@ -5,11 +5,12 @@ Next: pack.py.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 
 from needle.compiler.emit import Axis, all_strides, kept_lines, merged
 from needle.compiler.keep import LANES
-from needle.compiler.kernel import Kernel
+from needle.compiler.kernel import Inside, Kernel, Product
 
 VECTORS = 4
 """Usual width of a tile, in vectors."""
@@ -36,18 +37,26 @@ FEW_ROWS = 128
 stay in the cache while all columns pass over them, which those of the whole batch would not."""
 
 
+MANY, MOST = 16, 0.9
+"""Zeros around pictures are left out of a product where a place has MANY pictures, and no more than MOST terms stay."""
+
+
 @dataclass
 class Sides:
     """The axes of a product, neighbours merged where every access allows it. None is empty but `batch`.
 
     Rows may be several axes: a tile's rows are then counted through all of them. A batch axis that the right side does
     not have is one of rows, where these are few. Of several column axes all but the last count as batch.
+
+    Where zeros are left out, the axes of places come first among the rows, so that all rows of a tile have the same
+    place, and leave out the same terms: `inside` says which.
     """
 
     batch: list[Axis]
     rows: list[Axis]
     column: Axis
     inner: list[Axis]
+    inside: tuple[Inside, ...]
 
 
 def sides(kernel: Kernel) -> Sides:
@@ -73,7 +82,18 @@ def sides(kernel: Kernel) -> Sides:
     inner = by_step(axes[rank:])
     chained = [a for a in shared if a.source < kernel.batches]
     batch = [*merged(chained, every), *merged([a for a in shared if a not in chained], every), *outer]
-    return Sides(batch, some(rows, every), column, some(inner, of_sides))
+    others = merged([a for a in rows if a.source not in {x.row for x in p.inside}], every)
+    if len(others) == 1 and others[0].extent >= MANY and _leaves_out(p, tuple([a.extent for a in axes])):
+        taps = {x.inner for x in p.inside}
+        runs = [(tap, [*run]) for tap, run in groupby(inner, lambda a: a.source in taps)]
+        inner = [a for tap, run in runs for a in (run if tap else merged(run, of_sides))]
+        return Sides(batch, [*(axes[x.row] for x in p.inside), *others], column, inner, p.inside)
+    return Sides(batch, some(rows, every), column, some(inner, of_sides), ())
+
+
+def _leaves_out(p: Product, axes: tuple[int, ...]) -> bool:
+    """Whether so many terms are zeros of borders that it is worth to leave them out."""
+    return p.bound is None and prod(x.share(axes) for x in p.inside) < MOST
 
 
 def packs(kernel: Kernel) -> tuple[bool, bool]:

@@ -53,6 +53,7 @@ class _Tile(Packed):
         super().__init__(kernel, name, machine, threads)
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
+        self.limits: dict[int, tuple[Reg, Reg]] = {}  # of inner axes, where zeros are left out
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
 
     def _epilogue_nodes(self) -> set[int]:
@@ -91,7 +92,8 @@ class _Tile(Packed):
             return "nothing"
         if self.batch and self.batch[0].extent >= self.threads:
             return "batch"
-        enough = self.height >= self.threads * tile_rows(self.machine, VECTORS)
+        height = self.rows[-1].extent if self.inside else self.height
+        enough = height >= self.threads * tile_rows(self.machine, VECTORS)
         columns = -(-self.column.extent // self.lanes)
         long = self.block and -(-columns // VECTORS) % self.threads == 0
         both = self.left_packed and columns >= 2 * VECTORS * self.threads and self.column.extent >= self.height
@@ -196,8 +198,37 @@ class _Tile(Packed):
 
         if self.packed:
             self._each_panel(lambda: self._pack(here(), vectors, masks))
+        self._each_place(lambda start: self._tiles_from(start, here, vectors, masks))
+
+    def _each_place(self, body: Callable[[Reg], None]) -> None:
+        """Do it for the first row, or where zeros are left out, for that of each place, knowing which terms to take."""
+        if not self.inside:
+            body(integer(0))
+            return
+        c, many = self.code, self.rows[-1].extent
+
+        def place(number: Reg, _: Sequence[Reg]) -> list[Reg]:
+            start = c.mul(number, many)
+            index, known = self._row_index(start), dict(self.values)
+            extents = {a.source: a.extent for a in self.inner}
+            for x in self.inside:
+                on_row = c.mul(index[x.row], x.by_row)
+                ends: list[Reg] = []
+                for end in (x.first, x.stop):
+                    left = c.make(f"sub i64 {end}, {on_row.text}", INT)
+                    left = c.make(c.call("llvm.smax.i64", "i64", left, integer(0)), INT)
+                    up = c.make(f"udiv i64 {c.add(left, integer(x.by_inner - 1)).text}, {x.by_inner}", INT)
+                    ends.append(self._smaller(up, integer(extents[x.inner])))
+                self.limits[x.inner] = ends[0], ends[1]
+            body(start)
+            self.values, self.limits = known, {}
+            return []
+
+        c.loop(integer(0), integer(self.height // many), 1, [], place)
+
+    def _tiles_from(self, start: Reg, here: Callable[[], Reg], vectors: int, masks: list[Reg | None]) -> None:
         for rows, parts in self._row_parts(vectors):
-            low, high = self._choose([p[0] for p in parts]), self._choose([p[1] for p in parts])
+            low, high = (self.code.add(start, self._choose([p[side] for p in parts])) for side in (0, 1))
 
             def tiles(low: Reg, high: Reg, first: Reg | None, rows: int = rows) -> None:
                 def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
@@ -222,7 +253,7 @@ class _Tile(Packed):
 
     def _row_parts(self, vectors: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """For each tile height that occurs, the range of rows that each thread covers with it."""
-        extent = self.height
+        extent = self.rows[-1].extent if self.inside else self.height
         threads = self.threads if self._split() == "row" else 1
         found: dict[int, list[tuple[int, int]]] = {}
         for t in range(threads):
@@ -275,7 +306,8 @@ class _Tile(Packed):
                 if asked and axes is self.inner:
                     acc = self._while_fetched(asked, low, high, acc, body, i, rows, column, vectors)
                     continue
-                acc = self.code.loop(low, high, 1, acc, body, may_be_empty=self.product.bound is not None)
+                maybe = self.product.bound is not None or source in self.limits
+                acc = self.code.loop(low, high, 1, acc, body, may_be_empty=maybe)
             return acc
 
         count, asked = rows * vectors, self._read_afterwards()
@@ -339,6 +371,12 @@ class _Tile(Packed):
     def _spans(self, axis: Axis, i: Reg, rows: int, column: Reg, vectors: int) -> list[tuple[Reg, Reg, bool]]:
         """The parts of an inner axis that a tile multiplies, and whether all their terms count."""
         c, bound, (low, high) = self.code, self.product.bound, self._limits(axis)
+        if axis.source in self.limits:
+            first, stop = self.limits[axis.source]
+            if self.part and axis is self.inner[0]:
+                first = c.make(c.call("llvm.smax.i64", "i64", first, low), INT)
+                stop = self._smaller(stop, high)
+            return [(first, stop, True)]
         if bound is None:
             return [(low, high, True)]
         row, side, width = self.rows[-1].source, self.column.source, vectors * self.lanes
@@ -444,9 +482,9 @@ class _Tile(Packed):
         def start_of(i: Reg) -> str:
             return self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), **self._row_index(i)})
 
-        if len(self.rows) > 1:
+        if len(self.rows) > 1 and not self.inside:
             return [(start_of(c.add(i, integer(r))), 0) for r in range(rows)], steps
-        start, apart = start_of(i), p.a.strides[self.rows[0].source]
+        start, apart = start_of(i), p.a.strides[self.rows[-1].source]
         return [(start, r * apart) for r in range(rows)], steps
 
     def _epilogue(self, acc: list[Reg], i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
