@@ -15,13 +15,14 @@ import random
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 
 from needle.errors import TraceError
 from needle.guard import Guard, state_of
-from needle.tracing import LIBRARY, NEEDLE, USER, owner_of_frame, user_site
+from needle.tracing import LIBRARY, NEEDLE, USER, owner_of_frame, owners, user_site
 
 _ONCE = (
     "{site}: {name} {does}, which would happen once, while the function is compiled, and not on each call; "
@@ -55,7 +56,6 @@ class Effects:
     def __init__(self, name: str, guard: Guard) -> None:
         self.name, self.guard = name, guard
         self.refused: TraceError | None = None
-        self._seen: dict[int, types.CodeType] = {}
 
     def __enter__(self) -> "Effects":
         self._numpy, self._python = np.random.get_state(), random.getstate()
@@ -63,7 +63,7 @@ class Effects:
         self._chained = self._profiler if callable(self._profiler) else None
         self._collects = gc.isenabled()
         gc.disable()  # a collection calls what others have registered, in the midst of the function
-        sys.setprofile(self._notice)
+        sys.setprofile(self._notice())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -80,21 +80,28 @@ class Effects:
         if self._profiler is not self._chained:  # one in C, such as cProfile's, has no function in Python
             getattr(self._profiler, "enable", bool)()
 
-    def _notice(self, frame: types.FrameType, event: Any, argument: Any) -> None:
-        """What Python calls for each function that runs in this thread."""
-        if self._chained is not None:
-            self._chained(frame, event, argument)
-        if event == "call":
-            code = frame.f_code
-            if id(code) not in self._seen:  # equal code may stand in two places, and its hash takes long
-                self._seen[id(code)] = code
-                self.guard.enter(code, frame.f_globals)
-                if code is _HANDLE:
-                    self._refuse("logging", "prints")
-        elif event == "c_call":
-            owner = owner_of_frame(frame)
-            if owner is not NEEDLE:
-                self._notice_builtin(frame, owner, argument)
+    def _notice(self) -> Callable[[types.FrameType, Any, Any], None]:
+        """What Python calls for each function that runs in this thread, thousands of times: few words, all local."""
+        seen: dict[int, types.CodeType] = {}
+        chained, known = self._chained, owners.get
+
+        def notice(frame: types.FrameType, event: Any, argument: Any) -> None:
+            if chained is not None:
+                chained(frame, event, argument)
+            if event == "c_call":
+                if known(frame.f_code.co_filename) is not NEEDLE:
+                    owner = owner_of_frame(frame)
+                    if owner is not NEEDLE:
+                        self._notice_builtin(frame, owner, argument)
+            elif event == "call":
+                code = frame.f_code
+                if id(code) not in seen:  # equal code may stand in two places, and its hash takes long
+                    seen[id(code)] = code
+                    self.guard.enter(code, frame.f_globals)
+                    if code is _HANDLE:
+                        self._refuse("logging", "prints")
+
+        return notice
 
     def _notice_builtin(self, frame: types.FrameType, owner: str, function: Any) -> None:
         if isinstance(function.__self__, _random.Random) and function.__name__ != "getstate":

@@ -393,7 +393,8 @@ class Trace:
         if id(optimizer) in self.own:
             return None, self.full(0, p.shape, p.dtype)
         state = vars(optimizer)["state"][key[0]]
-        symbol = self.add_input(state[key[1]] if state else np.zeros(p.shape, p.dtype), Cell("state", optimizer, key))
+        zeros = np.broadcast_to(np.zeros((), p.dtype), p.shape)  # nobody looks at its elements
+        symbol = self.add_input(state[key[1]] if state else zeros, Cell("state", optimizer, key))
         return symbol.node, self._wrap(Tensor, (None, ()), symbol, False)
 
     # ------------------------------------------------------------------------------------------------ at the end
@@ -431,9 +432,10 @@ def _draw() -> float:
 
 
 def state_of(optimizer: Optimizer, parameter: int, number: int, shape: Any, dtype: Any) -> Array:
-    """One state array of an optimizer; before the first step they are zeros."""
+    """One state array of an optimizer; before the first step they are zeros, written here: a page that is first read,
+    and then written, is made twice, in the midst of the step."""
     if not optimizer.state[parameter]:
-        optimizer.state[parameter] = [np.zeros(shape, dtype) for _ in optimizer.state_names]
+        optimizer.state[parameter] = [np.full(shape, 0, dtype) for _ in optimizer.state_names]
     return optimizer.state[parameter][number]
 
 

@@ -67,18 +67,18 @@ def owner_of(file: str, module: str) -> str:
     return LIBRARY if file.startswith(_LIBRARY) and not installed else USER
 
 
-_owners: dict[str, str] = {}
+owners: dict[str, str] = {}
 """File -> whose it is, for files that have been asked for."""
 
 
 def owner_of_frame(frame: Any) -> str:
     """Whose code a frame runs."""
     file = frame.f_code.co_filename
-    if file in _owners:
-        return _owners[file]
+    if file in owners:
+        return owners[file]
     owner = owner_of(file, frame.f_globals.get("__name__") or "")
     if file[:1] != "<":
-        _owners[file] = owner
+        owners[file] = owner
     return owner
 
 
@@ -88,7 +88,7 @@ def user_site() -> str:
     own = ""
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        if (_owners[file] if file in _owners else owner_of_frame(frame)) is USER:
+        if (owners[file] if file in owners else owner_of_frame(frame)) is USER:
             return f"{file}:{frame.f_lineno}"
         if not own and file.startswith(_PROGRAMS):
             own = f"{file}:{frame.f_lineno}"

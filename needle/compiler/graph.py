@@ -73,18 +73,18 @@ class Graph:
     def nodes(self) -> list[Node]:
         """Every node that a result depends on, inputs of each first."""
         order: list[Node] = []
-        seen = {id(node) for node in self.inputs}
+        seen = set(self.inputs)
         for root in [*self.outputs, *self.updates.values()]:
-            stack = [(root, iter(root.inputs))] if id(root) not in seen else []
-            seen.add(id(root))
+            stack = [(root, iter(root.inputs))] if root not in seen else []
+            seen.add(root)
             while stack:
-                _, rest = stack[-1]
-                child = next((c for c in rest if id(c) not in seen), None)
-                if child is None:
-                    order.append(stack.pop()[0])
+                for child in stack[-1][1]:
+                    if child not in seen:
+                        seen.add(child)
+                        stack.append((child, iter(child.inputs)))
+                        break
                 else:
-                    seen.add(id(child))
-                    stack.append((child, iter(child.inputs)))
+                    order.append(stack.pop()[0])
         return order
 
     def __str__(self) -> str:

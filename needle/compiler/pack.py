@@ -14,7 +14,7 @@ import numpy as np
 from needle.compiler.code import INT, Code, Reg, integer
 from needle.compiler.emit import Axis, Loops, Machine
 from needle.compiler.kernel import Kernel, Product
-from needle.compiler.sides import FAR, LEFT, block, packed_length, packs, right_bytes, sides
+from needle.compiler.sides import FAR, LEFT, packing, sides
 from needle.dtype import DType
 
 AHEAD = 24
@@ -35,8 +35,8 @@ class Packed(Loops):
         self.vector = self.column
         self.height = prod(a.extent for a in self.rows)
         self.k = self.inner[-1].source
-        self.left_packed, self.packed = packs(kernel)
-        self.block = block(kernel)
+        self.packing = packing(kernel, of)
+        self.left_packed, self.packed, self.block = self.packing.left, self.packing.right, self.packing.block
         self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where the product is made in blocks
         self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
 
@@ -75,7 +75,7 @@ class Packed(Loops):
     @property
     def _left(self) -> str:
         """Where the packed part of the left side is, behind that of the right one."""
-        return self.code.address("%scratch", integer(right_bytes(self.kernel)), np.dtype("int8"))
+        return self.code.address("%scratch", integer(self.packing.of_right), np.dtype("int8"))
 
     def _pack_left(self, low: Reg, high: Reg) -> None:
         """Copy rows low to high of the left side so that those of each k stand beside each other, LEFT apart."""
@@ -108,7 +108,7 @@ class Packed(Loops):
 
     def _packed_right(self, vectors: int) -> str:
         """Where the packed panel begins."""
-        size = packed_length(self.kernel) * vectors * self.lanes
+        size = self.packing.length * vectors * self.lanes
         return self.code.address("%scratch", self.code.mul(self.panel, size), self._of_b)
 
     def _pack(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:

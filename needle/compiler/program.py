@@ -8,6 +8,7 @@ Next: ../compile.py.
 import ctypes
 import mmap
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from itertools import compress
 from operator import is_not
@@ -35,6 +36,9 @@ _RANGE = (
 _OUTSIDE = "{site}: an index is outside an axis of length {n}; indices go from {low} to {high}"
 LARGE = 1 << 22
 """Bytes from which on NumPy asks for huge pages."""
+
+POPULATE_WRITE = 23
+"""See madvise(2)."""
 
 
 def _counted() -> tuple[int, int]:
@@ -72,6 +76,16 @@ def aligned_empty(size: int) -> Array:
     return block[start : start + size]
 
 
+def _ask_for_pages(block: Array) -> None:
+    """Have the system clear the pages of an arena, on one processor while LLVM works on another: the first call need
+    not wait for them then. Where a system has no word for that, pages come when they are touched."""
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    if advise is not None:
+        for start in range(0, block.size, LARGE):
+            part = block[start : start + LARGE]
+            advise(ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(part.size), POPULATE_WRITE)
+
+
 class Program:
     """What can be run, and every artefact on the way to it."""
 
@@ -86,12 +100,14 @@ class Program:
     ) -> None:
         self.graph, self.grouping, self.kernels, self.plan, self.threads = graph, grouping, kernels, plan, threads
         self.profiled = profiled
+        self.arena = aligned_empty(max(plan.arena_bytes, 1))
+        if threads > 1 and plan.arena_bytes >= LARGE:
+            threading.Thread(target=_ask_for_pages, args=(self.arena,), daemon=True).start()
         text, self.different = write_text(kernels, plan, graph, threads, host_machine(), profiled)
         self.library = native.load(text, ["step"])
         del text
         self.address = self.library.addresses["step"]
         self.team = team(threads)
-        self.arena = aligned_empty(max(plan.arena_bytes, 1))
         self.scratch = aligned_empty(max(plan.scratch_bytes * threads, 1))
         self.numbers = np.zeros(1 + _numbers(graph), dtype=np.float64)
         self.words = np.zeros(callback_word(graph) + 1, dtype=np.int64)

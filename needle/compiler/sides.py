@@ -96,61 +96,49 @@ def _leaves_out(p: Product, axes: tuple[int, ...]) -> bool:
     return p.bound is None and prod(x.share(axes) for x in p.inside) < MOST
 
 
-def packs(kernel: Kernel) -> tuple[bool, bool]:
-    """Whether the left and the right side of a product are packed."""
+@dataclass
+class Packing:
+    """Which sides of a product are packed, how much at once, and the memory that this takes, in bytes."""
+
+    left: bool
+    right: bool
+    block: int
+    """How many members of the first inner axis are multiplied at once; 0 for all."""
+    length: int
+    """How many k are packed at once."""
+    of_right: int
+    """The last square that is written has as many k as a vector has lanes."""
+    of_left: int
+    of_sums: int
+    """Of those that wait while blocks are multiplied."""
+
+
+def packing(kernel: Kernel, of: Sides) -> Packing:
+    """What a product packs."""
     p = kernel.product
-    if p is None or not p.length:
-        return False, False
-    of = sides(kernel)
-    row, inner = of.rows[-1].source, of.inner[-1].source
-    far = p.a.strides[inner] * kernel.slots[p.a.slot].itemsize >= FAR
-    plain = len(of.rows) == len(of.inner) == 1 and p.bound is None
-    left = plain and p.a.strides[row] == 1 and far and p.length >= LEFT_LENGTH
-    large = p.length * of.column.extent * p.dtype.itemsize > PACK_BYTES
-    return left, p.b.strides[of.column.source] != 1 or large
+    assert p is not None  # noqa: S101
+    size, left, right = p.dtype.itemsize, False, False
+    if p.length:
+        far = p.a.strides[of.inner[-1].source] * kernel.slots[p.a.slot].itemsize >= FAR
+        plain = len(of.rows) == len(of.inner) == 1 and p.bound is None
+        left = plain and p.a.strides[of.rows[-1].source] == 1 and far and p.length >= LEFT_LENGTH
+        right = p.b.strides[of.column.source] != 1 or p.length * of.column.extent * size > PACK_BYTES
+    first = of.inner[0].extent
+    step = max(BLOCK * first // max(p.length, 1), 1)
+    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
+    block = step if right and long and step < first else 0
+    length = block * p.length // first if block else p.length
+    vectors = -(-of.column.extent * size // 64)
+    panel, panels = 64 * (vectors if vectors <= WIDEST else VECTORS), PANELS if left else 1  # bytes of a row, at most
+    sums = prod(a.extent for a in of.rows) * panel * panels if block else 0
+    return Packing(
+        left, right, block, length, (length * panels + 64 // size) * panel, length * LEFT * size * left, sums
+    )
 
 
 def scratch_bytes(kernel: Kernel) -> int:
     """Memory that each thread needs for packing, or for the lines that it keeps."""
-    p = kernel.product
-    if p is None:
+    if kernel.product is None:
         return kept_lines(kernel, LANES)[1]
-    left, right = packs(kernel)
-    step = block(kernel)
-    length = packed_length(kernel)
-    panels = PANELS if left else 1
-    sums = prod(a.extent for a in sides(kernel).rows) * _panel_width(kernel) * (step > 0) * panels
-    return right_bytes(kernel) * (left or right) + length * LEFT * p.dtype.itemsize * left + sums
-
-
-def block(kernel: Kernel) -> int:
-    """How many members of the first inner axis are multiplied at once; 0 for all."""
-    p = kernel.product
-    assert p is not None  # noqa: S101
-    left, right = packs(kernel)
-    first = sides(kernel).inner[0].extent
-    step = max(BLOCK * first // max(p.length, 1), 1)
-    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
-    return step if right and long and step < first else 0
-
-
-def packed_length(kernel: Kernel) -> int:
-    """How many k are packed at once."""
-    p, step = kernel.product, block(kernel)
-    assert p is not None  # noqa: S101
-    return step * p.length // sides(kernel).inner[0].extent if step else p.length
-
-
-def right_bytes(kernel: Kernel) -> int:
-    """For the packed right side; the last square that is written has as many k as a vector has lanes."""
-    p, panels = kernel.product, PANELS if packs(kernel)[0] else 1
-    assert p is not None  # noqa: S101
-    return (packed_length(kernel) * panels + 64 // p.dtype.itemsize) * _panel_width(kernel)
-
-
-def _panel_width(kernel: Kernel) -> int:
-    """Bytes of a row of the widest panel, at most: see `_Tile._columns`."""
-    p = kernel.product
-    assert p is not None  # noqa: S101
-    widest = -(-sides(kernel).column.extent * p.dtype.itemsize // 64)
-    return 64 * (widest if widest <= WIDEST else VECTORS)
+    found = packing(kernel, sides(kernel))
+    return found.of_right * (found.left or found.right) + found.of_left + found.of_sums

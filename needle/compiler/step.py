@@ -91,7 +91,8 @@ class _Step:
         before, after = _flush_denormals()
         self.declared |= {f"declare void @llvm.x86.sse.{name}mxcsr(ptr)" for name in ("st", "ld") if before}
         body = [*before, *self._head(), *self.lines, *after, "  ret void", "}"]
-        step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind {", "entry:", *body]
+        # It only calls others: LLVM need not think about it for long.
+        step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind noinline optnone {", "entry:", *body]
         barrier = barrier_text(self.threads) if self.threads > 1 else ""
         return "\n".join([*sorted(self.declared), barrier, *self.bodies, "\n".join(step)])
 

@@ -19,10 +19,14 @@ from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, scalars
 from needle.compiler.pack import Packed
-from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST, packed_length, right_bytes
+from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST
 
 At = tuple[Reg, Reg, Reg] | None
 """The first row and column of a tile, and k, where it must be asked whether a term counts."""
+
+LOW = 8
+"""Rows of a tile of a triangle, at most, which is two vectors wide: its code is written for all terms and for
+some, and the smaller it is, the fewer terms on the diagonal are multiplied for nothing."""
 
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
@@ -107,8 +111,7 @@ class _Tile(Packed):
         """Chunks of up to VECTORS vectors; equal chunks of whole vectors share a loop."""
         whole, rest = divmod(self.column.extent, self.lanes)
         total = whole + (rest > 0)
-        wide = total <= WIDEST and self.machine.registers >= 32
-        chunks = even(total, WIDEST if wide else VECTORS if self.machine.registers >= 32 else 2)
+        chunks = even(total, self._width_for(total))
         split = self._split() == "column"
         start = 0
         while chunks:
@@ -122,6 +125,20 @@ class _Tile(Packed):
             self._column_group(start, n, count, masked, split)
             start += n * count
             chunks = chunks[count:]
+
+    def _width_for(self, total: int) -> int:
+        """The most vectors of a tile, of a product of so many."""
+        if self.product.bound is not None or self.machine.registers < 32:
+            return 2
+        if total <= WIDEST:
+            return WIDEST
+        rows = self._rows_of_thread()
+        alike = {v: total % v == 0 and rows % tile_rows(self.machine, v) == 0 for v in (VECTORS, VECTORS - 1)}
+        return VECTORS if alike[VECTORS] or not alike[VECTORS - 1] else VECTORS - 1
+
+    def _rows_of_thread(self) -> int:
+        extent = self.rows[-1].extent if self.inside else self.height
+        return extent // self.threads if self._split() == "row" else extent
 
     def _column_group(self, start: int, vectors: int, count: int, rest: int, split: bool) -> None:
         width = vectors * self.lanes
@@ -185,8 +202,8 @@ class _Tile(Packed):
 
     def _sums(self, vector: Reg, vectors: int) -> str:
         """Where the sums so far of rows are, behind what is packed; counted in vectors."""
-        left = packed_length(self.kernel) * LEFT * self.product.dtype.itemsize * self.left_packed
-        start = self.code.address("%scratch", integer(right_bytes(self.kernel) + left), np.dtype("int8"))
+        start = integer(self.packing.of_right + self.packing.of_left)
+        start = self.code.address("%scratch", start, np.dtype("int8"))
         vector = self.code.add(vector, self.code.mul(self.panel, self.height * vectors))
         return self.code.address(start, self.code.mul(vector, self.lanes), self.product.dtype)
 
@@ -258,7 +275,8 @@ class _Tile(Packed):
         found: dict[int, list[tuple[int, int]]] = {}
         for t in range(threads):
             low, high = extent * t // threads, extent * (t + 1) // threads
-            heights = even(high - low, tile_rows(self.machine, vectors)) if high > low else []
+            most = tile_rows(self.machine, vectors)
+            heights = even(high - low, most if self.product.bound is None else min(most, LOW)) if high > low else []
             at = low
             for height in sorted(set(heights), reverse=True):
                 stop = at + height * heights.count(height)
