@@ -324,7 +324,9 @@ nn.RMSNorm(0)
 nn.Embedding(0, 3)
     ArgumentError: Embedding: num_embeddings must be a whole number of at least 1, not 0
 nn.Embedding(3, 2)(labels(0, 3))
-    IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from -3 to 2
+    IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from 0 to 2
+nn.Embedding(3, 2)(labels(0, -1))
+    IndexRangeError: Gather(axes=(0,)): index -1 is outside axis 0 of shape (3, 2); indices go from 0 to 2
 nn.Embedding(3, 2, padding_idx=3)
     ArgumentError: Embedding: padding_idx must be a whole number from -3 to 2, the index of a row, not 3
 nn.Embedding(3, 2)(labels(0, 1.5))
