@@ -256,6 +256,17 @@ def test_a_gradient_that_is_not_finite_is_named_too(options: dict[str, Any], exp
         fit(layer, loader, optimizer, loss_fn, epochs=1, **options)
 
 
+def test_no_callback_sees_parameters_that_are_not_finite() -> None:
+    class Save(Callback):
+        def after_epoch(self, state: FitState) -> None:
+            raise AssertionError
+
+    layer, one = nn.Linear(1, 1), np.zeros((1, 1), "float32")
+    loader, optimizer = DataLoader(NDArrayDataset(one, one)), ndl.optim.SGD(layer.parameters())
+    with pytest.raises(DivergenceError, match="gradient became not finite in epoch 1, after 1 samples.*weight is not"):
+        fit(layer, loader, optimizer, lambda y, _: ((y - y) ** 2).sum() ** 0.5, epochs=1, wrong=None, callbacks=Save())
+
+
 def test_clipping_and_accumulation_are_those_of_a_loop_by_hand() -> None:
     x = np.random.randn(24, 4).astype("float32")
     loader = DataLoader(NDArrayDataset(x, (x[:, 0] > 0).astype("uint8")), batch_size=10)

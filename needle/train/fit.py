@@ -20,7 +20,16 @@ from needle.tensor import Tensor
 from needle.train.check import check_batch, check_callbacks, check_fit, check_task
 from needle.train.metrics import EpochMetrics, Totals
 from needle.train.state import Callback, FitState, Loader, Phase
-from needle.train.step import Answer, GradientOptimizer, LossFunction, TrainStep, count, make_test_step, wrong_answers
+from needle.train.step import (
+    Answer,
+    GradientOptimizer,
+    LossFunction,
+    TrainStep,
+    check_parameters,
+    count,
+    make_test_step,
+    wrong_answers,
+)
 
 
 class StepSchedule(Protocol):
@@ -55,7 +64,8 @@ def fit(
         accumulate: parts that each batch is cut into: less memory, the same step (but batch norms see one part each).
         compiled: run each step as one native function (see `needle.compile`).
 
-    Raises DivergenceError, which names the op that is to blame, when a loss is not finite.
+    Raises DivergenceError, which names the op that is to blame, when a loss or a parameter is not finite: then no
+    callback saves, and what was saved before stays.
     """
     check_fit(model, loader, test_loader, optimizer, loss_fn, wrong, schedule, epochs, clip, accumulate)
     state, callbacks = state or FitState(), check_callbacks(callbacks, state, test_loader)
@@ -70,6 +80,7 @@ def fit(
                 step(inputs, targets, state)
                 if schedule is not None:
                     schedule.step()
+            check_parameters(model, optimizer, state)  # before a callback saves what cannot be used
             test = None if test_loader is None else _test(model, test_loader, test_step, state, callbacks)
             state.compile_seconds = step.compile_seconds + getattr(test_step, "seconds", 0.0)
             state.finish_epoch(test)
