@@ -200,7 +200,7 @@ class Trace:
             return None
         array = _DATA.__get__(grad)
         if isinstance(array, Symbol):
-            raise array._refuse("the compiled function")  # pyright: ignore[reportPrivateUsage]
+            raise array.refusal("the compiled function")
         holder = shadow.tensor if shadow.argument is None else shadow.argument
         symbol = self.add_input(array, Cell("grad", holder))
         requires_grad = _REQUIRES.__get__(grad)
@@ -295,7 +295,7 @@ class Trace:
         """The node of a Tensor: of a traced one, or of the input that one from outside is."""
         data = value.cached_data
         if data.tracer is not self:
-            raise data._refuse("the trace")  # pyright: ignore[reportPrivateUsage]
+            raise data.refusal("the trace")
         return data.node
 
     def cast(self, symbol: Symbol, dtype: Any) -> Symbol:

@@ -95,6 +95,9 @@ VALUES_INSIDE: dict[str, Callable[[Tensor], Any]] = {
     "cached_data": lambda x: x + x.cached_data[0],
     "sorted": lambda x: sorted(x, key=float)[0],
 }
+READ_BY = {name: f"{name}() reads it" for name in ("float", "int", "item", "numpy", "tolist", "str", "repr")}
+READ_BY |= dict.fromkeys(("bool", "while"), "`if`, `while` or bool() reads it") | {"asarray": "NumPy reads it"}
+"""What the error names: what the user wrote."""
 W = p(2, 3)
 VALUES_OUTSIDE: dict[str, Callable[[Tensor], Any]] = {
     "float": lambda x: x * float(W.sum()),
@@ -120,8 +123,9 @@ def test_values_are_not_read(name: str) -> None:
     function = (VALUES_INSIDE | {f"outside {n}": f for n, f in VALUES_OUTSIDE.items()})[name]
     compiled = ndl.compile(function)
     for _ in range(2):
-        with pytest.raises(TraceError, match=r"test_footguns\.py:\d+"):
+        with pytest.raises(TraceError, match=r"test_footguns\.py:\d+") as caught:
             compiled(t(1, 2))
+        assert READ_BY.get(name, "") in str(caught.value)
     assert isinstance(W.numpy(), np.ndarray)  # everything is back
 
 
