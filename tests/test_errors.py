@@ -172,6 +172,10 @@ ndl.flip(T(2, 3), 2)
     ShapeError: flip: axis 2 does not exist in shape (2, 3)
 ndl.dilate(T(2, 3), 0, -1)
     ArgumentError: dilate: dilation is the number of zeros between elements, a whole number of at least 0, not -1
+ndl.sort(T(2, 3), 2)
+    ShapeError: sort: axis 2 does not exist in shape (2, 3); axes go from -2 to 1
+ndl.topk(T(2, 3), 1, 2)
+    ShapeError: topk: axis 2 does not exist in shape (2, 3); axes go from -2 to 1
 ndl.topk(T(2, 3), 4)
     ArgumentError: topk: k must be a whole number from 0 to 3, the length of axis 1 of shape (2, 3), not 4
 ndl.take_along(T(2, 3), labels(0, 1), 0)
@@ -304,7 +308,14 @@ nn.BatchNorm1d(3, momentum=2)
 nn.BatchNorm1d(3)(T(4, 5))
     ShapeError: BatchNorm1d: needs an input of shape (batch, 3), not (4, 5)
 nn.BatchNorm1d(3)(T(0, 3))
-    ShapeError: BatchNorm1d: the batch is empty (shape (0, 3)), so it has no mean; skip empty batches
+    ShapeError: BatchNorm1d: training needs more than one value for each channel, but the input has shape (0, 3); give
+    larger batches (drop_last=True leaves out a small last one), or call .eval()
+ndl.compile(nn.BatchNorm1d(3))(T(1, 3))
+    ShapeError: BatchNorm1d: training needs more than one value for each channel, but the input has shape (1, 3)
+nn.BatchNorm2d(3)(T(1, 3, 1, 1))
+    ShapeError: BatchNorm2d: training needs more than one value for each channel, but the input has shape (1, 3, 1, 1)
+nn.BatchNorm2d(3)(T(2, 3, 0, 4))
+    ShapeError: BatchNorm2d: training needs more than one value for each channel, but the input has shape (2, 3, 0, 4)
 nn.LayerNorm1d(3)(T(4, 3, 3))
     ShapeError: LayerNorm1d: needs an input of shape (batch, 3), not (4, 3, 3)
 nn.Dropout(1.0)
@@ -347,9 +358,9 @@ nn.Conv2d(3, 4, 3, stride=0)(T(2, 3, 8, 8))
 nn.Conv2d(3, 4, 3, padding=-1)(T(2, 3, 8, 8))
     ArgumentError: conv: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
 nn.Conv2d(3, 4, 5)(T(2, 3, 4, 8))
-    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+    ShapeError: the kernel reaches over (5, 5) elements of the sliding axes, but the input has only (4, 8) there,
 ndl.compile(nn.Conv2d(3, 4, 5))(T(2, 3, 4, 8))
-    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+    ShapeError: the kernel reaches over (5, 5) elements of the sliding axes, but the input has only (4, 8) there,
 ndl.conv(T(2, 4, 4, 3), T(3, 3, 2, 4))
     ShapeError: input of shape (2, 4, 4, 3) has 3 channels, but the kernel of shape (3, 3, 2, 4) takes 2 (2 in each of
     1 groups)
@@ -399,6 +410,12 @@ nn.MultiHeadAttention(5, 2)
     ArgumentError: MultiHeadAttention: embed_dim 5 cannot be divided into num_heads=2 equal heads
 nn.MultiHeadAttention(4, 2)(T(2, 3, 5))
     ShapeError: MultiHeadAttention: query must have shape (batch, steps, 4), not (2, 3, 5)
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), T(3, 5, 4))
+    ShapeError: MultiHeadAttention: queries (2, 3, 4), keys (3, 5, 4) and values (3, 5, 4): their batch sizes must be
+    equal, or 1
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), T(2, 5, 4), T(2, 3, 4))
+    ShapeError: MultiHeadAttention: queries (2, 3, 4), keys (2, 5, 4) and values (2, 3, 4): there must be a value for
+    each key
 nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 4) > 0)
     ShapeError: MultiHeadAttention: key_padding_mask must have shape (2, 3) (True: left out), not (2, 4)
 nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 3))
@@ -553,9 +570,9 @@ ndl.topk([1.0], 1)
 ndl.compile(lambda x: ndl.topk(x, 1.5))(T(3))
     ArgumentError: topk: k must be a whole number from 0 to 3, the length of axis 0 of shape (3,), not 1.5
 ndl.sort(T(2, 3), None)
-    ShapeError: argsort: axis must be an int, not None
+    ShapeError: sort: axis must be an int, not None
 ndl.compile(ndl.sort)(T(2, 3), None)
-    ShapeError: argsort: axis must be an int, not None
+    ShapeError: sort: axis must be an int, not None
 ndl.flip([1.0])
     DTypeError: flip: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
 ndl.pad(T(2), 1.5)

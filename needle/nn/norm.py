@@ -18,7 +18,10 @@ from needle.tensor import Tensor
 from needle.value import Shape, as_tuple
 
 _INPUT = "{layer}: needs an input of shape ({wanted}), not {shape}"
-_EMPTY_BATCH = "{layer}: the batch is empty (shape {shape}), so it has no mean; skip empty batches"
+_TOO_FEW = (
+    "{layer}: training needs more than one value for each channel, but the input has shape {shape}; "
+    "give larger batches (drop_last=True leaves out a small last one), or call .eval()"
+)
 _ARGUMENT = "{layer}: {name} must be {rule}, not {value!r}"
 _GROUPS = "GroupNorm: {channels} channels cannot be divided into {groups} equal groups; choose a divisor of {channels}"
 
@@ -180,7 +183,8 @@ class BatchNorm1d(_Channels):
     """(x - mean) / sqrt(var + eps) * weight + bias over axis 0 (Ioffe and Szegedy, 2015).
 
     Training uses the batch's mean and biased variance, and moves `running_mean` and `running_var` towards them:
-    new = (1 - momentum) * old + momentum * observed. Evaluation uses the running values.
+    new = (1 - momentum) * old + momentum * observed. Evaluation uses the running values. In training, a
+    channel with a single value is a `ShapeError`.
     """
 
     bias: Parameter
@@ -203,8 +207,8 @@ class BatchNorm1d(_Channels):
         if not self.training:
             scale = self.weight / (self.running_var + self.eps).sqrt()  # (dim,)
             return (x - self._along(self.running_mean)) * self._along(scale) + self._along(self.bias)
-        if not x.size:
-            raise ShapeError(_EMPTY_BATCH.format(layer=type(self).__name__, shape=x.shape))
+        if x.size <= self.dim:  # a single value is its own mean, so that nothing of it would be left
+            raise ShapeError(_TOO_FEW.format(layer=type(self).__name__, shape=x.shape))
         others: Any = 0 if self.ndim == 2 else (0, *range(2, self.ndim))
         centered = center(x, others)
         variance = mean_square(centered, others)  # (dim,)
