@@ -183,7 +183,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"wrong": 3}, "fit: wrong must be a function"),
     ({"state": 3}, "fit: state must be a FitState"),
     (
-        {"loss_fn": lambda y, _: y.sum(), "loader": DataLoader(NDArrayDataset(np.zeros((4, 4)), np.zeros((4, 1))))},
+        {"loss_fn": lambda y, _: y.sum(), "loader": DataLoader(NDArrayDataset(np.zeros((4, 4)), np.zeros((4, 1))), 2)},
         "where there are no classes, give wrong=None",
     ),
 ]
