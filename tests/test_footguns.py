@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import platform
 import random
 import sys
 import threading
@@ -1129,6 +1130,14 @@ def test_check_tells_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TraceError, match=r"differ in w, by up to 1 where"):
         ndl.compile(check=True)(f)(X)
     assert w.numpy().tolist() == [1, 2]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="small numbers stay what they are")
+def test_check_takes_small_numbers_for_0() -> None:
+    small = t(1e-40, 1)
+    assert ndl.compile(lambda x: x * 2, check=True)(small).numpy().tolist() == [0, 2]
+    with pytest.raises(TraceError, match=r"has nan at index \[0\] where the uncompiled one has 1; .* 1e-38"):
+        ndl.compile(lambda x: x / x, check=True)(small)
 
 
 def compilations(f: Any) -> list[Any]:
