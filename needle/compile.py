@@ -47,8 +47,8 @@ _UNSTABLE = (
 )
 _DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
 _LOG = logging.getLogger("needle")
-_LABEL = "one_hot: {found} is not one of {n} classes; integers go from 0 to {last}"
-_LABEL_DTYPE = "one_hot: {found} is not a whole number; labels are the index of a class"
+_LABEL = "{site}: label {found} is not one of {n} classes; labels go from 0 to {last}"
+_LABEL_DTYPE = "{site}: label {found} is not a whole number; labels are the index of a class"
 _DIFFERENT = (
     "{name}: compiled and uncompiled differ in {what}, {how}; nothing was changed. Please report this as an error of "
     "needle, unless numbers below 1e-38 are at work: a compiled function takes them for 0"
@@ -151,13 +151,13 @@ class Compiled:
         trace.guard.freeze()
 
     def _prepare_checks(self, trace: Trace) -> None:
-        self.labels: list[tuple[Graph | int, int]] = []
-        for node, n in trace.labels:
+        self.labels: list[tuple[Graph | int, int, str]] = []
+        for node, n, site in trace.labels:
             made = Graph(trace.inputs, [node])
             if isinstance(node.op, Input):
-                self.labels.append((node.op.index, n))
+                self.labels.append((node.op.index, n, site))
             else:
-                self.labels.append((made, n))
+                self.labels.append((made, n, site))
         self.numbers = computer_of(list(trace.numbers))
 
     # -------------------------------------------------------------------------------------------------- each call
@@ -205,8 +205,8 @@ class Compiled:
 
     def run(self, leaves: list[Any], arrays: list[Array]) -> Any:
         """One call: compute, and write back."""
-        for source, n in self.labels:
-            _check_labels(arrays[source] if isinstance(source, int) else _evaluate(source, arrays), n)
+        for source, n, site in self.labels:
+            _check_labels(arrays[source] if isinstance(source, int) else _evaluate(source, arrays), n, site)
         numbers = self.numbers()
         steps = [(optimizer, optimizer.t + count) for optimizer, count in self.steps]
 
@@ -275,7 +275,7 @@ def _evaluate(graph: Graph, arrays: list[Array]) -> Array:
     return labels
 
 
-def _check_labels(labels: Array, n: int) -> None:
+def _check_labels(labels: Array, n: int, site: str) -> None:
     kind = labels.dtype.kind
     if not labels.size:
         return
@@ -284,10 +284,10 @@ def _check_labels(labels: Array, n: int) -> None:
         if whole.item(whole.argmax()) < n:
             return
     if kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
-        raise DTypeError(_LABEL_DTYPE.format(found=wrong.flat[0]))
+        raise DTypeError(_LABEL_DTYPE.format(site=site, found=wrong.flat[0]))
     if not (labels.min() >= 0 and labels.max() < n):
         found = labels[(labels < 0) | (labels >= n)].flat[0]
-        raise IndexRangeError(_LABEL.format(found=found, n=n, last=n - 1))
+        raise IndexRangeError(_LABEL.format(site=site, found=found, n=n, last=n - 1))
 
 
 class Step:

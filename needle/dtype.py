@@ -52,6 +52,8 @@ def as_array(values: Any, dtype: Any = None) -> Array:
     except (ValueError, TypeError, OverflowError) as error:
         reason = _RAGGED if "inhomogeneous" in str(error) else error
         raise DTypeError(_NO_ARRAY.format(kind=type(values).__name__, reason=reason)) from error
+    if wanted is not None and not isinstance(values, np.ndarray) and wanted.kind in "bf" and (array != array).any():
+        as_supported(np.asarray(values).dtype)  # NumPy makes nan of None
     return array if array.dtype in _SUPPORTED else array.astype(as_supported(array.dtype))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import needle as ndl
 import text_table
-from needle import errors, models, nn, optim, train
+from needle import data, errors, models, nn, optim, train
 from needle.errors import CheckpointError, NeedleError
 
 
@@ -325,7 +325,7 @@ nn.Dropout('a')
 nn.BatchNorm2d(3)(T(4, 3))
     ShapeError: BatchNorm2d: needs an input of shape (batch, 3, height, width), not (4, 3)
 nn.LayerNorm((3, 2))(T(4, 3, 3))
-    ShapeError: LayerNorm: needs an input of shape (..., (3, 2)), not (4, 3, 3)
+    ShapeError: LayerNorm: needs an input of shape (..., 3, 2), not (4, 3, 3)
 nn.GroupNorm(2, 3)
     ArgumentError: GroupNorm: 3 channels cannot be divided into 2 equal groups; choose a divisor of 3
 nn.GroupNorm(3, 3)(T(2, 4, 4))
@@ -659,12 +659,58 @@ train.KeepBest(None, 'best')
     ArgumentError: KeepBest: model must be a Module, such as nn.Linear(4, 2), not None
 train.CSVLog(None)
     ArgumentError: CSVLog: path must be the name of a file or folder, a str or Path, not None
+data.WindowDataset([1.5, 2.5, 3.5], 1)
+    ArgumentError: WindowDataset: tokens have shape (3,) and dtype float64; give one axis of whole numbers
+data.WindowDataset([1, 2, 3], 1.5)
+    ArgumentError: WindowDataset: length is the number of inputs in a window, a whole number from 1 to 2 here, not 1.5
+data.WindowDataset([1, 2, 3], 1, '3')
+    ArgumentError: WindowDataset: samples is the number of random windows in an epoch, at least 1, not '3'
+data.TokenFile(None)
+    ArgumentError: TokenFile: path must be the name of a file or folder, a str or Path, not None
+data.TokenFile.write('a', None, 10)
+    ArgumentError: TokenFile.write: pieces must be arrays or lists of tokens, one after the other, not None
+data.TokenFile.write('a', [[1]], 2.5)
+    ArgumentError: TokenFile.write: vocabulary is the number of different tokens, from 1 to 2**32, not 2.5
+data.Corpus(None)
+    ArgumentError: Corpus: base_dir must be the name of a file or folder, a str or Path, not None
+data.Corpus('here', -1)
+    ArgumentError: Corpus: max_lines is the number of lines to read of each file, at least 0, or None for all, not -1
+data.Characters(None)
+    DTypeError: Characters: needs a text (str), not None
+data.Characters('ab').decode('ab')
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype <U2
+data.batchify([1, 2, 3], 0)
+    ArgumentError: batchify: needs a list of numbers and a whole batch_size of at least 1, not shape (3,) and 0
+data.get_batch(None, 0, 1)
+    ArgumentError: get_batch: needs what batchify gave, (rows, batch_size), not NoneType
+data.get_batch(data.batchify([1, 2, 3, 4], 1), 0, -1)
+    ArgumentError: get_batch: bptt is the number of rows in a batch, a whole number of at least 1, not -1
+data.get_batch(data.batchify([1, 2, 3, 4], 1), 0.5, 1)
+    IndexRangeError: get_batch: i is 0.5, but targets end at row 3; i goes from 0 to 2
+next(iter(data.DataLoader(data.NDArrayDataset(np.array(['a', 'b'])))))
+    DataError: DataLoader: NDArrayDataset.take gave <U1 in field 0; a field must be numbers
+ndl.Tensor([1.0, None], dtype='float32')
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype object; give numbers
+nn.MSELoss()(T(2), None)
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype object; give numbers
+nn.BatchNorm1d(3)(np.ones((4, 5)))
+    DTypeError: BatchNorm1d: needs a Tensor, but was given ndarray; wrap it as ndl.Tensor(...)
+nn.LSTM(3, 2)(None)
+    ShapeError: LSTM: needs an input of shape (steps, batch, 3), not NoneType
+ndl.compile(nn.Embedding(3, 2))(labels(True))
+    DTypeError: Gather(axes=(0,)): indices must be integers, not bool
+setattr(optim.SGD([T(2)]), 'lr', float('nan'))
+    ArgumentError: SGD: lr must be a finite number of at least 0, not nan
+ndl.compile(lambda x: step(optim.SGD([T(2, 2)]), x))(T(1, 2))
+    ArgumentError: SGD: the gradient of parameter 0 has shape (1, 2), but the parameter has shape (2, 2)
+ndl.schedule.StepLR(optim.SGD([T(2)]), 2).load_state_dict({'step': 1, 'rates': ['a']})
+    CheckpointError: StepLR.load_state_dict: needs the entries 'step' and 'rates' (1 numbers) of the same schedule
 models.generate(nn.Linear(2, 2), [0], 3)
     ArgumentError: generate: needs a decoder, such as GPTDecoder(model), not a Linear
 """
 
 NAMES: dict[str, Any] = {n: thing for n, thing in globals().items() if not n.startswith("_")}
-NAMES |= {"models": models, "train": train}
+NAMES |= {"data": data, "models": models, "train": train}
 ANSWERS = [(program, *answer.split(": ", 1)) for program, answer in text_table.read(PROGRAMS)]
 ROWS = [(program, getattr(errors, kind), sentence) for program, kind, sentence in ANSWERS]
 

@@ -923,7 +923,7 @@ def test_a_wrong_label_changes_nothing(label: float) -> None:
     f, x = ndl.compile(step), Tensor([[1, 2]], dtype="float32", requires_grad=False)
     f(x, Tensor([3.0 if label == 1.5 else 3], requires_grad=False))
     before, t_before = w.numpy().copy(), optimizer.t
-    with pytest.raises((IndexRangeError, ndl.errors.DTypeError), match="one_hot"):
+    with pytest.raises((IndexRangeError, ndl.errors.DTypeError), match=r"test_footguns\.py:\d+: label .* class"):
         f(x, Tensor([label], requires_grad=False))
     assert (w.numpy().tolist(), optimizer.t) == (before.tolist(), t_before)
 
@@ -932,7 +932,7 @@ def test_a_wrong_label_changes_nothing(label: float) -> None:
 def test_a_wrong_label_beside_ignored_ones_is_found(label: int) -> None:
     f, logits = ndl.compile(lambda x, y: ndl.cross_entropy(x, y, ignore_index=-100)), t(*range(12)).reshape((4, 3))
     assert f(logits, Tensor([0, 1, 2, -100])).numpy() == ndl.cross_entropy(logits[:3], Tensor([0, 1, 2])).numpy()
-    with pytest.raises(IndexRangeError, match=f"one_hot: {label} is not one of 3 classes"):
+    with pytest.raises(IndexRangeError, match=f"label {label} is not one of 3 classes"):
         f(logits, Tensor([0, 1, label, -100]))
 
 

@@ -15,7 +15,7 @@ from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
 from needle.ops import center, lerp, mean_square
 from needle.tensor import Tensor
-from needle.value import Shape, as_tuple
+from needle.value import Shape, as_tuple, shape_of
 
 _INPUT = "{layer}: needs an input of shape ({wanted}), not {shape}"
 _TOO_FEW = (
@@ -49,8 +49,9 @@ class _Norm(Module):
         return value
 
     def _refuse(self, x: Any) -> ShapeError:
-        name, shape = type(self).__name__, getattr(x, "shape", type(x).__name__)
-        return ShapeError(_INPUT.format(layer=name, wanted=self.wanted.format(**vars(self)), shape=shape))
+        name = type(self).__name__
+        wanted = self.wanted.format(self.extra_repr(), **vars(self))
+        return ShapeError(_INPUT.format(layer=name, wanted=wanted, shape=shape_of(name, x)))
 
 
 class _Channels(_Norm):
@@ -93,7 +94,7 @@ class LayerNorm1d(_Channels):
 class _Trailing(_Norm):
     """A norm over the last axes, whose shape is `normalized_shape`."""
 
-    wanted = "..., {normalized_shape}"
+    wanted = "..., {}"
 
     def __init__(self, shape: Any, eps: float, device: Device | None, dtype: Any, bias: bool) -> None:
         self.normalized_shape = tuple(self._size("normalized_shape", n) for n in as_tuple(shape))

@@ -31,7 +31,7 @@ _NOT_AGAIN = "It was finite when the batch was run again with other random numbe
 
 def first_fault(model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor], inputs: Tensor, targets: Tensor) -> str:
     """A sentence about the first op, forwards and then backwards, whose inputs are finite and whose result is not."""
-    if not _finite(inputs.numpy()):
+    if not (_finite(inputs.numpy()) and _finite(targets.numpy())):
         return _INPUT
     if blame := wrong_parameter(model):
         return blame
