@@ -265,9 +265,13 @@ def test_no_callback_sees_parameters_that_are_not_finite() -> None:
     loader, optimizer = DataLoader(NDArrayDataset(one, one)), ndl.optim.SGD(layer.parameters())
     with pytest.raises(DivergenceError, match="gradient became not finite in epoch 1, after 1 samples.*weight is not"):
         fit(layer, loader, optimizer, lambda y, _: ((y - y) ** 2).sum() ** 0.5, epochs=1, wrong=None, callbacks=Save())
-    wrong = DataLoader(NDArrayDataset(one, one * np.nan))
+
+
+def test_targets_that_are_not_finite_are_named() -> None:
+    layer, one = nn.Linear(1, 1), np.ones((1, 1), "float32")
+    loader, optimizer = DataLoader(NDArrayDataset(one, one * np.nan)), ndl.optim.SGD(layer.parameters())
     with pytest.raises(DivergenceError, match="The batch itself holds numbers that are not finite"):
-        fit(nn.Linear(1, 1), wrong, optimizer, nn.MSELoss(), epochs=1, wrong=None, compiled=False)
+        fit(layer, loader, optimizer, nn.MSELoss(), epochs=1, wrong=None, compiled=False)
 
 
 def test_clipping_and_accumulation_are_those_of_a_loop_by_hand() -> None:
