@@ -148,11 +148,11 @@ class Optimizer:
 
     def gradient(self, i: int) -> Tensor:
         """The gradient of parameter i. Raises `ArgumentError` unless it is a Tensor in the shape of the parameter."""
-        p, facts = self.params[i], {"name": type(self).__name__, "index": i}
+        name, p = type(self).__name__, self.params[i]
         if not isinstance(p.grad, Tensor):
-            raise ArgumentError(_GRAD_TYPE.format(found=type(p.grad).__name__, **facts))
+            raise ArgumentError(_GRAD_TYPE.format(name=name, index=i, found=type(p.grad).__name__))
         if p.grad.shape != p.shape:
-            raise ArgumentError(_GRAD_SHAPE.format(found=p.grad.shape, shape=p.shape, **facts))
+            raise ArgumentError(_GRAD_SHAPE.format(name=name, index=i, found=p.grad.shape, shape=p.shape))
         return p.grad
 
     def _gradient(self, i: int) -> Array:

@@ -293,6 +293,8 @@ Odd(lambda g: T(5))(T(2)).backward()
 # layers
 nn.Linear(0, 3)
     ArgumentError: Linear: in_features must be a whole number of at least 1, not 0
+nn.Linear(True, 3)
+    ArgumentError: Linear: in_features must be a whole number of at least 1, not True
 nn.Linear(3, 2, dtype='int32')
     DTypeError: Linear: dtype must be a floating-point dtype, not int32
 nn.Residual(3)

@@ -63,11 +63,8 @@ class TokenFile:
             raise ArgumentError(_VOCABULARY.format(found=vocabulary))
         if not isinstance(pieces, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(_PIECES.format(found=pieces))
-        dtype, count, target = (
-            np.dtype("<u2" if vocabulary <= 2**16 else "<u4"),
-            0,
-            as_path("TokenFile.write: path", path).expanduser(),
-        )
+        target = as_path("TokenFile.write: path", path).expanduser()
+        dtype, count = np.dtype("<u2" if vocabulary <= 2**16 else "<u4"), 0
         with replacing(target) as file:
             # The header leaves room for any count, so it is written twice: now, and when the count is known.
             for final in (False, True):
