@@ -46,6 +46,7 @@ HELP = {
     "seed": "start of all random numbers",
 }
 NO_MEMORY = "not enough memory: {reason}. Lower --batch-size, --hidden-dim or --context, or raise --accumulate"
+UNREAD = 141  # as a shell says of a program that SIGPIPE has ended
 NOT_EXPLAINED = ("epochs", "lr", "schedule", "lr_decay", "warmup", "seed")  # a single step is the same with any
 EPILOG = """\
 examples:
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(chosen)
     except BrokenPipeError:  # as in `needle info | head -1`: whoever read has left, and Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return UNREAD
     except (NeedleError, OSError) as error:
         say(f"needle: error: {error}", sys.stderr)
         return 1

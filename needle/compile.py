@@ -47,12 +47,15 @@ _UNSTABLE = (
 )
 _DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
 _LOG = logging.getLogger("needle")
-_LABEL = "one_hot: {found} is not one of {n} classes; integers go from 0 to {last}"
-_LABEL_DTYPE = "one_hot: {found} is not a whole number; labels are the index of a class"
+_LABEL = "{site}: label {found} is not one of {n} classes; labels go from 0 to {last}"
+_LABEL_DTYPE = "{site}: label {found} is not a whole number; labels are the index of a class"
 _DIFFERENT = (
-    "{name}: compiled and uncompiled differ in {what}, by up to {error:.2g} where {tolerance:.0e} is allowed "
-    "(relative to the largest element); nothing was changed. Please report this as an error of needle"
+    "{name}: compiled and uncompiled differ in {what}, {how}; nothing was changed. Please report this as an error of "
+    "needle, unless numbers below 1e-38 are at work: a compiled function takes them for 0"
 )
+_BY_UP_TO = "by up to {error:.2g} where {tolerance:.0e} is allowed (relative to the largest element)"
+_ELSEWHERE = "which has {found:.4g} at index {index} where the uncompiled one has {wanted:.4g}"
+_KIND = "which is {found} where the uncompiled one is {wanted}"
 _TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
 
 _BEYOND = Beyond(BEYOND_RESULT)
@@ -148,13 +151,13 @@ class Compiled:
         trace.guard.freeze()
 
     def _prepare_checks(self, trace: Trace) -> None:
-        self.labels: list[tuple[Graph | int, int]] = []
-        for node, n in trace.labels:
+        self.labels: list[tuple[Graph | int, int, str]] = []
+        for node, n, site in trace.labels:
             made = Graph(trace.inputs, [node])
             if isinstance(node.op, Input):
-                self.labels.append((node.op.index, n))
+                self.labels.append((node.op.index, n, site))
             else:
-                self.labels.append((made, n))
+                self.labels.append((made, n, site))
         self.numbers = computer_of(list(trace.numbers))
 
     # -------------------------------------------------------------------------------------------------- each call
@@ -202,8 +205,8 @@ class Compiled:
 
     def run(self, leaves: list[Any], arrays: list[Array]) -> Any:
         """One call: compute, and write back."""
-        for source, n in self.labels:
-            _check_labels(arrays[source] if isinstance(source, int) else _evaluate(source, arrays), n)
+        for source, n, site in self.labels:
+            _check_labels(arrays[source] if isinstance(source, int) else _evaluate(source, arrays), n, site)
         numbers = self.numbers()
         steps = [(optimizer, optimizer.t + count) for optimizer, count in self.steps]
 
@@ -272,7 +275,7 @@ def _evaluate(graph: Graph, arrays: list[Array]) -> Array:
     return labels
 
 
-def _check_labels(labels: Array, n: int) -> None:
+def _check_labels(labels: Array, n: int, site: str) -> None:
     kind = labels.dtype.kind
     if not labels.size:
         return
@@ -281,10 +284,10 @@ def _check_labels(labels: Array, n: int) -> None:
         if whole.item(whole.argmax()) < n:
             return
     if kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
-        raise DTypeError(_LABEL_DTYPE.format(found=wrong.flat[0]))
+        raise DTypeError(_LABEL_DTYPE.format(site=site, found=wrong.flat[0]))
     if not (labels.min() >= 0 and labels.max() < n):
         found = labels[(labels < 0) | (labels >= n)].flat[0]
-        raise IndexRangeError(_LABEL.format(found=found, n=n, last=n - 1))
+        raise IndexRangeError(_LABEL.format(site=site, found=found, n=n, last=n - 1))
 
 
 class Step:
@@ -415,10 +418,9 @@ class Step:
         result = entry.run(leaves, arrays)
         found = before.outcome(result)
         for what, array in wanted.items():
-            if fault := _difference(array, found.get(what)):
+            if how := _difference(array, found.get(what)):
                 before.put_back()
-                error, tolerance = fault
-                raise TraceError(_DIFFERENT.format(name=self.name, what=what, error=error, tolerance=tolerance))
+                raise TraceError(_DIFFERENT.format(name=self.name, what=what, how=how))
         return result
 
 
@@ -466,19 +468,28 @@ def _array(leaf: Any) -> Array:
     return leaf.cached_data if isinstance(leaf, Tensor) else leaf
 
 
-def _difference(wanted: Array, found: Array | None) -> tuple[float, float] | None:
-    """How much two arrays differ, and how much they may, where that is too much; a gradient that is used up is none."""
+def _difference(wanted: Array, found: Array | None) -> str:
+    """How two arrays differ, where that is too much; a gradient that is used up does not."""
     if found is None or found is wanted:
-        return None
+        return ""
+    specs = [Spec(array.shape, array.dtype) for array in (wanted, found)]
+    if specs[0] != specs[1]:
+        return _KIND.format(wanted=specs[0], found=specs[1])
     tolerance = _TOLERANCES.get(wanted.dtype.name, 0.0)
-    if wanted.shape != found.shape or wanted.dtype != found.dtype:
-        return float("inf"), tolerance
-    a, b = wanted.astype("float64"), found.astype("float64")
+    a, b = map(_flushed, (wanted, found))
     finite = a[np.isfinite(a)]
     scale = float(np.abs(finite).max()) if finite.size else 1.0
-    if np.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-        return None
-    return float(np.nanmax(np.abs(a - b)) / (scale or 1.0)), tolerance
+    apart = ~np.isclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    for index in np.argwhere(apart & ~(np.isfinite(a) & np.isfinite(b))).tolist()[:1]:
+        return _ELSEWHERE.format(index=index, wanted=a[(*index,)], found=b[(*index,)])
+    error = float(np.abs(a - b)[apart].max(initial=0)) / (scale or 1.0)
+    return _BY_UP_TO.format(error=error, tolerance=tolerance) if apart.any() else ""
+
+
+def _flushed(array: Array) -> Array:
+    """In float64, with numbers that a compiled function takes for 0 as 0."""
+    tiny = np.finfo(array.dtype).tiny if array.dtype in ("float32", "float64") else 0
+    return np.where(np.abs(array) < tiny, 0, array).astype("float64")
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
@@ -509,8 +520,8 @@ def compile(function: Any = None, *, keep_grads: bool = False, check: bool = Fal
         function: an ordinary training step or evaluation; also usable as `@ndl.compile(keep_grads=True)`.
         keep_grads: keep gradients that an optimizer's update inside the function uses up.
         check: run each new compilation beside the function itself, on copies of the state, and raise `TraceError` if
-            results, state or gradients differ by more than rounding. Functions that draw random numbers are not
-            checked, because a compiled function draws others.
+            results, state or gradients differ by more than rounding, or by more than that numbers below 1e-38 count as
+            0. Functions that draw random numbers are not checked, because a compiled function draws others.
 
     The function is traced anew when shapes, dtypes or Python arguments change, or anything that its code reads from
     outside: attributes, globals, closures, defaults, members of lists and dicts, values of small NumPy arrays.

@@ -6,7 +6,7 @@ Next: dtype.py.
 
 | variable | meaning | default |
 | --- | --- | --- |
-| NEEDLE_DATA | folders with data sets, separated as in PATH | none |
+| NEEDLE_DATA | folders with data sets, which must exist, separated as in PATH | none |
 | NEEDLE_THREADS | threads of a compiled function | the processors available |
 | NEEDLE_DEBUG | parts of each compilation to print: graph, groups, kernels, plan, ir, time | none |
 | NEEDLE_CACHE | where downloads and compiled code are kept | the user's cache folder / needle |

@@ -52,6 +52,8 @@ def as_array(values: Any, dtype: Any = None) -> Array:
     except (ValueError, TypeError, OverflowError) as error:
         reason = _RAGGED if "inhomogeneous" in str(error) else error
         raise DTypeError(_NO_ARRAY.format(kind=type(values).__name__, reason=reason)) from error
+    if wanted is not None and wanted.kind == "f" and not isinstance(values, np.ndarray) and np.isnan(array).any():
+        as_supported(np.asarray(values).dtype)  # NumPy makes nan of None
     return array if array.dtype in _SUPPORTED else array.astype(as_supported(array.dtype))
 
 
@@ -77,8 +79,9 @@ def in_range(value: Any, low: float, below: float = math.inf) -> bool:
 
 
 def is_whole(value: Any, low: int) -> bool:
-    """Whether `value` is a whole number (an int, or one of NumPy's) of at least `low`."""
-    return isinstance(value, int | Integral) and int(value) >= low  # int first, because it is asked quicker
+    """Whether `value` is a whole number (an int, or one of NumPy's, but no bool) of at least `low`."""
+    # int first, because it is asked quicker
+    return isinstance(value, int | Integral) and value is not True and value is not False and int(value) >= low
 
 
 def is_float(dtype: DType) -> bool:

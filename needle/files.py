@@ -27,6 +27,7 @@ def as_path(what: str, path: Any) -> Path:
 def replacing(path: Path) -> Generator[BinaryIO]:
     """A file to write, which takes the place of `path` at the end; an error or interrupt leaves what was there."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("wb") as file:
             yield file

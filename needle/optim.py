@@ -99,15 +99,21 @@ class Optimizer:
             if not is_float(p.dtype):
                 raise DTypeError(_INTEGER.format(name=name, index=i, dtype=p.dtype))
         for argument, value in numbers.items():
-            if fault := _fault(argument, value, self.numbers[argument]):
-                raise ArgumentError(f"{name}: {fault}")
-            setattr(self, argument, value.item() if isinstance(value, np.generic) else value)
+            setattr(self, argument, value)
         for k, group in enumerate(self.param_groups):
             for argument in group.keys() - {"params"}:
                 problem = f"has {argument!r}, which is no number of {name}" if argument not in self.numbers else ""
                 problem = problem or _fault(argument, group[argument], self.numbers[argument])
                 if problem:
                     raise ArgumentError(_NO_GROUP.format(name=name, group=k, problem=problem))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.numbers:  # as in `optimizer.lr = 0.1`
+            if fault := _fault(name, value, self.numbers[name]):
+                raise ArgumentError(f"{type(self).__name__}: {fault}")
+            if isinstance(value, np.generic):
+                value = cast("Any", value).item()
+        super().__setattr__(name, value)
 
     def number(self, name: str, group: int = 0) -> float:
         """The number `name`, such as "lr", as it is for a group of parameters."""
@@ -137,16 +143,20 @@ class Optimizer:
             if p.grad is not None:
                 array = p.cached_data
                 state = self.state[i] or [np.zeros_like(array) for _ in self.state_names]
-                moved, *self.state[i] = views[self.group_of[i]].update(array, self._gradient(i, p), *state)
+                moved, *self.state[i] = views[self.group_of[i]].update(array, self._gradient(i), *state)
                 p.cached_data = moved.astype(array.dtype, copy=False)
 
-    def _gradient(self, i: int, p: Tensor) -> Array:
+    def gradient(self, i: int) -> Tensor:
+        """The gradient of parameter i. Raises `ArgumentError` unless it is a Tensor in the shape of the parameter."""
+        name, p = type(self).__name__, self.params[i]
         if not isinstance(p.grad, Tensor):
-            raise ArgumentError(_GRAD_TYPE.format(name=type(self).__name__, index=i, found=type(p.grad).__name__))
-        grad = p.grad.cached_data
-        if grad.shape != p.shape:
-            raise ArgumentError(_GRAD_SHAPE.format(name=type(self).__name__, index=i, found=grad.shape, shape=p.shape))
-        return grad.astype(p.dtype, copy=False)
+            raise ArgumentError(_GRAD_TYPE.format(name=name, index=i, found=type(p.grad).__name__))
+        if p.grad.shape != p.shape:
+            raise ArgumentError(_GRAD_SHAPE.format(name=name, index=i, found=p.grad.shape, shape=p.shape))
+        return p.grad
+
+    def _gradient(self, i: int) -> Array:
+        return self.gradient(i).cached_data.astype(self.params[i].dtype, copy=False)
 
     def reset_grad(self) -> None:
         """Forget all gradients."""
@@ -166,7 +176,7 @@ class Optimizer:
             raise ArgumentError(f"{type(self).__name__}: {fault}")
         if active.tracer is not None:
             return self._clip_by_ops(max_norm)
-        norm = _norm([self._gradient(i, p) for i, p in enumerate(self.params) if p.grad is not None])
+        norm = _norm([self._gradient(i) for i, p in enumerate(self.params) if p.grad is not None])
         if norm > max_norm:
             for p in self.params:
                 if p.grad is not None:
@@ -177,19 +187,19 @@ class Optimizer:
         """Bring every element of every gradient into the range from -limit to limit."""
         if fault := _fault("limit", limit, (0, math.inf)):
             raise ArgumentError(f"{type(self).__name__}: {fault}")
-        for p in self.params:
+        for i, p in enumerate(self.params):
             if p.grad is not None:
-                p.grad = clip(p.grad.detach(), -limit, limit)
+                p.grad = clip(self.gradient(i).detach(), -limit, limit)
 
     def _clip_by_ops(self, max_norm: float) -> Tensor:
         """`clip_grad_norm` by ops alone: a gradient that is short enough is multiplied by 1."""
-        clipped = [p for p in self.params if p.grad is not None]
+        clipped = {i: p for i, p in enumerate(self.params) if p.grad is not None}
         squares = Tensor(0.0, requires_grad=False)
-        for p in clipped:
-            squares = squares + (p.grad.detach().astype("float64") ** 2).sum()
+        for i in clipped:
+            squares = squares + (self.gradient(i).detach().astype("float64") ** 2).sum()
         norm = squares**0.5
         scale = where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
-        for p in clipped:
+        for p in clipped.values():
             p.grad = p.grad.detach() * scale.astype(p.grad.dtype)
         return norm
 

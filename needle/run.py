@@ -33,6 +33,7 @@ from needle.train.fit import fit
 from needle.train.metrics import EpochMetrics, Totals, csv_text
 from needle.train.saver import Saver
 from needle.train.state import Callback, FitState
+from needle.train.step import check_parameters
 
 METRICS, BEST = "metrics.csv", "best.safetensors"
 FILES = (INDEX, *ARRAY_FILES, METRICS)
@@ -59,6 +60,8 @@ class Run:
         self.optimizer = program.build_optimizer(self.model)
         self.schedule = program.build_schedule(self.optimizer, len(self.train_loader))
         self.state = FitState()
+        self.saved = False
+        """Whether the checkpoint in the folder is of this run."""
 
     @classmethod
     def resume(cls, checkpoint: Checkpoint, data: Any, folder: str | Path, epochs: int | None = None) -> Self:
@@ -102,9 +105,14 @@ class Run:
         )
 
     def save(self) -> None:
-        """Replace the checkpoint and the metrics in the folder. Call it between two batches."""
+        """Replace the checkpoint and the metrics in the folder. Call it between two batches.
+
+        Raises DivergenceError, and leaves them as they were, when a parameter is not finite.
+        """
+        check_parameters(self.model, self.optimizer, self.state)
         save_checkpoint(self.folder, Checkpoint(self._config(), self.model.state_dict(), self._state()))
         replace_file(self.folder / METRICS, csv_text(self.state.history).encode())
+        self.saved = True
 
     def write_report(self) -> str:
         """Draw the report of the run as it stands. Raises MissingExtraError without matplotlib."""
@@ -140,6 +148,7 @@ class Run:
                 raise CheckpointError(f"{saved['epoch']!r} epochs, but metrics of {len(history)}")
             self.state = FitState(len(history), history, totals)
             restore_random_state(saved["random"])
+            self.saved = True
         except (KeyError, TypeError, ValueError, AttributeError, NeedleError) as error:
             raise CheckpointError(_BAD_ENTRY.format(path=path, error=error)) from error
 

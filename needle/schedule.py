@@ -71,10 +71,12 @@ class Schedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: the optimizer's rates are set as well."""
-        known = state.keys() if isinstance(state, Mapping) else set[str]()  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not known >= {"step", "rates"} or len(state["rates"]) != len(self.rates):
+        found: Any = state if isinstance(state, Mapping) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
+        step, rates = found.get("step"), found.get("rates")
+        numbers: list[Any] = [step, *rates] if isinstance(rates, list | tuple) else []
+        if len(numbers) != 1 + len(self.rates) or not all(in_range(number, 0) for number in numbers):
             raise CheckpointError(_STATE.format(name=type(self).__name__, count=len(self.rates)))
-        self.t, self.rates = int(state["step"]), [float(rate) for rate in state["rates"]]
+        self.t, self.rates = int(numbers[0]), [float(rate) for rate in numbers[1:]]
         self._set()
 
 

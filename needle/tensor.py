@@ -187,32 +187,38 @@ class Tensor(Value):
 
     def numpy(self) -> Array:
         """The values as a NumPy array, sharing memory on the CPU."""
+        return self._read_by("numpy()")
+
+    def _read_by(self, what: str) -> Array:
+        """The values, for `what`. Raises `TraceError` in a trace, where there are none."""
         data: Any = self.cached_data
-        return data.__array__() if type(data) is Symbol else data  # a Symbol raises: it has no value
+        if type(data) is Symbol:
+            raise data.refusal(what)
+        return data
 
     def tolist(self) -> Any:
         """The values as Python numbers, in lists nested like the axes."""
-        return self.cached_data.tolist()
+        return self._read_by("tolist()").tolist()
 
     def item(self) -> Any:
         """The one element, as a Python number."""
-        return self._only("item()").item()
+        return self._only("item()")
 
-    def _only(self, what: str) -> Array:
+    def _only(self, what: str) -> Any:
         if self.size != 1:
             raise ShapeError(_ONE_ELEMENT.format(what=what, shape=self.shape))
-        return self.cached_data
+        return self._read_by(what).item()
 
     def __float__(self) -> float:
-        return float(self._only("float()").item())
+        return float(self._only("float()"))
 
     def __int__(self) -> int:
-        return int(self._only("int()").item())
+        return int(self._only("int()"))
 
     def __bool__(self) -> bool:
         if self.size != 1:
             raise ShapeError(_TRUTH.format(shape=self.shape))
-        return bool(self.cached_data.item())
+        return bool(self._read_by("`if`, `while` or bool()").item())
 
     def __len__(self) -> int:
         if not self.shape:
@@ -258,7 +264,7 @@ class Tensor(Value):
         return _make(type(self), None, (), self.cached_data.copy(), self.device, self.requires_grad)
 
     def __repr__(self) -> str:
-        values = np.array2string(self.cached_data, precision=4, separator=", ", threshold=100, prefix="Tensor(")
+        values = np.array2string(self._read_by("repr()"), precision=4, separator=", ", threshold=100, prefix="Tensor(")
         made = f", op={self.op}" if self.op is not None else ""
         return f"Tensor({values}, shape={self.shape}, dtype={self.dtype}{made})"
 
@@ -266,7 +272,7 @@ class Tensor(Value):
         return str(self.cached_data)
 
     def __format__(self, spec: str) -> str:
-        return format(self._only(f"the format {spec!r}").item(), spec) if spec else str(self)
+        return format(self._only(f"the format {spec!r}"), spec) if spec else str(self)
 
     # --------------------------------------------------------------------------------------------------- arithmetic
 

@@ -147,7 +147,7 @@ class Trace:
         self.states: dict[tuple[int, tuple[int, int]], tuple[Node | None, Tensor]] = {}
         self.own: dict[int, Any] = {}  # optimizers that the function made, or that the trace made for itself
         self.stands: dict[int, int] = {}  # what the function gets in place of arrays -> which argument it is
-        self.labels: list[tuple[Node, int]] = []  # (whole numbers, classes): to be checked before each call
+        self.labels: list[tuple[Node, int, str]] = []  # (whole numbers, classes, line), checked before each call
         self.guard = Guard()
 
     # ------------------------------------------------------------------------------------ inputs, and what they are
@@ -200,7 +200,7 @@ class Trace:
             return None
         array = _DATA.__get__(grad)
         if isinstance(array, Symbol):
-            raise array._refuse("the compiled function")  # pyright: ignore[reportPrivateUsage]
+            raise array.refusal("the compiled function")
         holder = shadow.tensor if shadow.argument is None else shadow.argument
         symbol = self.add_input(array, Cell("grad", holder))
         requires_grad = _REQUIRES.__get__(grad)
@@ -265,7 +265,7 @@ class Trace:
         return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
 
     def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
-        if isinstance(op, Gather) and any(n.dtype.kind == "b" for n in nodes[1:]):
+        if isinstance(op, Gather) and op.from_end and any(n.dtype.kind == "b" for n in nodes[1:]):
             raise TraceError(_MASK.format(site=user_site()))
         specs = [n.spec for n in nodes]
         op = op if is_native(op, specs) else as_opaque(op, specs, user_site())
@@ -295,7 +295,7 @@ class Trace:
         """The node of a Tensor: of a traced one, or of the input that one from outside is."""
         data = value.cached_data
         if data.tracer is not self:
-            raise data._refuse("the trace")  # pyright: ignore[reportPrivateUsage]
+            raise data.refusal("the trace")
         return data.node
 
     def cast(self, symbol: Symbol, dtype: Any) -> Symbol:
@@ -326,7 +326,7 @@ class Trace:
             whole = labels.astype("int64")
             labels = gather(self.create(Arange(n)), where(equal(whole, labels) * (whole >= 0), whole, n))
         else:
-            self.labels.append((node, n))
+            self.labels.append((node, n, user_site()))
         return Equal()(labels.reshape((*labels.shape, 1)), self.create(Arange(n)))
 
     def visit(self, module: Module) -> None:
@@ -382,7 +382,7 @@ class Trace:
             if key not in self.states:
                 self.states[key] = self._first_state(optimizer, key[1], p)
         states = [self.states[key][1] for key in keys]
-        grad = p.grad.detach().astype(p.dtype)
+        grad = optimizer.gradient(i).detach().astype(p.dtype)
         new, *after = shadow.update(p.detach(), grad, *states)
         p.cached_data = new.astype(p.dtype).cached_data
         for key, state in zip(keys, after, strict=True):

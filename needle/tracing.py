@@ -124,7 +124,8 @@ class Symbol:
         """Itself: nothing changes the values that it stands for."""
         return self
 
-    def _refuse(self, what: str) -> TraceError:
+    def refusal(self, what: str) -> TraceError:
+        """The error for `what`, which reads the values."""
         if self.remedy:
             return TraceError(self.remedy)
         if active.tracer is not self.tracer:
@@ -134,17 +135,20 @@ class Symbol:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__array_interface__":
             raise AttributeError(name)
-        raise self._refuse(f".{name}")
+        raise self.refusal("NumPy" if name == "__array_interface__" else f".{name}")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise self.refusal("NumPy")
 
 
 def _refusing(what: str) -> Callable[..., Any]:
     def refuse(self: Symbol, *_: Any, **__: Any) -> Any:
-        raise self._refuse(what)  # pyright: ignore[reportPrivateUsage]
+        raise self.refusal(what)
 
     return refuse
 
 
-for _name in ("array", "bool", "float", "int", "index", "len", "iter", "getitem", "setitem", "str", "repr"):
+for _name in ("bool", "float", "int", "index", "len", "iter", "getitem", "setitem", "str", "repr"):
     setattr(Symbol, f"__{_name}__", _refusing(f"{_name}()" if _name not in ("getitem", "setitem") else "indexing"))
 for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "gt", "ge", "lt", "le", "neg", "radd", "rsub", "rmul"):
     setattr(Symbol, f"__{_name}__", _refusing("NumPy arithmetic"))

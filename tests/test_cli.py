@@ -23,7 +23,8 @@ from needle.data import DigitsDataset
 from needle.explain import PARTS
 from needle.programs.mlp_resnet import MLPResNetProgram
 from needle.programs.source import open_data
-from needle.train import draw_report, load_checkpoint
+from needle.run import Run
+from needle.train import FitState, Totals, draw_report, load_checkpoint
 from needle.train.checkpoint import INDEX
 
 SMALL = ["--data", "digits", "--hidden-dim", "8", "--num-blocks", "1", "--epochs", "2"]
@@ -124,19 +125,39 @@ def test_without_matplotlib_the_run_is_saved_all_the_same(
 
 def test_a_diverging_run_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SMALL, "--optimizer", "sgd", "--lr", "1e30"]) == 1
-    assert re.search(r"the loss became (inf|nan) in epoch 1, .* Lower the learning rate", error(capsys))
+    assert re.search(
+        r"the loss became (inf|nan) in epoch 1, .* Lower the learning rate.*Nothing was sav", error(capsys)
+    )
     assert not Path("runs/mlp_resnet").exists()  # nothing came of it, so the next run gets the name
+
+
+def test_a_run_that_diverges_later_keeps_its_checkpoint(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = FitState.finish_epoch
+
+    def spoil(state: FitState, test: Totals | None) -> None:
+        finish(state, test)
+        runs[0].model.parameters()[0].numpy()[:] = np.nan if state.epoch == 2 else 1  # as an update might
+
+    runs: list[Run] = []
+    monkeypatch.setattr("needle.commands.train._introduce", runs.append)
+    monkeypatch.setattr(FitState, "finish_epoch", spoil)
+    assert main(["train", *SMALL, "--out", "a"]) == 1
+    assert "modules.0.weight is not finite" in (said := error(capsys))
+    assert said.endswith("a holds 1 of 2 epochs.\n")
+    assert load_checkpoint("a").state["epoch"] == 1
 
 
 def test_a_run_that_diverged_to_a_finite_loss_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["train", *SMALL, "--lr", "1e9", "--out", "a"]) == 0
+    assert main(["train", *SMALL, "--lr", "1e9", "--out", "a"]) == 1
     captured = capsys.readouterr()
     head, *rows = captured.out.splitlines()[4:8]
     assert {len(line) for line in rows} == {len(head)}
     found = re.fullmatch(
-        r"warning: the training loss is (\S+), .* only 2.3026: the run has diverged.*--lr.\n", captured.err
+        r"needle: error: the training loss is (\S+), .* only 2.3026: the run has diverged.*--lr.\n", captured.err
     )
     assert found
     assert float(found[1]) > 100
@@ -299,7 +320,24 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert program.stderr is not None
         program.stdout.close()
         assert program.stderr.read() == ""
-        assert program.wait(timeout=60) == 1
+        assert program.wait(timeout=60) == 141
+
+
+def test_training_whose_reader_leaves_is_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stdout, monkeypatch.context() as patch:
+        os.close(reader)
+        patch.setattr("needle.commands.train._introduce", lambda _: None)
+        patch.setattr("needle.train.progress.Progress.begin_fit", lambda *_: patch.setattr(sys, "stdout", stdout))
+        assert main(["train", *SMALL, "--keep-best", "--out", "a"]) == 141
+    assert (
+        "Stopped, because the output was closed. a holds 1 of 2 epochs.\nTo go on: needle train"
+        in capsys.readouterr().err
+    )
+    assert Path("a/best.safetensors").exists()
+    assert main(["train", "--resume", "a", "-q"]) == 0
 
 
 def test_the_command_and_the_module_are_the_same_program() -> None:
@@ -320,5 +358,5 @@ def test_interrupted_before_the_first_batch(
     monkeypatch.setattr("needle.run.Run.fit", stop)
     monkeypatch.setattr("needle.programs.digits.open_data", open_data)
     assert main(["train", *SMALL]) == 130
-    assert "Interrupted before the first checkpoint: nothing was saved." in capsys.readouterr().err
+    assert "Interrupted. Nothing was saved: it was before the first checkpoint." in capsys.readouterr().err
     assert not Path("runs/mlp_resnet").exists()

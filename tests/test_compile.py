@@ -241,6 +241,8 @@ OUTSIDE: list[tuple[str, Callable[..., Any], list[float]]] = [  # all of a table
     ("by one index on two axes", lambda x, i: x[i + 1, i + 1], [0, 1, 2]),
     ("along an axis", lambda x, i: ndl.take_along(x[:3], (i * 1).reshape((3, 1)), 1), [0, 1, 3]),
     ("of an embedding", lambda x, i: nn.Embedding(4, 2, padding_idx=0)(i + 1), [0, 1, 3]),
+    ("of an embedding, below 0", lambda x, i: nn.Embedding(4, 2)(i), [0, 1, -1]),
+    ("of an embedding, computed below 0", lambda x, i: nn.Embedding(4, 2)(i - 1), [1, 2, 0]),
     ("of an embedding, not whole", lambda x, i: nn.Embedding(4, 2)(i), [0.0, 1.0, 1.5]),
     ("of a label", lambda x, i: ndl.cross_entropy(x[:3], i + 1), [0, 1, 2]),
     (
@@ -261,9 +263,13 @@ def test_an_index_outside_is_an_error_wherever_it_is_used(case: str, function: A
     np.random.seed(0)
     if "embedding" not in case:  # which draws weights
         np.testing.assert_allclose(compiled(table, fine).numpy(), wanted)
+    said: list[str] = []
     for run in (function, compiled):
-        with pytest.raises((IndexRangeError, DTypeError)):
+        with pytest.raises((IndexRangeError, DTypeError)) as caught:
             run(table, wrong)
+        said.append(str(caught.value))
+    if said[0].startswith("Gather") and "not whole" not in case:
+        assert said[1].endswith(": " + said[0])
 
 
 def test_nested_compiled_functions_inline_and_methods_work() -> None:

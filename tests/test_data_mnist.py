@@ -128,6 +128,8 @@ PLACES = ["first", "first/mnist", "second", "cache/data", "cache/data/mnist"]
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NEEDLE_DATA", os.pathsep.join([str(tmp_path / "first"), str(tmp_path / "second")]))
     monkeypatch.setenv("NEEDLE_CACHE", str(tmp_path / "cache"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
     return tmp_path
 
 
@@ -145,7 +147,7 @@ def test_a_folder_that_is_named_is_the_only_one_that_counts(places: Path) -> Non
     for folder in (places / "first", places / "named" / "mnist"):
         with pytest.raises(DataError, match=r"named is not a folder that exists, .*--data-dir"):
             find_mnist(places / "named")
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in TRAIN_FILES + TEST_FILES:
             (folder / name).touch()
     assert find_mnist(str(places / "named")) == places / "named" / "mnist"
@@ -159,7 +161,6 @@ def test_from_folder_takes_the_right_pair_or_says_where_it_looked(places: Path) 
     with pytest.raises(DataError, match="expected the files train-images.*first.*second.*cache") as caught:
         MNISTDataset.from_folder()
     assert "NEEDLE_DATA" in str(caught.value)
-    (places / "first").mkdir()
     for (image_file, label_file), count in ((TRAIN_FILES, 5), (TEST_FILES, 2)):
         (places / "first" / image_file).write_bytes(gzip.compress(idx(PIXELS[:count])))
         (places / "first" / label_file).write_bytes(gzip.compress(idx(LABELS[:count])))

@@ -14,7 +14,7 @@ import pytest
 
 import needle as ndl
 import text_table
-from needle import errors, models, nn, optim, train
+from needle import data, errors, models, nn, optim, train
 from needle.errors import CheckpointError, NeedleError
 
 
@@ -172,6 +172,10 @@ ndl.flip(T(2, 3), 2)
     ShapeError: flip: axis 2 does not exist in shape (2, 3)
 ndl.dilate(T(2, 3), 0, -1)
     ArgumentError: dilate: dilation is the number of zeros between elements, a whole number of at least 0, not -1
+ndl.sort(T(2, 3), 2)
+    ShapeError: sort: axis 2 does not exist in shape (2, 3); axes go from -2 to 1
+ndl.topk(T(2, 3), 1, 2)
+    ShapeError: topk: axis 2 does not exist in shape (2, 3); axes go from -2 to 1
 ndl.topk(T(2, 3), 4)
     ArgumentError: topk: k must be a whole number from 0 to 3, the length of axis 1 of shape (2, 3), not 4
 ndl.take_along(T(2, 3), labels(0, 1), 0)
@@ -289,6 +293,8 @@ Odd(lambda g: T(5))(T(2)).backward()
 # layers
 nn.Linear(0, 3)
     ArgumentError: Linear: in_features must be a whole number of at least 1, not 0
+nn.Linear(True, 3)
+    ArgumentError: Linear: in_features must be a whole number of at least 1, not True
 nn.Linear(3, 2, dtype='int32')
     DTypeError: Linear: dtype must be a floating-point dtype, not int32
 nn.Residual(3)
@@ -304,7 +310,14 @@ nn.BatchNorm1d(3, momentum=2)
 nn.BatchNorm1d(3)(T(4, 5))
     ShapeError: BatchNorm1d: needs an input of shape (batch, 3), not (4, 5)
 nn.BatchNorm1d(3)(T(0, 3))
-    ShapeError: BatchNorm1d: the batch is empty (shape (0, 3)), so it has no mean; skip empty batches
+    ShapeError: BatchNorm1d: training needs more than one value for each channel, but the input has shape (0, 3); give
+    larger batches (drop_last=True leaves out a small last one), or call .eval()
+ndl.compile(nn.BatchNorm1d(3))(T(1, 3))
+    ShapeError: BatchNorm1d: training needs more than one value for each channel, but the input has shape (1, 3)
+nn.BatchNorm2d(3)(T(1, 3, 1, 1))
+    ShapeError: BatchNorm2d: training needs more than one value for each channel, but the input has shape (1, 3, 1, 1)
+nn.BatchNorm2d(3)(T(2, 3, 0, 4))
+    ShapeError: BatchNorm2d: training needs more than one value for each channel, but the input has shape (2, 3, 0, 4)
 nn.LayerNorm1d(3)(T(4, 3, 3))
     ShapeError: LayerNorm1d: needs an input of shape (batch, 3), not (4, 3, 3)
 nn.Dropout(1.0)
@@ -314,7 +327,7 @@ nn.Dropout('a')
 nn.BatchNorm2d(3)(T(4, 3))
     ShapeError: BatchNorm2d: needs an input of shape (batch, 3, height, width), not (4, 3)
 nn.LayerNorm((3, 2))(T(4, 3, 3))
-    ShapeError: LayerNorm: needs an input of shape (..., (3, 2)), not (4, 3, 3)
+    ShapeError: LayerNorm: needs an input of shape (..., 3, 2), not (4, 3, 3)
 nn.GroupNorm(2, 3)
     ArgumentError: GroupNorm: 3 channels cannot be divided into 2 equal groups; choose a divisor of 3
 nn.GroupNorm(3, 3)(T(2, 4, 4))
@@ -324,7 +337,9 @@ nn.RMSNorm(0)
 nn.Embedding(0, 3)
     ArgumentError: Embedding: num_embeddings must be a whole number of at least 1, not 0
 nn.Embedding(3, 2)(labels(0, 3))
-    IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from -3 to 2
+    IndexRangeError: Gather(axes=(0,)): index 3 is outside axis 0 of shape (3, 2); indices go from 0 to 2
+nn.Embedding(3, 2)(labels(0, -1))
+    IndexRangeError: Gather(axes=(0,)): index -1 is outside axis 0 of shape (3, 2); indices go from 0 to 2
 nn.Embedding(3, 2, padding_idx=3)
     ArgumentError: Embedding: padding_idx must be a whole number from -3 to 2, the index of a row, not 3
 nn.Embedding(3, 2)(labels(0, 1.5))
@@ -345,9 +360,9 @@ nn.Conv2d(3, 4, 3, stride=0)(T(2, 3, 8, 8))
 nn.Conv2d(3, 4, 3, padding=-1)(T(2, 3, 8, 8))
     ArgumentError: conv: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
 nn.Conv2d(3, 4, 5)(T(2, 3, 4, 8))
-    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+    ShapeError: the kernel reaches over (5, 5) elements of the sliding axes, but the input has only (4, 8) there,
 ndl.compile(nn.Conv2d(3, 4, 5))(T(2, 3, 4, 8))
-    ShapeError: the kernel reaches over 5 elements of axis 1, but the input of shape (2, 4, 8, 3) has only 4 there,
+    ShapeError: the kernel reaches over (5, 5) elements of the sliding axes, but the input has only (4, 8) there,
 ndl.conv(T(2, 4, 4, 3), T(3, 3, 2, 4))
     ShapeError: input of shape (2, 4, 4, 3) has 3 channels, but the kernel of shape (3, 3, 2, 4) takes 2 (2 in each of
     1 groups)
@@ -397,6 +412,12 @@ nn.MultiHeadAttention(5, 2)
     ArgumentError: MultiHeadAttention: embed_dim 5 cannot be divided into num_heads=2 equal heads
 nn.MultiHeadAttention(4, 2)(T(2, 3, 5))
     ShapeError: MultiHeadAttention: query must have shape (batch, steps, 4), not (2, 3, 5)
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), T(3, 5, 4))
+    ShapeError: MultiHeadAttention: queries (2, 3, 4), keys (3, 5, 4) and values (3, 5, 4): their batch sizes must be
+    equal, or 1
+nn.MultiHeadAttention(4, 2)(T(2, 3, 4), T(2, 5, 4), T(2, 3, 4))
+    ShapeError: MultiHeadAttention: queries (2, 3, 4), keys (2, 5, 4) and values (2, 3, 4): there must be a value for
+    each key
 nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 4) > 0)
     ShapeError: MultiHeadAttention: key_padding_mask must have shape (2, 3) (True: left out), not (2, 4)
 nn.MultiHeadAttention(4, 2)(T(2, 3, 4), key_padding_mask=T(2, 3))
@@ -551,9 +572,9 @@ ndl.topk([1.0], 1)
 ndl.compile(lambda x: ndl.topk(x, 1.5))(T(3))
     ArgumentError: topk: k must be a whole number from 0 to 3, the length of axis 0 of shape (3,), not 1.5
 ndl.sort(T(2, 3), None)
-    ShapeError: argsort: axis must be an int, not None
+    ShapeError: sort: axis must be an int, not None
 ndl.compile(ndl.sort)(T(2, 3), None)
-    ShapeError: argsort: axis must be an int, not None
+    ShapeError: sort: axis must be an int, not None
 ndl.flip([1.0])
     DTypeError: flip: needs a Tensor, but was given list; wrap it as ndl.Tensor(...)
 ndl.pad(T(2), 1.5)
@@ -640,12 +661,58 @@ train.KeepBest(None, 'best')
     ArgumentError: KeepBest: model must be a Module, such as nn.Linear(4, 2), not None
 train.CSVLog(None)
     ArgumentError: CSVLog: path must be the name of a file or folder, a str or Path, not None
+data.WindowDataset([1.5, 2.5, 3.5], 1)
+    ArgumentError: WindowDataset: tokens have shape (3,) and dtype float64; give one axis of whole numbers
+data.WindowDataset([1, 2, 3], 1.5)
+    ArgumentError: WindowDataset: length is the number of inputs in a window, a whole number from 1 to 2 here, not 1.5
+data.WindowDataset([1, 2, 3], 1, '3')
+    ArgumentError: WindowDataset: samples is the number of random windows in an epoch, at least 1, not '3'
+data.TokenFile(None)
+    ArgumentError: TokenFile: path must be the name of a file or folder, a str or Path, not None
+data.TokenFile.write('a', None, 10)
+    ArgumentError: TokenFile.write: pieces must be arrays or lists of tokens, one after the other, not None
+data.TokenFile.write('a', [[1]], 2.5)
+    ArgumentError: TokenFile.write: vocabulary is the number of different tokens, from 1 to 2**32, not 2.5
+data.Corpus(None)
+    ArgumentError: Corpus: base_dir must be the name of a file or folder, a str or Path, not None
+data.Corpus('here', -1)
+    ArgumentError: Corpus: max_lines is the number of lines to read of each file, at least 0, or None for all, not -1
+data.Characters(None)
+    DTypeError: Characters: needs a text (str), not None
+data.Characters('ab').decode('ab')
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype <U2
+data.batchify([1, 2, 3], 0)
+    ArgumentError: batchify: needs a list of numbers and a whole batch_size of at least 1, not shape (3,) and 0
+data.get_batch(None, 0, 1)
+    ArgumentError: get_batch: needs what batchify gave, (rows, batch_size), not NoneType
+data.get_batch(data.batchify([1, 2, 3, 4], 1), 0, -1)
+    ArgumentError: get_batch: bptt is the number of rows in a batch, a whole number of at least 1, not -1
+data.get_batch(data.batchify([1, 2, 3, 4], 1), 0.5, 1)
+    IndexRangeError: get_batch: i is 0.5, but targets end at row 3; i goes from 0 to 2
+next(iter(data.DataLoader(data.NDArrayDataset(np.array(['a', 'b'])))))
+    DataError: DataLoader: NDArrayDataset.take gave <U1 in field 0; a field must be numbers
+ndl.Tensor([1.0, None], dtype='float32')
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype object; give numbers
+nn.MSELoss()(T(2), None)
+    DTypeError: a Tensor holds real numbers or booleans, but this array has dtype object; give numbers
+nn.BatchNorm1d(3)(np.ones((4, 5)))
+    DTypeError: BatchNorm1d: needs a Tensor, but was given ndarray; wrap it as ndl.Tensor(...)
+nn.LSTM(3, 2)(None)
+    ShapeError: LSTM: needs an input of shape (steps, batch, 3), not NoneType
+ndl.compile(nn.Embedding(3, 2))(labels(True))
+    DTypeError: Gather(axes=(0,)): indices must be integers, not bool
+setattr(optim.SGD([T(2)]), 'lr', float('nan'))
+    ArgumentError: SGD: lr must be a finite number of at least 0, not nan
+ndl.compile(lambda x: step(optim.SGD([T(2, 2)]), x))(T(1, 2))
+    ArgumentError: SGD: the gradient of parameter 0 has shape (1, 2), but the parameter has shape (2, 2)
+ndl.schedule.StepLR(optim.SGD([T(2)]), 2).load_state_dict({'step': 1, 'rates': ['a']})
+    CheckpointError: StepLR.load_state_dict: needs the entries 'step' and 'rates' (1 numbers) of the same schedule
 models.generate(nn.Linear(2, 2), [0], 3)
     ArgumentError: generate: needs a decoder, such as GPTDecoder(model), not a Linear
 """
 
 NAMES: dict[str, Any] = {n: thing for n, thing in globals().items() if not n.startswith("_")}
-NAMES |= {"models": models, "train": train}
+NAMES |= {"data": data, "models": models, "train": train}
 ANSWERS = [(program, *answer.split(": ", 1)) for program, answer in text_table.read(PROGRAMS)]
 ROWS = [(program, getattr(errors, kind), sentence) for program, kind, sentence in ANSWERS]
 

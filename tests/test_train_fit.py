@@ -183,7 +183,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"wrong": 3}, "fit: wrong must be a function"),
     ({"state": 3}, "fit: state must be a FitState"),
     (
-        {"loss_fn": lambda y, _: y.sum(), "loader": DataLoader(NDArrayDataset(np.zeros((4, 4)), np.zeros((4, 1))))},
+        {"loss_fn": lambda y, _: y.sum(), "loader": DataLoader(NDArrayDataset(np.zeros((4, 4)), np.zeros((4, 1))), 2)},
         "where there are no classes, give wrong=None",
     ),
 ]
@@ -254,6 +254,24 @@ def test_a_gradient_that_is_not_finite_is_named_too(options: dict[str, Any], exp
 
     with pytest.raises(DivergenceError, match=expected):
         fit(layer, loader, optimizer, loss_fn, epochs=1, **options)
+
+
+def test_no_callback_sees_parameters_that_are_not_finite() -> None:
+    class Save(Callback):
+        def after_epoch(self, state: FitState) -> None:
+            raise AssertionError
+
+    layer, one = nn.Linear(1, 1), np.zeros((1, 1), "float32")
+    loader, optimizer = DataLoader(NDArrayDataset(one, one)), ndl.optim.SGD(layer.parameters())
+    with pytest.raises(DivergenceError, match="gradient became not finite in epoch 1, after 1 samples.*weight is not"):
+        fit(layer, loader, optimizer, lambda y, _: ((y - y) ** 2).sum() ** 0.5, epochs=1, wrong=None, callbacks=Save())
+
+
+def test_targets_that_are_not_finite_are_named() -> None:
+    layer, one = nn.Linear(1, 1), np.ones((1, 1), "float32")
+    loader, optimizer = DataLoader(NDArrayDataset(one, one * np.nan)), ndl.optim.SGD(layer.parameters())
+    with pytest.raises(DivergenceError, match="The batch itself holds numbers that are not finite"):
+        fit(layer, loader, optimizer, nn.MSELoss(), epochs=1, wrong=None, compiled=False)
 
 
 def test_clipping_and_accumulation_are_those_of_a_loop_by_hand() -> None:

@@ -133,9 +133,12 @@ def test_wide_ink_keeps_its_proportions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"a\.png cannot be read as an image \(.*No such file.*\); expected a PNG, JPEG, BMP, GIF or TIFF file"),
+        (
+            None,
+            r"a\.png cannot be read as an image \(No such file or directory\); expected a PNG, JPEG, BMP",
+        ),
         (b"", r"a\.png cannot be read as an image"),
-        (b"not a picture", r"a\.png cannot be read as an image"),
+        (b"not a picture", r"a\.png cannot be read as an image \(cannot identify image file\);"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, r"a\.png cannot be read as an image"),
     ],
 )

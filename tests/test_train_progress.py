@@ -86,6 +86,7 @@ def _eager() -> object:
 def test_info_names_versions_devices_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEEDLE_DATA", str(tmp_path / "named"))
     monkeypatch.setenv("NEEDLE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "named").mkdir()
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "input.txt").touch()
     lines = {line.split()[0]: line for line in describe(tmp_path / "given")}

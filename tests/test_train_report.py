@@ -88,8 +88,10 @@ def test_each_of_few_epochs_has_one_tick(monkeypatch: pytest.MonkeyPatch, epochs
 
 def test_numbers_at_the_ends_of_curves_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     equal = [EpochMetrics(1, 0.1, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0)]
-    for axes in drawn(monkeypatch, equal).axes[:2]:
+    loss, error = drawn(monkeypatch, equal).axes[:2]
+    for axes in loss, error:
         low, high = sorted(text.xy[1] for text in axes.texts)
+        assert (low + high) / 2 == 1 if axes is loss else low == 0  # beside their curves
         assert high - low == pytest.approx(LABEL * axes.get_ylim()[1])
 
 

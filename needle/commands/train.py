@@ -1,12 +1,14 @@
 """`needle train`: a new run, or an earlier one that goes on.
 
 In: the arguments of the command line, as a namespace. Out: a table on stdout, progress and errors on stderr, and an
-exit status: 0 for done, 130 for Ctrl-C, 143 for SIGTERM.
+exit status: 0 for done, 1 for a run that has diverged, 130 for Ctrl-C, 141 where nobody reads stdout any more, and 143
+for SIGTERM. Whatever ends a run, what it has learnt is saved first, unless it has diverged.
 Invariant: these functions only translate between a person and needle.run; whatever they do can be done from Python too.
 Next: trained.py.
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +26,11 @@ from needle.train.files import check_free, claim_folder, make_folder, no_empty_f
 from needle.train.metrics import counted, duration, loss_text, percent
 from needle.train.progress import Progress, say
 from needle.train.state import Callback
+from needle.train.step import DivergenceError
 
 HOPELESS = 10  # times the loss of guessing
 DIVERGED = (
-    "warning: the training loss is {loss}, though guessing gives only {guessing}: the run has diverged. "
+    "needle: error: the {part} loss is {loss}, though guessing gives only {guessing}: the run has diverged. "
     "Train again with a lower --lr."
 )
 RESUME_FIXED = (
@@ -39,8 +42,12 @@ RESUME_OTHER = (
 )
 OTHER_DATA = "--data must be one of {known} for {name}, but it is {wanted!r}, which is for {takers}"
 NOTHING_TO_DO = "{folder} already holds {done}. To go on: {program} train --resume {folder} --epochs {more}"
-NOTHING_SAVED = "\nInterrupted before the first checkpoint: nothing was saved."
-STOPPED = "\nInterrupted. {folder} holds {done} of {epochs}{rest}.\nTo go on: {program} train --resume {folder}"
+FAILED = "needle: error: {error} {kept}"
+NOTHING_SAVED = "Nothing was saved: it was before the first checkpoint."
+SAVED = "{folder} holds {done} of {epochs}{rest}."
+STOPPED = "\n{reason}. {kept}"
+TO_GO_ON = "\nTo go on: {program} train --resume {folder}"
+UNREAD = "Stopped, because the output was closed"
 
 
 def train(chosen: argparse.Namespace) -> int:
@@ -53,31 +60,44 @@ def train(chosen: argparse.Namespace) -> int:
         say(
             NOTHING_TO_DO.format(folder=run.folder, done=counted(done, "epoch"), more=done + 10, program=program_call())
         )
-        _conclude(run)  # draws the report anew: matplotlib may have been missing when the run ended
-        return 0
-    if not chosen.quiet:
-        _introduce(run)
+        return _conclude(run)  # draws the report anew: matplotlib may have been missing when the run ended
     try:
         with no_empty_folder(run.folder):
-            run.fit(_callbacks(run, chosen))
+            _train(run, chosen)
     except KeyboardInterrupt as stop:
-        say(_how_to_resume(run), sys.stderr)
+        say(_stopped(run, "Interrupted"), sys.stderr)
         return exit_status(stop)
+    except BrokenPipeError:
+        say(_stopped(run, UNREAD), sys.stderr)
+        raise
+    except DivergenceError as error:
+        say(FAILED.format(error=error, kept=_kept(run)), sys.stderr)
+        return 1
     if not chosen.quiet:
         say("")
-    _conclude(run)
-    return 0
+    return _conclude(run)
+
+
+def _train(run: Run, chosen: argparse.Namespace) -> None:
+    try:
+        if not chosen.quiet:
+            _introduce(run)
+        run.fit(_callbacks(run, chosen))
+    except BrokenPipeError:  # as in `needle train | head -1`, found when a line is printed, between two batches
+        if run.state.epoch or run.state.totals.samples:
+            run.save()
+        raise
 
 
 def _callbacks(run: Run, chosen: argparse.Namespace) -> list[Callback]:
-    wanted: list[Callback] = [] if chosen.quiet else [Progress(run.program.score)]
+    wanted: list[Callback] = []
     if chosen.patience is not None:
         wanted.append(EarlyStopping(chosen.patience))
     if chosen.keep_best:
         wanted.append(KeepBest(run.model, run.folder / BEST))
     if chosen.tensorboard:
         wanted.append(TensorBoardLog(run.folder))
-    return wanted
+    return wanted if chosen.quiet else [*wanted, Progress(run.program.score)]  # last: its output may be closed
 
 
 def _new_run(chosen: argparse.Namespace) -> Run:
@@ -132,7 +152,8 @@ def _introduce(run: Run) -> None:
     say(f"saved in {run.folder} after each epoch\n")
 
 
-def _conclude(run: Run) -> None:
+def _conclude(run: Run) -> int:
+    """Say what came of the run, and draw its report; 1 if it has diverged."""
     history, score = run.state.history, run.program.score
     losses = [metrics.train_loss if metrics.test_loss is None else metrics.test_loss for metrics in history]
     scores = [metrics.test_error or 0.0 for metrics in history] if score == "error" else losses
@@ -148,19 +169,29 @@ def _conclude(run: Run) -> None:
     name = "test accuracy" if score == "error" else "test loss"
     say(f"{name} {shown(-1)} after {counted(len(history), 'epoch')}{peak}, {took}")
     guessing = run.program.guessing(run.facts)
-    if history[-1].train_loss > HOPELESS * guessing:
-        say(DIVERGED.format(loss=loss_text(history[-1].train_loss), guessing=loss_text(guessing)), sys.stderr)
+    train_loss, test_loss = history[-1].train_loss, history[-1].test_loss
+    diverged = {"training": train_loss} if not train_loss <= HOPELESS * guessing else {}
+    if test_loss is not None and not math.isfinite(test_loss):
+        diverged["test"] = test_loss
+    for part, loss in diverged.items():
+        say(DIVERGED.format(part=part, loss=loss_text(loss), guessing=loss_text(guessing)), sys.stderr)
     try:
         say(f"saved in {run.folder}; {run.write_report()}")
     except MissingExtraError as error:
         say(f"saved in {run.folder}; no {run.program.files[-1]}, because {error}")
+    return int(bool(diverged))
 
 
-def _how_to_resume(run: Run) -> str:
-    if not (run.folder / INDEX).exists():
+def _stopped(run: Run, reason: str) -> str:
+    to_go_on = TO_GO_ON.format(folder=run.folder, program=program_call()) if run.saved else ""
+    return STOPPED.format(reason=reason, kept=_kept(run)) + to_go_on
+
+
+def _kept(run: Run) -> str:
+    if not run.saved:
         return NOTHING_SAVED
     state = load_checkpoint(run.folder).state
     samples = state["totals"]["samples"]
     rest = f" and {samples:,} samples of the next" if samples else ""
     facts = {"done": state["epoch"], "epochs": counted(run.program.epochs, "epoch"), "rest": rest}
-    return STOPPED.format(folder=run.folder, program=program_call(), **facts)
+    return SAVED.format(folder=run.folder, **facts)

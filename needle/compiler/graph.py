@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from needle.dtype import Array
-from needle.errors import NeedleError
+from needle.errors import IndexRangeError, NeedleError
 from needle.tracing import HostNumber
 from needle.value import Elementwise, Op, Spec
 
@@ -114,8 +114,16 @@ class Graph:
         values = {id(node): array for node, array in zip(self.inputs, arrays, strict=True)}
         for node in self.nodes():
             inputs = [values[id(n)] for n in node.inputs]
-            values[id(node)] = np.asarray(with_numbers(node.op, numbers).compute(*inputs))
+            try:
+                values[id(node)] = np.asarray(with_numbers(node.op, numbers).compute(*inputs))
+            except IndexRangeError as error:
+                raise at_line(node, error) from None
         return [values[id(n)] for n in self.outputs], {i: values[id(n)] for i, n in self.updates.items()}
+
+
+def at_line(node: Node, error: IndexRangeError) -> IndexRangeError:
+    """The error with the user's line, which is not in the traceback of a compiled function."""
+    return IndexRangeError(f"{node.site}: {error}" if node.site else str(error))
 
 
 def with_numbers(op: Op, numbers: Sequence[float]) -> Op:

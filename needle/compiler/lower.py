@@ -181,10 +181,12 @@ class _Lowering:
         return tuple(range(axes[0], axes[0] + middle))
 
     def _index(self, node: Node, k: int, where: tuple[Where, ...]) -> Scalar:
-        """Index k, which is data: from the end if negative, and checked."""
+        """Index k, which is data: from the end if negative, or outside, and checked."""
         shape = node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
         n = shape[node.op.axes[k]]
         value = self.pool.cast(self.value(node.inputs[1 + k], where), np.dtype("int64"))
+        if not node.op.from_end:
+            value = self.pool.where(value >= 0, value, n)
         return self.pool.make("checked", (value,), np.dtype("int64"), n)
 
     def _root(self, root: Node) -> None:

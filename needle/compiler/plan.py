@@ -37,7 +37,7 @@ class Plan:
     arena_bytes: int
     scratch_bytes: int  # for each thread
     in_place: set[int]  # inputs that their update may overwrite
-    ranges: list[tuple[int, int, str]]  # (input, length, user's line): indices that are checked before anything runs
+    ranges: list[tuple[int, int, Node]]  # (input, axis, node that it indexes): what is checked before anything runs
     copies: list[tuple[Place, Node]] = field(default_factory=list[tuple[Place, Node]])  # results made by no kernel
     chains: list[Chain] = field(default_factory=list[Chain])
     packing_bytes: int = 0  # of the scratch; the rest is what chains hand on, of one batch
@@ -71,21 +71,26 @@ def plan(graph: Graph, kernels: list[Lowered], chains: list[Chain] | None = None
     return Plan(places, barriers, arena, packing + handed_on, in_place, ranges, copies, chains, packing)
 
 
-def _index_ranges(graph: Graph) -> tuple[list[tuple[int, int, str]], bool]:
-    """For each index array that is an input, the length of the axis that it indexes; and whether these are all."""
-    found: list[tuple[int, int, str]] = []
+def _index_ranges(graph: Graph) -> tuple[list[tuple[int, int, Node]], bool]:
+    """For each index array that is an input, the axis and the node that it indexes; and whether these are all."""
+    found: dict[tuple[int, int, bool], tuple[int, int, Node]] = {}
     known = True
     for node in graph.nodes():
         if isinstance(node.op, Gather | ScatterAdd):
-            shape = node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
             for axis, index in zip(node.op.axes, node.inputs[1:], strict=True):
                 while isinstance(index.op, Cast | Reshape | Permute | BroadcastTo):
                     index = index.inputs[0]
                 if isinstance(index.op, Input):
-                    found.append((index.op.index, shape[axis], node.site))
+                    limits = index.op.index, indexed_shape(node)[axis], node.op.from_end
+                    found.setdefault(limits, (index.op.index, axis, node))
                 else:
                     known = False
-    return list(dict.fromkeys(found)), known
+    return list(found.values()), known
+
+
+def indexed_shape(node: Node) -> tuple[int, ...]:
+    """The shape that the indices of a Gather or ScatterAdd are for."""
+    return node.inputs[0].shape if isinstance(node.op, Gather) else node.shape
 
 
 def _aligned(size: int) -> int:

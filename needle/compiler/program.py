@@ -18,14 +18,15 @@ import numpy as np
 
 from needle.compiler.emit import AVX2, AVX512, NEON, Machine
 from needle.compiler.fuse import Grouping
-from needle.compiler.graph import Graph, Input, Node
+from needle.compiler.graph import Graph, Input, Node, at_line
 from needle.compiler.lower import Lowered
 from needle.compiler.opaque import Call as PythonCall
 from needle.compiler.opaque import Outcome, callback
-from needle.compiler.plan import LINE, Place, Plan
+from needle.compiler.plan import LINE, Place, Plan, indexed_shape
 from needle.compiler.step import ARENA, CLOCK, FIRST, NUMBERS, SCRATCH, callback_word, word, write_text
 from needle.dtype import Array
 from needle.errors import IndexRangeError
+from needle.ops.index import check_index
 from needle.runtime import native
 from needle.runtime.team import team
 
@@ -33,7 +34,6 @@ _RANGE = (
     "an index in a compiled function is outside the axis that it selects from; "
     "call the function without ndl.compile to see which"
 )
-_OUTSIDE = "{site}: an index is outside an axis of length {n}; indices go from {low} to {high}"
 LARGE = 1 << 22
 """Bytes from which on NumPy asks for huge pages."""
 
@@ -181,9 +181,11 @@ class Program:
         `write_back` gets the new values that are in arrays of their own. It is part of the call: Ctrl-C comes before or
         after both, so that no state is half new. It may be called twice.
         """
-        for i, n, site in self.plan.ranges:
-            if not _inside(arrays[i], n):
-                raise IndexRangeError(_OUTSIDE.format(site=site, n=n, low=-n, high=n - 1))
+        for i, axis, node in self.plan.ranges:
+            try:
+                check_index(node.op, axis, indexed_shape(node), arrays[i])
+            except IndexRangeError as error:
+                raise at_line(node, error) from None
         copies = self._point_to(arrays)  # alive until the call is over
         self.numbers[0] = 0
         if self.python_calls:
@@ -212,6 +214,7 @@ class Program:
         if self.python_calls:
             self.outcome.check(len(self.python_calls))
         if self.numbers[0]:
+            self.graph.evaluate(arrays, numbers)  # nothing was changed, and NumPy says which index it was
             raise IndexRangeError(_RANGE)
         return results, updates
 
@@ -280,10 +283,6 @@ def _address(array: Any) -> int:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))
     except (TypeError, ValueError):  # read-only, or empty
         return array.__array_interface__["data"][0]
-
-
-def _inside(index: Array, n: int) -> bool:
-    return not index.size or bool(-n <= index.min() and index.max() < n)
 
 
 def _numbers(graph: Graph) -> int:

@@ -19,24 +19,27 @@ FileName = str | os.PathLike[str]
 FETCH_AGAIN = "the file is damaged or incomplete: delete it and download it again"
 
 _MISMATCH = "{file}: expected {expected}, found {found}; {advice}"
-_NO_FOLDER = (
-    "{folder} is not a folder that exists, so no data can be found there: correct the name (--data-dir on the command "
-    "line), or leave it out to have NEEDLE_DATA and the cache looked in"
-)
+_NO_FOLDER = "{folder} is not a folder that exists, so no data can be found there: correct {remedy}"
+_GIVEN = "the name (--data-dir on the command line), or leave it out to have NEEDLE_DATA and the cache looked in"
+_NAMED = "the environment variable NEEDLE_DATA, or unset it to have the cache alone looked in"
 _NOT_FOUND = "{title}: expected {files} in {folders}, found no folder with all of them; {advice}"
 
 
 def data_dirs(data_dir: FileName | None = None) -> list[Path]:
     """Folders in which data sets are looked for: `data_dir` alone where it is given, or those of `config.data_dirs()`.
 
-    Raises `DataError` where `data_dir` is no folder.
+    Raises `DataError` where `data_dir` is no folder, or one that NEEDLE_DATA names.
     """
-    if data_dir is None:
-        return config.data_dirs()
-    folder = Path(data_dir).expanduser()
+    if data_dir is not None:
+        return [_existing(Path(data_dir).expanduser(), _GIVEN)]
+    *named, cache = config.data_dirs()  # which is made when it is needed
+    return [*(_existing(folder, _NAMED) for folder in named), cache]
+
+
+def _existing(folder: Path, remedy: str) -> Path:
     if not folder.is_dir():
-        raise DataError(_NO_FOLDER.format(folder=folder))
-    return [folder]
+        raise DataError(_NO_FOLDER.format(folder=folder, remedy=remedy))
+    return folder
 
 
 @dataclass(frozen=True)

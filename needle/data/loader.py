@@ -47,6 +47,10 @@ _FIELD_TYPE = (
     "DataLoader: field {field} of sample {index} is a {found}; a field must be a number or an array of numbers: "
     "return a tuple of them from __getitem__"
 )
+_FIELD_DTYPE = (
+    "DataLoader: {name}.take gave {dtype} in field {field}; a field must be numbers: leave other fields out, or number "
+    "what they name"
+)
 _FIELD_LENGTH = (
     "DataLoader: {name}.take gave {found} values in field {field} for {expected} indices; it must give one for each"
 )
@@ -193,6 +197,8 @@ def gather(dataset: SampleSource, indices: NDArray[np.int64]) -> tuple[Array, ..
             if array.ndim == 0 or len(array) != len(indices):
                 found, name = len(array) if array.ndim else "no", type(dataset).__name__
                 raise DataError(_FIELD_LENGTH.format(name=name, found=found, field=field, expected=len(indices)))
+            if array.dtype.kind not in "biuf":
+                raise DataError(_FIELD_DTYPE.format(name=type(dataset).__name__, dtype=array.dtype, field=field))
         return arrays
     numbers = indices.tolist()
     return _stack([_fields(dataset[index]) for index in numbers], numbers)
@@ -201,6 +207,8 @@ def gather(dataset: SampleSource, indices: NDArray[np.int64]) -> tuple[Array, ..
 def _takes_batches(dataset: SampleSource) -> bool:
     """Whether `take` speaks for `__getitem__`: a subclass that defines only `__getitem__` anew has made it outdated."""
     for cls in type(dataset).__mro__:
+        if cls is np.ndarray:  # whose own counts the elements of all axes
+            return False
         if "take" in vars(cls):
             return True
         if "__getitem__" in vars(cls):
@@ -224,7 +232,7 @@ def _stack(samples: list[Sequence[Any]], numbers: list[int]) -> tuple[Array, ...
 def _stack_field(field: int, values: tuple[Any, ...], numbers: list[int]) -> Array:
     arrays = [np.asarray(value) for value in values]
     for index, value, array in zip(numbers, values, arrays, strict=True):
-        if array.dtype.kind in "OUSMm":
+        if array.dtype.kind not in "biuf":
             raise DataError(_FIELD_TYPE.format(field=field, index=index, found=type(value).__name__))
         if array.shape != arrays[0].shape:
             raise DataError(

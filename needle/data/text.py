@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from needle.data.files import FileName, Location, mismatch, read_text
 from needle.device import Device
+from needle.dtype import as_array, as_dtype, is_whole
 from needle.errors import ArgumentError, DataError, DTypeError, IndexRangeError
-from needle.files import replacing
+from needle.files import as_path, replacing
 from needle.tensor import Tensor
 
 END_OF_LINE = "<eos>"
@@ -25,6 +26,13 @@ SHAKESPEARE_FILE = "input.txt"
 _TEXT = "text in UTF-8"
 _CORPUS = "a Corpus is a folder with the files train.txt and test.txt"
 _CHECK_NAME = "check the file name"
+_LINES = "Corpus: max_lines is the number of lines to read of each file, at least 0, or None for all, not {found!r}"
+_BATCHIFY = (
+    "batchify: needs a list of numbers and a whole batch_size of at least 1, not shape {shape} and {batch_size!r}"
+)
+_BATCHES = "get_batch: needs what batchify gave, (rows, batch_size), not {found}"
+_BPTT = "get_batch: bptt is the number of rows in a batch, a whole number of at least 1, not {found!r}"
+_NO_TEXT = "Characters: needs a text (str), not {found!r}"
 _TOO_SHORT = "batchify: {count} numbers do not give one row of {batch_size}; use a smaller batch_size or more text"
 _NOT_EXACT = "batchify: {dtype} cannot hold the number {found}; use a dtype with more digits, such as int64"
 _LAST_ROW = "get_batch: i is {i}, but targets end at row {last}; i goes from 0 to {before}, in steps of bptt"
@@ -68,9 +76,12 @@ class Corpus:
     """
 
     def __init__(self, base_dir: FileName, max_lines: int | None = None) -> None:
+        folder = as_path("Corpus: base_dir", base_dir)
+        if max_lines is not None and not is_whole(max_lines, 0):
+            raise ArgumentError(_LINES.format(found=max_lines))
         self.dictionary = Dictionary()
-        self.train = self.tokenize(Path(base_dir) / "train.txt", max_lines)
-        self.test = self.tokenize(Path(base_dir) / "test.txt", max_lines)
+        self.train = self.tokenize(folder / "train.txt", max_lines)
+        self.test = self.tokenize(folder / "test.txt", max_lines)
 
     def tokenize(self, path: FileName, max_lines: int | None = None) -> list[int]:
         """The numbers of the words in a file, with one for `<eos>` after each line; new words join the dictionary."""
@@ -86,11 +97,14 @@ def batchify(
 
     `device` is taught and decides nothing here: `get_batch` makes the Tensors.
     """
-    row_count = len(data) // batch_size
+    numbers = as_array(data)
+    if numbers.ndim != 1 or not is_whole(batch_size, 1):
+        raise ArgumentError(_BATCHIFY.format(shape=numbers.shape, batch_size=batch_size))
+    row_count = len(numbers) // batch_size
     if row_count == 0:
-        raise ArgumentError(_TOO_SHORT.format(count=len(data), batch_size=batch_size))
-    numbers = np.asarray(data[: row_count * batch_size])
-    batches = numbers.astype(dtype)
+        raise ArgumentError(_TOO_SHORT.format(count=len(numbers), batch_size=batch_size))
+    numbers = numbers[: row_count * batch_size]
+    batches = numbers.astype(as_dtype(dtype))
     if len(wrong := np.flatnonzero(batches != numbers)):
         raise DTypeError(_NOT_EXACT.format(dtype=batches.dtype, found=numbers[wrong[0]]))
     return np.ascontiguousarray(batches.reshape(batch_size, row_count).T)
@@ -103,8 +117,12 @@ def get_batch(
 
     The last batch may have fewer rows. Raises `IndexRangeError` where no row has a target.
     """
+    if np.ndim(batches) != 2:
+        raise ArgumentError(_BATCHES.format(found=type(batches).__name__))
+    if not is_whole(bptt, 1):
+        raise ArgumentError(_BPTT.format(found=bptt))
     last = len(batches) - 1
-    if not 0 <= i < last:
+    if not is_whole(i, 0) or i >= last:
         raise IndexRangeError(_LAST_ROW.format(i=i, last=last, before=last - 1))
     end = min(i + bptt, last)
     data, target = batches[i:end], batches[i + 1 : end + 1].reshape(-1)
@@ -118,7 +136,7 @@ class Characters:
     """A vocabulary of characters: those of `text`, sorted, numbered from 0."""
 
     def __init__(self, text: str) -> None:
-        self.characters = "".join(sorted(set(text)))
+        self.characters = "".join(map(chr, np.unique(_points(text))))
         self._points = _points(self.characters)
 
     def __len__(self) -> int:
@@ -137,7 +155,7 @@ class Characters:
 
     def decode(self, numbers: Any) -> str:
         """The text of these numbers (a sequence, an array or a Tensor). Raises `IndexRangeError`."""
-        flat = np.asarray(numbers.numpy() if isinstance(numbers, Tensor) else numbers).reshape(-1)
+        flat = as_array(numbers).reshape(-1)
         for at in np.flatnonzero((flat < 0) | (flat >= len(self)) | (flat % 1 != 0))[:1]:
             raise IndexRangeError(_NO_SUCH.format(found=flat[at], at=at, last=len(self) - 1))
         return "".join([self.characters[number] for number in flat.astype(np.int64).tolist()])
@@ -160,7 +178,9 @@ class Characters:
             raise mismatch(path, _VOCABULARY, f"text that is not JSON ({error})", _CHECK_NAME) from error
 
 
-def _points(text: str) -> NDArray[np.int64]:
+def _points(text: Any) -> NDArray[np.int64]:
+    if not isinstance(text, str):
+        raise DTypeError(_NO_TEXT.format(found=text))
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
 
 

@@ -7,7 +7,6 @@ Next: folder.py.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from needle.data.dataset import Array, Dataset, Fields, Index, rows
 from needle.data.files import FileName, mismatch
+from needle.dtype import as_array, is_whole
 from needle.errors import ArgumentError, DataError
-from needle.files import replacing
+from needle.files import as_path, replacing
 
 _FILE = "an npy file with one axis of whole numbers, as TokenFile.write makes it"
 _CHECK_NAME = "check the file name"
@@ -24,9 +24,12 @@ _WRITE_AGAIN = "write it again with TokenFile.write"
 _LIMIT = 2**32
 _VOCABULARY = "TokenFile.write: vocabulary is the number of different tokens, from 1 to 2**32, not {found!r}"
 _OUTSIDE = "TokenFile.write: token {found} at position {at} is outside the vocabulary; tokens go from 0 to {last}"
-_LENGTH = "WindowDataset: length is the number of inputs in a window, from 1 to {most} here, not {found!r}"
+_PIECES = "TokenFile.write: pieces must be arrays or lists of tokens, one after the other, not {found!r}"
+_LENGTH = (
+    "WindowDataset: length is the number of inputs in a window, a whole number from 1 to {most} here, not {found!r}"
+)
 _SAMPLES = "WindowDataset: samples is the number of random windows in an epoch, at least 1, not {found!r}"
-_AXES = "WindowDataset: tokens have shape {shape}; give one axis of whole numbers"
+_AXES = "WindowDataset: tokens have shape {shape} and dtype {dtype}; give one axis of whole numbers"
 
 
 class TokenFile:
@@ -36,7 +39,7 @@ class TokenFile:
     """
 
     def __init__(self, path: FileName) -> None:
-        self.path = Path(path).expanduser()
+        self.path = as_path("TokenFile: path", path).expanduser()
         try:
             self.tokens: NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
@@ -56,9 +59,12 @@ class TokenFile:
 
         Only one piece is in memory at a time. Raises `DataError` for a token outside the vocabulary.
         """
-        if not 1 <= vocabulary <= _LIMIT:
+        if not is_whole(vocabulary, 1) or vocabulary > _LIMIT:
             raise ArgumentError(_VOCABULARY.format(found=vocabulary))
-        dtype, count, target = np.dtype("<u2" if vocabulary <= 2**16 else "<u4"), 0, Path(path).expanduser()
+        if not isinstance(pieces, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(_PIECES.format(found=pieces))
+        target = as_path("TokenFile.write: path", path).expanduser()
+        dtype, count = np.dtype("<u2" if vocabulary <= 2**16 else "<u4"), 0
         with replacing(target) as file:
             # The header leaves room for any count, so it is written twice: now, and when the count is known.
             for final in (False, True):
@@ -66,7 +72,7 @@ class TokenFile:
                 fields = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
                 np.lib.format.write_array_header_1_0(file, fields)
                 for piece in () if final else pieces:
-                    tokens = np.asarray(piece).reshape(-1)
+                    tokens = as_array(piece).reshape(-1)
                     wrong = np.flatnonzero((tokens < 0) | (tokens >= vocabulary) | (tokens % 1 != 0))
                     if len(wrong):
                         facts = {"found": tokens[wrong[0]], "at": count + wrong[0], "last": vocabulary - 1}
@@ -87,11 +93,11 @@ class WindowDataset(Dataset):
     def __init__(self, tokens: Any, length: int, samples: int | None = None) -> None:
         super().__init__()
         self.tokens: Array = tokens.tokens if isinstance(tokens, TokenFile) else np.asarray(tokens)
-        if self.tokens.ndim != 1:
-            raise ArgumentError(_AXES.format(shape=self.tokens.shape))
-        if not 1 <= length < len(self.tokens):
+        if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":
+            raise ArgumentError(_AXES.format(shape=self.tokens.shape, dtype=self.tokens.dtype))
+        if not is_whole(length, 1) or length >= len(self.tokens):
             raise ArgumentError(_LENGTH.format(most=len(self.tokens) - 1, found=length))
-        if samples is not None and samples < 1:
+        if samples is not None and not is_whole(samples, 1):
             raise ArgumentError(_SAMPLES.format(found=samples))
         self.length, self.samples = length, samples
 

@@ -21,6 +21,7 @@ from needle.value import shape_of
 
 _HEADS = "MultiHeadAttention: embed_dim {embed_dim} cannot be divided into num_heads={num_heads} equal heads"
 _INPUT = "{layer}: {name} must have shape (batch, steps, {features}), not {shape}"
+_FIT = "MultiHeadAttention: queries {query}, keys {key} and values {value}: {rule}"
 _PADDING = "MultiHeadAttention: key_padding_mask must have shape {wanted} (True: left out), not {shape}"
 _PADDING_DTYPE = "MultiHeadAttention: key_padding_mask must be of bool, not {dtype}; write mask > 0"
 _ACTIVATION = "{layer}: activation must be 'relu' or 'gelu', not {value!r}"
@@ -87,6 +88,12 @@ class MultiHeadAttention(Module):
             if len(shape_of("MultiHeadAttention", x)) != 3 or x.shape[-1] != layer.in_features:
                 wrong = {"layer": "MultiHeadAttention", "features": layer.in_features, "shape": x.shape}
                 raise ShapeError(_INPUT.format(name=name, **wrong))
+        for rule, differ in (
+            ("their batch sizes must be equal, or 1", len({len(query), len(key), len(value)} - {1}) > 1),
+            ("there must be a value for each key", key.shape[1] != value.shape[1]),
+        ):
+            if differ:
+                raise ShapeError(_FIT.format(query=query.shape, key=key.shape, value=value.shape, rule=rule))
         q, k, v = self._heads(self.query(query)), self._heads(self.key(key)), self._heads(self.value(value))
         if self.rotary:
             q, k = rotary(q), rotary(k)

@@ -14,7 +14,7 @@ from needle.device import Device
 from needle.dtype import as_float_dtype, is_float, is_whole
 from needle.errors import ArgumentError, DTypeError
 from needle.nn.module import Module, Parameter, check_sizes
-from needle.ops import equal, gather, not_equal, where
+from needle.ops import Gather, equal, not_equal, where
 from needle.tensor import Tensor
 from needle.tracing import active
 from needle.value import check_tensor
@@ -27,7 +27,7 @@ class Embedding(Module):
     """weight[x]: (...) -> (..., embedding_dim), with `weight` (num_embeddings, embedding_dim) drawn from N(0, 1).
 
     x may also hold whole numbers in a floating-point dtype. The row `padding_idx` begins with zeros and gets no
-    gradient. Raises `IndexRangeError` for a number without a row.
+    gradient. Raises `IndexRangeError` for a number without a row, such as -1: it does not count from the end.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Embedding(Module):
         check_tensor("Embedding", x)
         if is_float(x.dtype):
             x = _whole(x, self.num_embeddings)
-        rows = gather(self.weight, x)
+        rows = Gather(from_end=False)(self.weight, x)
         if self.padding_idx is None:
             return rows
-        counts = not_equal(x, self.padding_idx) * not_equal(x, self.padding_idx - self.num_embeddings)
+        counts = not_equal(x, self.padding_idx)
         return where(counts.reshape((*x.shape, 1)), rows, rows.detach())
 
     def extra_repr(self) -> str:

@@ -15,10 +15,13 @@ from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
 from needle.ops import center, lerp, mean_square
 from needle.tensor import Tensor
-from needle.value import Shape, as_tuple
+from needle.value import Shape, as_tuple, shape_of
 
 _INPUT = "{layer}: needs an input of shape ({wanted}), not {shape}"
-_EMPTY_BATCH = "{layer}: the batch is empty (shape {shape}), so it has no mean; skip empty batches"
+_TOO_FEW = (
+    "{layer}: training needs more than one value for each channel, but the input has shape {shape}; "
+    "give larger batches (drop_last=True leaves out a small last one), or call .eval()"
+)
 _ARGUMENT = "{layer}: {name} must be {rule}, not {value!r}"
 _GROUPS = "GroupNorm: {channels} channels cannot be divided into {groups} equal groups; choose a divisor of {channels}"
 
@@ -46,8 +49,9 @@ class _Norm(Module):
         return value
 
     def _refuse(self, x: Any) -> ShapeError:
-        name, shape = type(self).__name__, getattr(x, "shape", type(x).__name__)
-        return ShapeError(_INPUT.format(layer=name, wanted=self.wanted.format(**vars(self)), shape=shape))
+        name = type(self).__name__
+        wanted = self.wanted.format(self.extra_repr(), **vars(self))
+        return ShapeError(_INPUT.format(layer=name, wanted=wanted, shape=shape_of(name, x)))
 
 
 class _Channels(_Norm):
@@ -90,7 +94,7 @@ class LayerNorm1d(_Channels):
 class _Trailing(_Norm):
     """A norm over the last axes, whose shape is `normalized_shape`."""
 
-    wanted = "..., {normalized_shape}"
+    wanted = "..., {}"
 
     def __init__(self, shape: Any, eps: float, device: Device | None, dtype: Any, bias: bool) -> None:
         self.normalized_shape = tuple(self._size("normalized_shape", n) for n in as_tuple(shape))
@@ -180,7 +184,8 @@ class BatchNorm1d(_Channels):
     """(x - mean) / sqrt(var + eps) * weight + bias over axis 0 (Ioffe and Szegedy, 2015).
 
     Training uses the batch's mean and biased variance, and moves `running_mean` and `running_var` towards them:
-    new = (1 - momentum) * old + momentum * observed. Evaluation uses the running values.
+    new = (1 - momentum) * old + momentum * observed. Evaluation uses the running values. In training, a
+    channel with a single value is a `ShapeError`.
     """
 
     bias: Parameter
@@ -203,8 +208,8 @@ class BatchNorm1d(_Channels):
         if not self.training:
             scale = self.weight / (self.running_var + self.eps).sqrt()  # (dim,)
             return (x - self._along(self.running_mean)) * self._along(scale) + self._along(self.bias)
-        if not x.size:
-            raise ShapeError(_EMPTY_BATCH.format(layer=type(self).__name__, shape=x.shape))
+        if x.size <= self.dim:  # a single value is its own mean, so that nothing of it would be left
+            raise ShapeError(_TOO_FEW.format(layer=type(self).__name__, shape=x.shape))
         others: Any = 0 if self.ndim == 2 else (0, *range(2, self.ndim))
         centered = center(x, others)
         variance = mean_square(centered, others)  # (dim,)

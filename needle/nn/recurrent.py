@@ -103,7 +103,8 @@ class _Cell(Module):
         return (zero, zero) if self.paired else zero
 
     def forward(self, X: Tensor, h: Any = None) -> Any:
-        name, shape = type(self).__name__, getattr(X, "shape", ())
+        name = type(self).__name__
+        shape: Any = getattr(X, "shape", type(X).__name__)
         if len(shape) != 2 or shape[-1] != self.input_size:
             raise ShapeError(_INPUT.format(layer=name, axes="batch", size=self.input_size, shape=shape))
         if h is not None:
@@ -207,7 +208,8 @@ class _Layers(Module):
         return below, stack(last)
 
     def _check(self, X: Any, state: Any, paired: bool) -> None:
-        name, shape = type(self).__name__, getattr(X, "shape", ())
+        name = type(self).__name__
+        shape: Any = getattr(X, "shape", type(X).__name__)
         if len(shape) != 3 or shape[-1] != self.input_size:
             raise ShapeError(_INPUT.format(layer=name, axes="steps, batch", size=self.input_size, shape=shape))
         if not shape[0]:

@@ -42,7 +42,7 @@ _CHANNELS = (
 )
 _OUTPUTS = "{op}: {outputs} outputs of the kernel of shape {b} cannot be divided into {groups} equal groups"
 _LARGE = (
-    "{op}: the kernel reaches over {extent} elements of axis {axis}, but the input of shape {a} has only {n} there, "
+    "{op}: the kernel reaches over {extent} elements of the sliding axes, but the input has only {padded} there, "
     "padding included; use a smaller kernel, or more padding"
 )
 _PER_AXIS = "{name}: {argument} must be {rule}, or one of them for each of the {count} sliding axes, not {value!r}"
@@ -138,9 +138,9 @@ class Conv(TensorOp):
         if b[-1] % self.groups:
             raise ShapeError(_OUTPUTS.format(op=self, outputs=b[-1], b=b, groups=self.groups))
         geometry = self.geometry(a, b)
-        for axis, (n, extent) in enumerate(zip(geometry.padded, geometry.extent, strict=True), 1):
-            if n < extent:
-                raise ShapeError(_LARGE.format(op=self, extent=extent, axis=axis, a=a, n=n))
+        extent, padded = geometry.extent, geometry.padded
+        if any(n < e for n, e in zip(padded, extent, strict=True)):
+            raise ShapeError(_LARGE.format(op=self, extent=extent, padded=padded))
         return Spec((a[0], *geometry.out, b[-1]), probe_dtype(MatMul(), *(Spec((1, 1), s.dtype) for s in inputs)))
 
     def compute(self, a: Any, b: Any) -> Any:

@@ -1,12 +1,13 @@
 """Indexed ops: positions are data.
 
 In: a Value and integer index arrays, which are inputs of the op. Out: the elements there, or sums at these positions.
-Invariant: gathering and scatter-adding are each other's gradient. Negative indices count from the end.
+Invariant: gathering and scatter-adding are each other's gradient. Negative indices count from the end, but for an op
+that says they do not.
 `getitem` reads the whole of Python's index syntax: it slices first (a movement), then gathers.
 Next: tuples.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,8 @@ class Gather(Indexed):
     """a[..., i, ...] for index arrays on `axes` (consecutive); their broadcast shape takes the place of these axes."""
 
     axes: tuple[int, ...] = (0,)
+    from_end: bool = field(default=True, repr=False)
+    """Whether negative indices count from the end; else they are outside."""
 
     def infer(self, *inputs: Spec) -> Spec:
         a, *indices = inputs
@@ -34,12 +37,12 @@ class Gather(Indexed):
         return Spec((*a.shape[: self.axes[0]], *middle, *a.shape[self.axes[-1] + 1 :]), a.dtype)
 
     def compute(self, a: Any, *indices: Any) -> Any:
-        _check_range(self, self.axes, a.shape, indices)
+        _check_range(self, a.shape, indices)
         return a[_place(self.axes, indices)]
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         a, *indices = node.inputs
-        return ScatterAdd(self.axes, a.shape)(out_grad, *indices), *([None] * len(indices))
+        return ScatterAdd(self.axes, a.shape, self.from_end)(out_grad, *indices), *([None] * len(indices))
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class ScatterAdd(Indexed):
 
     axes: tuple[int, ...]
     shape: Shape
+    from_end: bool = field(default=True, repr=False)
 
     def infer(self, *inputs: Spec) -> Spec:
         a, *indices = inputs
@@ -55,14 +59,14 @@ class ScatterAdd(Indexed):
         return Spec(self.shape, a.dtype)
 
     def compute(self, a: Any, *indices: Any) -> Any:
-        _check_range(self, self.axes, self.shape, indices)
+        _check_range(self, self.shape, indices)
         out = np.zeros(self.shape, a.dtype)
         np.add.at(out, _place(self.axes, indices), a)
         return out
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         _, *indices = node.inputs
-        return Gather(self.axes)(out_grad, *indices), *([None] * len(indices))
+        return Gather(self.axes, self.from_end)(out_grad, *indices), *([None] * len(indices))
 
 
 def _place(axes: tuple[int, ...], indices: Any) -> tuple[Any, ...]:
@@ -78,17 +82,19 @@ def _check_indices(op: Any, axes: tuple[int, ...], shape: Shape, indices: list[S
             raise DTypeError(_INDEX_DTYPE.format(op=op, dtype=index.dtype))
 
 
-def _check_range(op: Any, axes: tuple[int, ...], shape: Shape, indices: Any) -> None:
-    _check_indices(op, axes, shape, [Spec(i.shape, i.dtype) for i in indices])
-    for axis, index in zip(axes, indices, strict=True):
-        n = shape[axis]
-        if index.size and not (-n <= index.min() and index.max() < n):
-            wrong = _first_outside(index, n)
-            raise IndexRangeError(_RANGE.format(op=op, index=wrong, axis=axis, shape=shape, low=-n, high=n - 1))
+def _check_range(op: Gather | ScatterAdd, shape: Shape, indices: Any) -> None:
+    _check_indices(op, op.axes, shape, [Spec(i.shape, i.dtype) for i in indices])
+    for axis, index in zip(op.axes, indices, strict=True):
+        check_index(op, axis, shape, index)
 
 
-def _first_outside(index: Array, n: int) -> int:
-    return int(index[(index < -n) | (index >= n)].flat[0])
+def check_index(op: Gather | ScatterAdd, axis: int, shape: Shape, index: Array) -> None:
+    """Raise `IndexRangeError` unless all of `index` are indices of `axis` for `op`."""
+    n = shape[axis]
+    low = -n if op.from_end else 0
+    if index.size and not (low <= index.min() and index.max() < n):
+        wrong = index[~((index >= low) & (index < n))].flat[0]
+        raise IndexRangeError(_RANGE.format(op=op, index=wrong, axis=axis, shape=shape, low=low, high=n - 1))
 
 
 def gather(a: Any, indices: Any, axis: int = 0) -> Any:

@@ -137,14 +137,18 @@ def argsort(a: Any, axis: int = -1) -> Any:
 
     Equal elements keep their order. In a compiled function it makes n ** 2 comparisons for n elements.
     """
-    axis = as_axis("argsort", axis, a)
+    return _argsort(a, as_axis("argsort", axis, a))
+
+
+def _argsort(a: Any, axis: int) -> Any:
     order = _last(a.shape, axis)
     return Permute(order)(ArgSort()(Permute(order)(a)))
 
 
 def sort(a: Any, axis: int = -1, descending: bool = False) -> Any:
     """The elements of a along `axis` from the smallest to the largest, or the other way round; see `argsort`."""
-    ordered = take_along(a, argsort(a, axis), axis)
+    axis = as_axis("sort", axis, a)
+    ordered = take_along(a, _argsort(a, axis), axis)
     return flip(ordered, axis) if descending else ordered
 
 
@@ -156,7 +160,7 @@ def topk(a: Any, k: int, axis: int = -1, largest: bool = True) -> Any:
         raise ArgumentError(_TOPK.format(n=n, axis=axis, shape=a.shape, k=k))
     chosen = (n - 1, int(k), -1) if largest else (0, int(k), 1)
     ranges = tuple(chosen if i == axis else (0, m, 1) for i, m in enumerate(a.shape))
-    positions = Slice(ranges)(argsort(a, axis))
+    positions = Slice(ranges)(_argsort(a, axis))
     return take_along(a, positions, axis), positions
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from needle import config
 from needle.data.cifar10 import CIFAR10, CIFAR10Dataset
 from needle.data.dataset import ImageDataset
 from needle.data.digits import DigitsDataset
@@ -40,7 +39,6 @@ STORED: dict[str, tuple[Location, str]] = {
 _DOWNLOADING = "{title} was not found in {folders}: downloading it ({size})."
 _FALL_BACK = "MNIST {reason}: using the {count:,} digits of 8 x 8 pixels that come with needle."
 _NOT_ALLOWED = "was not found in {folders}, and --no-download was given"
-_NO_FOLDER = "NEEDLE_DATA: {folder} is not a folder, so no data is looked for there."
 _NO_DOWNLOAD = (
     "{title} was not found in {folders}, and --no-download was given. Name its folder with --data-dir or NEEDLE_DATA."
 )
@@ -104,8 +102,8 @@ def open_data(
 
     `say` is called with a line for the person who waits; without it, nothing is shown, not even a download. Where
     `data_dir` is given, data is looked for nowhere else, and what is missing is fetched into it; otherwise into the
-    cache folder. Raises DataError when `data_dir` is no folder, when files are damaged, or when the data set was asked
-    for by name and cannot be had.
+    cache folder. Raises DataError when `data_dir` or one of NEEDLE_DATA is no folder, when files are damaged, or when
+    the data set was asked for by name and cannot be had.
     """
     data_dirs(data_dir)  # a wrong name is said, even where no file is needed
     if name == "digits":
@@ -152,8 +150,6 @@ def find_or_download(
     """
     location, size = STORED[name]
     fetch = {"mnist": download_mnist, "cifar10": download_cifar10, "shakespeare": download_shakespeare}[name]
-    if say is not None and data_dir is None:
-        _name_absent_folders(say)
     if (folder := location.find(data_dir)) is not None:
         return folder
     facts = {"title": location.title, "folders": places(data_dir), "size": size}
@@ -167,13 +163,6 @@ def find_or_download(
 def places(data_dir: FileName | None) -> str:
     """The folders in which data is looked for, for a message."""
     return ", ".join(map(str, data_dirs(data_dir)))
-
-
-def _name_absent_folders(say: Callable[[str], None]) -> None:
-    *named, _ = config.data_dirs()  # the last is in the cache, where it is made when it is needed
-    for folder in named:
-        if not folder.is_dir():
-            say(_NO_FOLDER.format(folder=folder))
 
 
 def _digits() -> DataSets:

@@ -31,11 +31,10 @@ _NOT_AGAIN = "It was finite when the batch was run again with other random numbe
 
 def first_fault(model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor], inputs: Tensor, targets: Tensor) -> str:
     """A sentence about the first op, forwards and then backwards, whose inputs are finite and whose result is not."""
-    if not _finite(inputs.numpy()):
+    if not (_finite(inputs.numpy()) and _finite(targets.numpy())):
         return _INPUT
-    for name, parameter in model.named_parameters():
-        if not _finite(parameter.numpy()):
-            return _PARAMETER.format(name=name, reason=_EARLIER)
+    if blame := wrong_parameter(model):
+        return blame
     state = np.random.get_state()
     try:
         with _watched() as found, np.errstate(all="ignore"):
@@ -45,6 +44,14 @@ def first_fault(model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor], inpu
     finally:
         np.random.set_state(state)
     return found[0] if found else _NOT_AGAIN
+
+
+def wrong_parameter(model: nn.Module) -> str:
+    """A sentence about the first parameter that is not finite, or nothing."""
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter.numpy()):
+            return _PARAMETER.format(name=name, reason=_EARLIER)
+    return ""
 
 
 def _finite(array: Array) -> bool:

@@ -20,7 +20,16 @@ from needle.tensor import Tensor
 from needle.train.check import check_batch, check_callbacks, check_fit, check_task
 from needle.train.metrics import EpochMetrics, Totals
 from needle.train.state import Callback, FitState, Loader, Phase
-from needle.train.step import Answer, GradientOptimizer, LossFunction, TrainStep, count, make_test_step, wrong_answers
+from needle.train.step import (
+    Answer,
+    GradientOptimizer,
+    LossFunction,
+    TrainStep,
+    check_parameters,
+    count,
+    make_test_step,
+    wrong_answers,
+)
 
 
 class StepSchedule(Protocol):
@@ -47,6 +56,8 @@ def fit(
 ) -> list[EpochMetrics]:
     """Train until `epochs` epochs are complete, counting those in `state`; returns one EpochMetrics per epoch.
 
+    Raises DivergenceError, which names the op to blame, before a callback sees a loss or parameter that is not finite.
+
     Args:
         loss_fn: the mean loss of a batch, from `model(inputs)` and the targets.
         wrong: counts wrong answers, from the same as `loss_fn`; None where there is no right and wrong.
@@ -54,8 +65,6 @@ def fit(
         clip: the largest joint norm of all gradients; 0 leaves them as they are.
         accumulate: parts that each batch is cut into: less memory, the same step (but batch norms see one part each).
         compiled: run each step as one native function (see `needle.compile`).
-
-    Raises DivergenceError, which names the op that is to blame, when a loss is not finite.
     """
     check_fit(model, loader, test_loader, optimizer, loss_fn, wrong, schedule, epochs, clip, accumulate)
     state, callbacks = state or FitState(), check_callbacks(callbacks, state, test_loader)
@@ -70,9 +79,9 @@ def fit(
                 step(inputs, targets, state)
                 if schedule is not None:
                     schedule.step()
-            test = None if test_loader is None else _test(model, test_loader, test_step, state, callbacks)
+            check_parameters(model, optimizer, state)  # before a callback saves what cannot be used
+            state.finish_epoch(None if test_loader is None else _test(model, test_loader, test_step, state, callbacks))
             state.compile_seconds = step.compile_seconds + getattr(test_step, "seconds", 0.0)
-            state.finish_epoch(test)
             for callback in callbacks:
                 callback.after_epoch(state)
     finally:

@@ -67,7 +67,8 @@ def _grey(path: str | os.PathLike[str]) -> Pixels:
             opaque = images.alpha_composite(images.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.divide(np.asarray(opaque.convert("L")), 255, dtype=np.float32)
     except (OSError, ValueError, SyntaxError, images.DecompressionBombError) as error:
-        raise DataError(_UNREADABLE.format(path=path, error=error)) from error
+        reason = getattr(error, "strerror", None) or str(error).partition(f" {os.fspath(path)!r}")[0]
+        raise DataError(_UNREADABLE.format(path=path, error=reason)) from error
 
 
 def _on_dark_ground(pixels: Pixels) -> Pixels:

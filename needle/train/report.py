@@ -96,10 +96,11 @@ def _draw_curves(axes: Any, history: Sequence[EpochMetrics], quantity: str, scal
 def _label_ends(axes: Any, ends: list[tuple[float, str]], epoch: int) -> None:
     """Write the last value of each curve beside it, the numbers far enough apart to be read."""
     gap = LABEL * float(axes.get_ylim()[1])
-    lowest = 0.5 * gap
-    for value, color in sorted(ends):
-        height = max(value, lowest)
-        lowest = height + gap
+    values = [value for value, _ in ends]
+    close = len(ends) == 2 and abs(values[0] - values[1]) < gap
+    lowest = max(sum(values) / 2 - gap / 2, 0) if close else 0.0
+    for number, (value, color) in enumerate(sorted(ends)):
+        height = lowest + number * gap if close else value
         ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or a grid line would strike the number out
         beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": ground}
         axes.annotate(f"{value:.3g}", (epoch, height), color=color, annotation_clip=False, **beside)

@@ -18,7 +18,7 @@ from needle.compile import compile
 from needle.errors import ArgumentError, DTypeError, NeedleError, ShapeError
 from needle.ops import argmax, equal, not_equal, where
 from needle.tensor import Tensor
-from needle.train.blame import first_fault
+from needle.train.blame import first_fault, wrong_parameter
 from needle.train.check import described
 from needle.train.state import FitState
 
@@ -147,11 +147,20 @@ class TrainStep:
         value = loss.item()
         if not math.isfinite(value + float(norm)):
             what, found = ("gradient", "not finite") if math.isfinite(value) else ("loss", value)
-            blame = first_fault(self.model, self.loss_fn, inputs, targets)
-            facts = {"epoch": state.epoch + 1, "samples": state.totals.samples, "lr": self.optimizer.lr}
-            raise DivergenceError(DIVERGED.format(what=what, value=found, blame=blame, **facts))
+            raise _diverged(what, found, first_fault(self.model, self.loss_fn, inputs, targets), self.optimizer, state)
         state.totals.add(value, count(errors), len(inputs))
         state.totals.lr = self.optimizer.lr
+
+
+def check_parameters(model: nn.Module, optimizer: GradientOptimizer, state: FitState) -> None:
+    """Raise `DivergenceError` where a parameter is not finite; before it is saved, or tested."""
+    if blame := wrong_parameter(model):
+        raise _diverged("gradient", "not finite", blame, optimizer, state)
+
+
+def _diverged(what: str, found: Any, blame: str, optimizer: GradientOptimizer, state: FitState) -> DivergenceError:
+    facts = {"epoch": state.epoch + 1, "samples": state.totals.samples, "lr": optimizer.lr}
+    return DivergenceError(DIVERGED.format(what=what, value=found, blame=blame, **facts))
 
 
 def _cut(inputs: Tensor, targets: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
