@@ -2,7 +2,7 @@
 
 In: a Kernel with a Product. Out: loops that copy. Invariant: what is packed is that part of the sum that is multiplied
 next, for all rows or columns that will use it.
-Next: tile.py.
+Next: terms.py.
 """
 
 import functools
@@ -102,9 +102,11 @@ class Packed(Loops):
         """Have the memory fetch what is copied AHEAD steps later."""
         if step >= FAR:
             for at in range(0, size, 64):
-                place = self.code.address(line, integer(AHEAD * step + at), np.dtype("int8"))
-                what = (("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1"))
-                self.code.line(self.code.call("llvm.prefetch.p0", "void", *what))
+                self._prefetch(self.code.address(line, integer(AHEAD * step + at), np.dtype("int8")))
+
+    def _prefetch(self, place: str) -> None:
+        what = (("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1"))
+        self.code.line(self.code.call("llvm.prefetch.p0", "void", *what))
 
     def _packed_right(self, vectors: int) -> str:
         """Where the packed panel begins."""

@@ -17,12 +17,9 @@ import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Machine
-from needle.compiler.kernel import Access, Kernel, Scalar, Store, scalars
-from needle.compiler.pack import Packed
+from needle.compiler.kernel import Kernel, Scalar, Store, scalars
 from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST
-
-At = tuple[Reg, Reg, Reg] | None
-"""The first row and column of a tile, and k, where it must be asked whether a term counts."""
+from needle.compiler.terms import At, Terms
 
 LOW = 8
 """Rows of a tile of a triangle, at most, which is two vectors wide: its code is written for all terms and for
@@ -52,12 +49,11 @@ def emit_product(kernel: Kernel, name: str, machine: Machine, threads: int) -> t
     return "\n".join(code.text() for code in codes), {line for code in codes for line in code.declared}
 
 
-class _Tile(Packed):
+class _Tile(Terms):
     def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
         super().__init__(kernel, name, machine, threads)
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.functions: dict[tuple[int, str], Code] = {}
-        self.limits: dict[int, tuple[Reg, Reg]] = {}  # of inner axes, where zeros are left out
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
 
     def _epilogue_nodes(self) -> set[int]:
@@ -217,32 +213,6 @@ class _Tile(Packed):
             self._each_panel(lambda: self._pack(here(), vectors, masks))
         self._each_place(lambda start: self._tiles_from(start, here, vectors, masks))
 
-    def _each_place(self, body: Callable[[Reg], None]) -> None:
-        """Do it for the first row, or where zeros are left out, for that of each place, knowing which terms to take."""
-        if not self.inside:
-            body(integer(0))
-            return
-        c, many = self.code, self.rows[-1].extent
-
-        def place(number: Reg, _: Sequence[Reg]) -> list[Reg]:
-            start = c.mul(number, many)
-            index, known = self._row_index(start), dict(self.values)
-            extents = {a.source: a.extent for a in self.inner}
-            for x in self.inside:
-                on_row = c.mul(index[x.row], x.by_row)
-                ends: list[Reg] = []
-                for end in (x.first, x.stop):
-                    left = c.make(f"sub i64 {end}, {on_row.text}", INT)
-                    left = c.make(c.call("llvm.smax.i64", "i64", left, integer(0)), INT)
-                    up = c.make(f"udiv i64 {c.add(left, integer(x.by_inner - 1)).text}, {x.by_inner}", INT)
-                    ends.append(self._smaller(up, integer(extents[x.inner])))
-                self.limits[x.inner] = ends[0], ends[1]
-            body(start)
-            self.values, self.limits = known, {}
-            return []
-
-        c.loop(integer(0), integer(self.height // many), 1, [], place)
-
     def _tiles_from(self, start: Reg, here: Callable[[], Reg], vectors: int, masks: list[Reg | None]) -> None:
         for rows, parts in self._row_parts(vectors):
             low, high = (self.code.add(start, self._choose([p[side] for p in parts])) for side in (0, 1))
@@ -321,14 +291,13 @@ class _Tile(Packed):
                     some = None if whole else (i, column, k)
                     return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc, some)
 
-                if asked and axes is self.inner:
-                    acc = self._while_fetched(asked, low, high, acc, body, i, rows, column, vectors)
-                    continue
-                maybe = self.product.bound is not None or source in self.limits
-                acc = self.code.loop(low, high, 1, acc, body, may_be_empty=maybe)
+                if ask is not None and axes is self.inner:
+                    acc = self._along(low, high, acc, body, rows, ask)
+                else:
+                    acc = self.code.loop(low, high, 1, acc, body, may_be_empty=self._may_be_none(axes[0]))
             return acc
 
-        count, asked = rows * vectors, self._read_afterwards()
+        ask = self._asker(i, column, vectors)
         if self.part is None:
             last = self._lanes_of_last(masks)
             widths = [self.lanes] * (vectors - 1) + [last]
@@ -339,7 +308,7 @@ class _Tile(Packed):
             self._epilogue(acc, i, rows, column, vectors, masks)
             return
         sums = self._sums(self.code.mul(i, vectors), vectors)
-        places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(count)]
+        places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(rows * vectors)]
         acc = [self.code.load(place, self.product.dtype, self.lanes) for place in places]
         acc = along(self.inner, integer(0), integer(0), acc)
         for one, place in zip(acc, places, strict=True):
@@ -347,95 +316,47 @@ class _Tile(Packed):
         last = self.code.compare("eq", self.part[1], integer(self.inner[0].extent))
         self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
 
-    def _read_afterwards(self) -> list[Access]:
-        """What the statements read from memory that no product has passed through."""
-        if not self.long or self.product.bound is not None:
-            return []
-        loads = [s.param for s in scalars(self.kernel) if s.kind == "load"]
-        return [a for a in loads if a.strides[self.column.source] == 1 and any(a.strides[r.source] for r in self.rows)]
-
-    def _while_fetched(
+    def _along(
         self,
-        asked: list[Access],
         low: Reg,
         high: Reg,
         acc: list[Reg],
         body: Callable[[Reg, list[Reg]], list[Reg]],
-        i: Reg,
         rows: int,
-        column: Reg,
-        vectors: int,
+        ask: Callable[[Reg], None],
     ) -> list[Reg]:
-        """The loop over k, in so many parts as there are rows, before each of which the memory is asked for what the
-        statements will read in that row: all at once would fill the queue in which the product's own loads wait."""
+        """A loop over k in so many parts as there are rows. Before each, the memory is asked for what the statements
+        will read in that row: all at once would fill the queue in which the product's own loads wait."""
         c = self.code
         size = c.make(f"udiv i64 {c.add(self._since(high, low), integer(rows - 1)).text}, {rows}", INT)
 
         def piece(r: Reg, acc: list[Reg]) -> list[Reg]:
-            for access in asked:
-                index = {**self._batch_index(), **self._row_index(c.add(i, r)), self.column.source: column}
-                line = self._base(access.slot, access.strides, access.offset, index)
-                if self.part is not None:  # sums are not complete yet
-                    last = c.compare("eq", self.part[1], integer(self.inner[0].extent))
-                    line = c.make(f"select i1 {last.text}, ptr {line}, ptr %scratch", INT).text
-                for v in range(vectors):
-                    place = c.address(line, integer(v * self.lanes), self.kernel.slots[access.slot])
-                    c.line(c.call("llvm.prefetch.p0", "void", ("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1")))
+            ask(r)
             start = c.add(low, c.make(f"mul nsw i64 {r.text}, {size.text}", INT))
             return c.loop(start, self._smaller(c.add(start, size), high), 1, acc, body, may_be_empty=True)
 
         return c.loop(integer(0), integer(rows), 1, acc, piece)
 
-    def _spans(self, axis: Axis, i: Reg, rows: int, column: Reg, vectors: int) -> list[tuple[Reg, Reg, bool]]:
-        """The parts of an inner axis that a tile multiplies, and whether all their terms count."""
-        c, bound, (low, high) = self.code, self.product.bound, self._limits(axis)
-        if axis.source in self.limits:
-            first, stop = self.limits[axis.source]
-            if self.part and axis is self.inner[0]:
-                first = c.make(c.call("llvm.smax.i64", "i64", first, low), INT)
-                stop = self._smaller(stop, high)
-            return [(first, stop, True)]
-        if bound is None:
-            return [(low, high, True)]
-        row, side, width = self.rows[-1].source, self.column.source, vectors * self.lanes
+    def _asker(self, i: Reg, column: Reg, vectors: int) -> Callable[[Reg], None] | None:
+        """What asks for what the statements read in a row of a tile, from memory that no product has passed through."""
+        loads: list[Access] = [s.param for s in scalars(self.kernel) if s.kind == "load"]
+        rows = [a.source for a in self.rows]
+        asked = [a for a in loads if a.strides[self.column.source] == 1 and any(a.strides[r] for r in rows)]
+        if not asked or not self.long or self.product.bound is not None:
+            return None
+        c = self.code
 
-        def inside(k: Reg, more: int) -> Reg:
-            at_least = c.make(c.call("llvm.smax.i64", "i64", c.add(k, integer(more)), low), INT)
-            return c.make(c.call("llvm.smin.i64", "i64", at_least, high), INT)
+        def ask(r: Reg) -> None:
+            for access in asked:
+                index = {**self._batch_index(), **self._row_index(c.add(i, r)), self.column.source: column}
+                line = self._base(access.slot, access.strides, access.offset, index)
+                if self.part is not None:  # the sums may not be complete yet
+                    last = c.compare("eq", self.part[1], integer(self.inner[0].extent))
+                    line = c.make(f"select i1 {last.text}, ptr {line}, ptr %scratch", INT).text
+                for v in range(vectors):
+                    self._prefetch(c.address(line, integer(v * self.lanes), self.kernel.slots[access.slot]))
 
-        if self.k not in bound[:2]:
-            last_of_rows = self._counts(row, i, integer(rows - 1), column)
-            any_counts = last_of_rows if bound.later == row else self._counts(side, column, integer(width - 1), i)
-            return [(low, c.select(any_counts, high, low), True)]
-        first, size = (i, rows) if row in bound[:2] else (column, width)
-        if bound.earlier == self.k:
-            middle = inside(first, bound.shift + 1)
-            return [(low, middle, True), (middle, inside(first, bound.shift + size), False)]
-        middle = inside(first, size - 1 - bound.shift)
-        return [(inside(first, -bound.shift), middle, False), (middle, high, True)]
-
-    def _counts(self, axis: int, start: Reg, n: Reg, other: Reg) -> Reg:
-        """Whether what is at start + n along a bound axis counts beside what is at `other` along the other one."""
-        c, bound = self.code, self.product.bound
-        assert bound is not None  # noqa: S101
-        later = bound.later == axis
-        limit = c.add(self._since(other, start), integer(-bound.shift if later else bound.shift))
-        return c.compare("ge" if later else "le", n, limit)
-
-    def _lanes_that_count(self, vectors: int, column: Reg, other: Reg) -> list[Reg]:
-        """For each vector from `column` on, which lanes count."""
-        starts = [self.code.add(column, integer(v * self.lanes)) for v in range(vectors)]
-        return [self._counts(self.column.source, start, self._lanes_from(0), other) for start in starts]
-
-    def _triangle(self, acc: list[Reg], i: Reg, column: Reg, vectors: int) -> list[Reg]:
-        """The sums, with zeros where rows and columns are bound and none of the terms counts."""
-        if self.product.bound is None or self.k in self.product.bound[:2]:
-            return acc
-        zero, kept = Reg("zeroinitializer", self.product.dtype, self.lanes), list[Reg]()
-        for r in range(len(acc) // vectors):
-            keep = self._lanes_that_count(vectors, column, self.code.add(i, integer(r)))
-            kept += [self.code.select(k, acc[r * vectors + v], zero) for v, k in enumerate(keep)]
-        return kept
+        return ask
 
     def _multiply(
         self,
