@@ -12,18 +12,22 @@ The statements after the product run on the accumulators before anything is stor
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Machine
-from needle.compiler.kernel import Kernel, Scalar, Store, scalars
+from needle.compiler.kernel import Access, Kernel, Scalar, Store, scalars
 from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST
 from needle.compiler.terms import At, Terms
 
 LOW = 8
 """Rows of a tile of a triangle, at most, which is two vectors wide: its code is written for all terms and for
 some, and the smaller it is, the fewer terms on the diagonal are multiplied for nothing."""
+
+FAR_AWAY = 1 << 20
+"""Bytes from which on what the statements read is asked for in advance: less is in the cache."""
 
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
@@ -342,7 +346,8 @@ class _Tile(Terms):
         loads: list[Access] = [s.param for s in scalars(self.kernel) if s.kind == "load"]
         rows = [a.source for a in self.rows]
         asked = [a for a in loads if a.strides[self.column.source] == 1 and any(a.strides[r] for r in rows)]
-        if not asked or not self.long or self.product.bound is not None:
+        size = prod(self.kernel.shape) * sum(self.kernel.slots[a.slot].itemsize for a in asked)
+        if size < FAR_AWAY or not self.long or self.product.bound is not None:
             return None
         c = self.code
 
