@@ -31,6 +31,7 @@ from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
 from needle.explain import PARTS, Explanation
 from needle.guard import Guard
 from needle.optim import Optimizer
+from needle.runtime.memory import ask_for_pages
 from needle.tensor import Tensor
 from needle.trace import BEYOND_RESULT, Beyond, Cell, Shadow, Trace, shadowing, state_of
 from needle.tracing import Symbol, active, computer_of
@@ -92,6 +93,7 @@ class Compiled:
         self.requiring = [requires_grad for _, requires_grad in self.outputs]
         self.outputs, self._known = [], {}
         trace.shadows, trace.own, trace.arrays, trace.states = {}, {}, [], {}
+        ask_for_pages(self._state_arrays())
         self.program = build(self.graph)
 
     def _place(self, tensor: Any) -> Place:
@@ -190,10 +192,10 @@ class Compiled:
             found = [*arrays, *states, *self.constants]
             if len(found) == len(self.graph.inputs):
                 return found
-        for optimizer, i, j in self.states:
-            p = optimizer.params[i]
-            arrays.append(state_of(optimizer, i, j, p.shape, p.dtype))
-        return arrays + self.constants
+        return [*arrays, *self._state_arrays(), *self.constants]
+
+    def _state_arrays(self) -> list[Array]:
+        return [state_of(o, i, j, o.params[i].shape, o.params[i].dtype) for o, i, j in self.states]
 
     def explain(self, name: str, leaves: list[Any]) -> Explanation:
         """The artefacts of this compilation."""

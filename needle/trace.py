@@ -432,10 +432,9 @@ def _draw() -> float:
 
 
 def state_of(optimizer: Optimizer, parameter: int, number: int, shape: Any, dtype: Any) -> Array:
-    """One state array of an optimizer; before the first step they are zeros, written here: a page that is first read,
-    and then written, is made twice, in the midst of the step."""
+    """One state array of an optimizer; before the first step they are zeros."""
     if not optimizer.state[parameter]:
-        optimizer.state[parameter] = [np.full(shape, 0, dtype) for _ in optimizer.state_names]
+        optimizer.state[parameter] = [np.zeros(shape, dtype) for _ in optimizer.state_names]
     return optimizer.state[parameter][number]
 
 

@@ -3,6 +3,8 @@
 In: a Graph from a trace. Out: a Program. Next: graph.py.
 """
 
+import gc
+
 from needle.compiler.bundle import bundle
 from needle.compiler.chain import chain
 from needle.compiler.emit import is_serial
@@ -20,6 +22,16 @@ __all__ = ["Program", "build"]
 
 def build(graph: Graph, threads: int | None = None) -> Program:
     """Simplify, recompute, fuse, lower, bundle, chain, plan, emit."""
+    collects = gc.isenabled()
+    gc.disable()  # nothing becomes garbage before all is done
+    try:
+        return _build(graph, threads)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _build(graph: Graph, threads: int | None) -> Program:
     graph.verify()
     graph = recompute(simplify(graph))
     graph.verify()

@@ -420,6 +420,8 @@ def _place(result: Grouping, node: Node) -> None:
             fits, problem = _fit(result, group, node, domain, reduced)
             best = max(best, (fits, group), key=lambda b: b[0])
             reason = problem or reason
+            if fits == USES:  # none fits better, and no later one as well
+                break
         if best[1] is not None:
             _join(result, best[1], node, reduced)
             return

@@ -15,9 +15,7 @@ from needle.compiler.kernel import Kernel, Scatter, Store, accesses
 from needle.compiler.lower import Lowered
 from needle.compiler.sides import scratch_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
-
-LINE = 64
-"""Bytes: everything starts on a cache line of its own."""
+from needle.runtime.memory import LINE
 
 PAGE, SKEW = 4096, 9 * LINE
 """Bytes. A processor takes a load for one of what a store under way writes if their places within a page are equal: so

@@ -6,9 +6,7 @@ Next: ../compile.py.
 """
 
 import ctypes
-import mmap
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from itertools import compress
 from operator import is_not
@@ -22,23 +20,19 @@ from needle.compiler.graph import Graph, Input, Node, at_line
 from needle.compiler.lower import Lowered
 from needle.compiler.opaque import Call as PythonCall
 from needle.compiler.opaque import Outcome, callback
-from needle.compiler.plan import LINE, Place, Plan, indexed_shape
+from needle.compiler.plan import Place, Plan, indexed_shape
 from needle.compiler.step import ARENA, CLOCK, FIRST, NUMBERS, SCRATCH, callback_word, word, write_text
 from needle.dtype import Array
 from needle.errors import IndexRangeError
 from needle.ops.index import check_index
 from needle.runtime import native
+from needle.runtime.memory import aligned_empty, ask_for_pages
 from needle.runtime.team import team
 
 _RANGE = (
     "an index in a compiled function is outside the axis that it selects from; "
     "call the function without ndl.compile to see which"
 )
-LARGE = 1 << 22
-"""Bytes from which on NumPy asks for huge pages."""
-
-POPULATE_WRITE = 23
-"""See madvise(2)."""
 
 
 def _counted() -> tuple[int, int]:
@@ -62,30 +56,6 @@ def host_machine() -> Machine:
     return NEON if e.triple.startswith(("aarch64", "arm64")) else AVX2
 
 
-def aligned_empty(size: int) -> Array:
-    """Bytes that start on a cache line.
-
-    Many of them come in small pages, which NumPy would not ask for: steps are as fast, and the first one is faster,
-    because a system may take several times as long to clear huge pages.
-    """
-    if size >= LARGE and hasattr(mmap, "MAP_PRIVATE"):
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return np.frombuffer(pages, dtype=np.uint8)
-    block = np.empty(size + LINE, dtype=np.uint8)
-    start = -block.ctypes.data % LINE
-    return block[start : start + size]
-
-
-def _ask_for_pages(block: Array) -> None:
-    """Have the system clear the pages of an arena, on one processor while LLVM works on another: the first call need
-    not wait for them then. Where a system has no word for that, pages come when they are touched."""
-    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-    if advise is not None:
-        for start in range(0, block.size, LARGE):
-            part = block[start : start + LARGE]
-            advise(ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(part.size), POPULATE_WRITE)
-
-
 class Program:
     """What can be run, and every artefact on the way to it."""
 
@@ -101,8 +71,8 @@ class Program:
         self.graph, self.grouping, self.kernels, self.plan, self.threads = graph, grouping, kernels, plan, threads
         self.profiled = profiled
         self.arena = aligned_empty(max(plan.arena_bytes, 1))
-        if threads > 1 and plan.arena_bytes >= LARGE:
-            threading.Thread(target=_ask_for_pages, args=(self.arena,), daemon=True).start()
+        if threads > 1:
+            ask_for_pages([self.arena])
         text, self.different = write_text(kernels, plan, graph, threads, host_machine(), profiled)
         self.library = native.load(text, ["step"])
         del text

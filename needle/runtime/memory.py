@@ -1,0 +1,55 @@
+"""Memory for compiled steps, and a word to the system that its pages will be needed.
+
+In: a size, or arrays. Out: bytes that start on a cache line. Invariant: what an array holds stays as it is.
+Next: team.py.
+"""
+
+import ctypes
+import mmap
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from needle.dtype import Array
+
+LINE = 64
+"""Bytes: everything starts on a cache line of its own."""
+
+LARGE = 1 << 22
+"""Bytes from which on NumPy asks for huge pages."""
+
+PAGE = mmap.PAGESIZE
+POPULATE_WRITE = 23
+"""See madvise(2)."""
+
+
+def aligned_empty(size: int) -> Array:
+    """Bytes that start on a cache line.
+
+    Many of them come in small pages, which NumPy would not ask for: steps are as fast, and the first one is faster,
+    because a system may take several times as long to clear huge pages.
+    """
+    if size >= LARGE and hasattr(mmap, "MAP_PRIVATE"):
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.frombuffer(pages, dtype=np.uint8)
+    block = np.empty(size + LINE, dtype=np.uint8)
+    start = -block.ctypes.data % LINE
+    return block[start : start + size]
+
+
+def ask_for_pages(arrays: Sequence[Array]) -> None:
+    """Have the system clear the pages of arrays that will be written, on one processor while LLVM works on another: the
+    first call need not wait for them then. Where a system has no word for that, they come when they are touched."""
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    if advise is not None and sum(a.nbytes for a in arrays) >= LARGE:
+        threading.Thread(target=_ask, args=(advise, [*arrays]), daemon=True).start()
+
+
+def _ask(advise: Callable[[ctypes.c_void_p, ctypes.c_size_t, int], object], arrays: list[Array]) -> None:
+    for array in arrays:
+        start, end = array.ctypes.data, array.ctypes.data + array.nbytes
+        first, last = -(-start // PAGE) * PAGE, end // PAGE * PAGE  # only whole pages are the array's own
+        for at in range(first, last, LARGE):  # in parts, so that others who map memory need not wait
+            advise(ctypes.c_void_p(at), ctypes.c_size_t(min(LARGE, last - at)), POPULATE_WRITE)
