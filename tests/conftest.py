@@ -7,6 +7,7 @@ Invariant: each test starts from the same random state and leaves the user's cac
 Next: op_cases.py, the table that most tests of ops are driven by.
 """
 
+import gc
 import importlib.util
 import os
 from importlib import import_module
@@ -72,6 +73,13 @@ def _fixed_seed() -> None:
     np.random.seed(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_to_collect() -> None:
+    """What earlier files have loaded, PyTorch for one, stays: the garbage collector need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["NEEDLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -85,9 +93,9 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def torch() -> ModuleType:
-    """The module torch, on two threads; the test is skipped where it is not installed."""
+    """The module torch, on one thread, because the models are small; the test is skipped where it is not installed."""
     if not HAS_TORCH:
         pytest.skip(NO_TORCH)
     module = import_module("torch")
-    module.set_num_threads(2)
+    module.set_num_threads(1)
     return module
