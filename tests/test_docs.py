@@ -160,7 +160,9 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Printed:
 def test_examples_print_what_is_shown(name: str, printed: Printed) -> None:
     assert len(printed[name]) >= 5
     wrong = [
-        f"{name}:{e.line} shows\n{e.output}\nbut prints\n{text}" for e, text in printed[name] if not agree(e.output, text)
+        f"{name}:{e.line} shows\n{e.output}\nbut prints\n{text}"
+        for e, text in printed[name]
+        if not agree(e.output, text)
     ]
     assert not wrong, "\n".join(wrong)
 
