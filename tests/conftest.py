@@ -75,7 +75,7 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_old_to_collect() -> None:
-    """What earlier files have loaded, PyTorch for one, stays: the garbage collector need not walk it again and again."""
+    """What earlier files have loaded, PyTorch for one, stays: the garbage collector need not walk it each time."""
     gc.collect()
     gc.freeze()
 

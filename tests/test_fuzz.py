@@ -38,7 +38,7 @@ RANGES: dict[range, tuple[str, int]] = {
 
 @pytest.fixture(scope="module")
 def pending() -> Iterator[dict[range, "Future[dict[int, str]]"]]:
-    """The failures of each range, all looked for at once by two processes; a warning is an error there as it is here."""
+    """The failures of each range, looked for by two processes; a warning is an error there, as it is here."""
     pool = ProcessPoolExecutor(2, get_context("spawn"), warnings.simplefilter, ("error",))
     yield {seeds: pool.submit(failures, seeds, *how) for seeds, how in RANGES.items()}
     pool.shutdown(cancel_futures=True)
