@@ -91,11 +91,11 @@ def data_dir() -> Path:
     return MNIST_DIR or pytest.skip(NO_DATA)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def torch() -> ModuleType:
-    """The module torch, on one thread, because the models are small; the test is skipped where it is not installed."""
+    """The module torch, on one thread, whoever set more before; the test is skipped where it is not installed."""
     if not HAS_TORCH:
         pytest.skip(NO_TORCH)
     module = import_module("torch")
-    module.set_num_threads(1)
+    module.set_num_threads(1)  # arrays are small, and two threads spin while they wait for each other
     return module
