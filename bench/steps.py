@@ -49,13 +49,19 @@ def timed(step: Step) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+def computed(side: str, name: str) -> list[float]:
+    """What a workload computes on one side, without dropout."""
+    step, probe = build(side, name, dropout=False)
+    return [step() for _ in range(CHECKED_STEPS)] + probe()
+
+
 def measure(options: argparse.Namespace) -> harness.Result:
-    """One side in this process: its median time, or with `--check` what it computes without dropout."""
+    """One side in this process: its median time, or with `--check` what it computes in each workload."""
     if options.side == LIMITS:
         return limits.measure()
-    step, probe = build(options.side, options.only, dropout=not options.check)
     if options.check:
-        return {"values": [step() for _ in range(CHECKED_STEPS)] + probe()}
+        return {name: computed(options.side, name) for name in options.only.split(",")}
+    step, _ = build(options.side, options.only)
     end = time.perf_counter() + 0.2 * options.seconds
     timed(step)
     while time.perf_counter() < end:
@@ -65,15 +71,16 @@ def measure(options: argparse.Namespace) -> harness.Result:
     return {"ms": statistics.median(found or [timed(step)]), "steps": len(found)}
 
 
-def disagreement(name: str, sides: list[str]) -> dict[str, float]:
-    """Largest relative difference between what each peer and needle computed (below 0.01, the absolute one)."""
-    arguments = ["--only", name, "--check"]
-    found = {side: np.array(harness.run_side(harness.COMPILED, side, arguments)["values"]) for side in sides}
-    mine = found.pop("needle")
-    return {
-        side: float(np.max(np.abs(mine - row) / np.maximum(np.abs(row), 0.01), initial=0.0))
-        for side, row in found.items()
-    }
+def disagreement(names: list[str], sides: list[str]) -> dict[str, dict[str, float]]:
+    """By workload, the largest relative difference of each peer from needle (below 0.01, the absolute one)."""
+    arguments = ["--only", ",".join(names), "--check"]
+    found = {side: harness.run_side(harness.COMPILED, side, arguments) for side in sides}
+
+    def apart(name: str, side: str) -> float:
+        mine, theirs = (np.array(found[one][name]) for one in ("needle", side))
+        return float(np.max(np.abs(mine - theirs) / np.maximum(np.abs(theirs), 0.01), initial=0.0))
+
+    return {name: {side: apart(name, side) for side in sides if side != "needle"} for name in names}
 
 
 def distance(work: Workload, ms: dict[str, list[float]], found: dict[str, list[harness.Result]]) -> harness.Result:
@@ -109,7 +116,7 @@ def claims(name: str, ms: dict[str, list[float]], apart: dict[str, float], share
 def compare(name: str, options: argparse.Namespace) -> harness.Result:
     """All sides in turn."""
     sides = chosen(SIDES, options)
-    apart = disagreement(name, sides)
+    apart = disagreement([name], sides)[name]
     arguments = ["--only", name, "--seconds", str(options.seconds)]
     run = functools.partial(harness.run_side, harness.COMPILED, arguments=arguments)
     found = harness.in_turn([*sides, LIMITS], options.rounds, lambda side, _: run(side))

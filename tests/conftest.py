@@ -7,6 +7,7 @@ Invariant: each test starts from the same random state and leaves the user's cac
 Next: op_cases.py, the table that most tests of ops are driven by.
 """
 
+import gc
 import importlib.util
 import os
 from importlib import import_module
@@ -72,6 +73,13 @@ def _fixed_seed() -> None:
     np.random.seed(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_to_collect() -> None:
+    """What earlier files have loaded, PyTorch for one, stays: the garbage collector need not walk it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["NEEDLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -83,11 +91,11 @@ def data_dir() -> Path:
     return MNIST_DIR or pytest.skip(NO_DATA)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def torch() -> ModuleType:
-    """The module torch, on two threads; the test is skipped where it is not installed."""
+    """The module torch, on one thread, whoever set more before; the test is skipped where it is not installed."""
     if not HAS_TORCH:
         pytest.skip(NO_TORCH)
     module = import_module("torch")
-    module.set_num_threads(2)
+    module.set_num_threads(1)  # arrays are small, and two threads spin while they wait for each other
     return module

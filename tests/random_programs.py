@@ -716,14 +716,14 @@ def failures(seeds: Iterable[int], way: str, together: int = 1) -> dict[int, str
     waiting = list(seeds)
     while waiting:
         batch, waiting = waiting[:together], waiting[together:]
-        programs = [make(seed) for seed in batch]
+        programs, keep_grads = [make(seed) for seed in batch], batch[0] // together % 2 == 0
         try:
-            outcomes = run_compiled(programs, way, keep_grads=batch[0] % 2 == 0)
+            outcomes = run_compiled(programs, way, keep_grads)
             suspects = [p for p, o in zip(programs, outcomes, strict=True) if difference(p, run_eager(p), o)]
         except Exception:
             suspects = programs
         for p in suspects:
-            problem = failure(p, way, keep_grads=batch[0] % 2 == 0)
+            problem = failure(p, way, keep_grads)
             if problem is not None:
                 found[p.seed] = problem
     return found

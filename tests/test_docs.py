@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,14 +141,28 @@ def fill(folder: Path) -> Path:
 # ----------------------------------------------------------------------------------------------------- what is shown
 
 
+Printed = dict[str, list[tuple[Example, str]]]
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Printed:
+    """What every example prints: those of a document in order, both documents at once, because each is one process."""
+
+    def run_all(name: str) -> list[tuple[Example, str]]:
+        folder = fill(tmp_path_factory.mktemp(name))
+        return [(e, run(e.command, folder)) for e in examples(read(name))]
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(DOCUMENTS, pool.map(run_all, DOCUMENTS), strict=True))
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_examples_print_what_is_shown(name: str, tmp_path: Path) -> None:
-    fill(tmp_path)
-    found = examples(read(name))
-    assert len(found) >= 5
-    printed = {e: run(e.command, tmp_path) for e in found}
+def test_examples_print_what_is_shown(name: str, printed: Printed) -> None:
+    assert len(printed[name]) >= 5
     wrong = [
-        f"{name}:{e.line} shows\n{e.output}\nbut prints\n{printed[e]}" for e in found if not agree(e.output, printed[e])
+        f"{name}:{e.line} shows\n{e.output}\nbut prints\n{text}"
+        for e, text in printed[name]
+        if not agree(e.output, text)
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -5,7 +5,10 @@ kernels), and some hundred as native code on two and three threads. Invariant: a
 small as it could be made. A longer run: `make fuzz`. Next: test_kernel.py.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -23,23 +26,31 @@ from random_programs import WAYS, failure, failures, make, run_compiled, run_eag
 INTERPRETED, NATIVE = 2000, 400
 
 
-def report(seeds: range, way: str, together: int = 1) -> None:
-    found = failures(seeds, way, together)
+RANGES: dict[range, tuple[str, int]] = {
+    **{range(start, start + 100): ("interpret", 1) for start in range(0, INTERPRETED, 100)},
+    **{
+        range(INTERPRETED + start, INTERPRETED + start + 20): (("native", "split", "crowd")[start // 20 % 3], 10)
+        for start in range(0, NATIVE, 20)
+    },
+}
+"""Seeds: the way that their programs are run, and how many together."""
+
+
+@pytest.fixture(scope="module")
+def pending() -> Iterator[dict[range, "Future[dict[int, str]]"]]:
+    """The failures of each range, looked for by two processes; a warning is an error there, as it is here."""
+    pool = ProcessPoolExecutor(2, get_context("spawn"), warnings.simplefilter, ("error",))
+    yield {seeds: pool.submit(failures, seeds, *how) for seeds, how in RANGES.items()}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("seeds", RANGES, ids=lambda seeds: f"{RANGES[seeds][0]}-{seeds.start}")
+def test_random_programs(seeds: range, pending: dict[range, "Future[dict[int, str]]"]) -> None:
+    way, found = RANGES[seeds][0], pending[seeds].result()
     if found:
         seed, problem = next(iter(found.items()))
         small = shrink(make(seed), lambda p: failure(p, way) is not None)
         pytest.fail(f"seeds {list(found)}, {way}: {problem}\n\nthe smallest form of seed {seed}:\n{small.script()}")
-
-
-@pytest.mark.parametrize("start", range(0, INTERPRETED, 100))
-def test_random_programs_interpreted(start: int) -> None:
-    report(range(start, start + 100), "interpret")
-
-
-@pytest.mark.parametrize("start", range(0, NATIVE, 20))
-def test_random_programs_native(start: int) -> None:
-    way = ("native", "split", "crowd")[start // 20 % 3]
-    report(range(INTERPRETED + start, INTERPRETED + start + 20), way, together=10)
 
 
 def test_a_seed_gives_the_same_program_every_time() -> None:

@@ -5,10 +5,8 @@ how far its own float32 run strays from that says what rounding does to this net
 Next: test_bench.py.
 """
 
-from collections.abc import Iterator
 from importlib import import_module
 from itertools import cycle, islice
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -37,16 +35,8 @@ def losses_of_torch(size: Size, dtype: str) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.fixture
-def _one_thread(torch: ModuleType) -> Iterator[None]:
-    """PyTorch on one thread: arrays are too small for two, which wait for each other on a busy machine."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
-
-
 @pytest.mark.parametrize("name", ["resnet9_tiny", "lstm_tiny", "gpt_tiny"])
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("torch")
 def test_losses_are_those_of_torch_up_to_rounding(name: str) -> None:
     step, _ = training(NETWORKS[name], dropout=0.0)
     exact = losses_of_torch(NETWORKS[name], "float64")

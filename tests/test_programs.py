@@ -6,8 +6,6 @@ Next: test_train_run.py.
 """
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,9 +22,9 @@ from needle.models import DavidNet
 from needle.programs import PROGRAMS, Program
 from needle.programs.settings import Settings
 from needle.run import Run, load_model
-from needle.train import Callback, FitState, Totals, load_checkpoint
-from needle.train.checkpoint import ARRAY_FILES, INDEX
+from needle.train import load_checkpoint
 from needle.train.predict import probabilities
+from test_train_run import CtrlC, outcome
 
 PARAMETERS = {"mlp_resnet": 803_410, "resnet9": 431_946, "davidnet": 412_944, "lstm": 350_593, "gpt": 818_048}
 PARAMETERS["vae"] = 961_604
@@ -72,32 +70,13 @@ def test_davidnet_has_the_published_size() -> None:
     assert sum(p.size for p in DavidNet().parameters()) == 6_573_120
 
 
-class CtrlC(Callback):
-    """Presses Ctrl-C after the second batch."""
-
-    def __init__(self) -> None:
-        self.batches = 0
-
-    def after_batch(self, phase: str, state: FitState, totals: Totals) -> None:
-        self.batches += 1
-        if self.batches == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def outcome(folder: Path) -> list[Any]:
-    state = json.loads((folder / INDEX).read_text())["state"]
-    for metrics in [*state["history"], state["totals"]]:
-        metrics.pop("seconds"), metrics.pop("samples_per_second", None)
-    return [(folder / name).read_bytes() for name in ARRAY_FILES] + [state]
-
-
 @ALL
 def test_a_run_goes_on_bit_for_bit_and_draws_its_report(kind: type[Program], small_data: Path) -> None:
     program, data = small(kind)
     whole, parts = small_data / "whole", small_data / "parts"
     Run(program, data, whole).fit()
     with pytest.raises(KeyboardInterrupt):
-        Run(program, data, parts).fit([CtrlC()])
+        Run(program, data, parts).fit([CtrlC("train", 2)])
     np.random.seed(99)
     assert load_checkpoint(parts).state["epoch"] < 2
     run = Run.resume(load_checkpoint(parts), data, parts)
@@ -233,7 +212,7 @@ def test_pictures_in_colour_have_classes_with_names(
     monkeypatch.setattr("needle.programs.classification.draw_report", lambda *_: b"drawn, but faster")
     run = Run(*small(PROGRAMS["davidnet"], epochs=1), small_data / "run")
     with pytest.raises(KeyboardInterrupt):
-        run.fit([CtrlC()])
+        run.fit([CtrlC("train", 2)])
     shown = lines(capsys, f"evaluate {small_data / 'run'}")
     assert shown[0].endswith("davidnet after 40 samples of the first epoch")
     assert [line.split()[0] for line in shown[5:15]] == list(CLASSES)

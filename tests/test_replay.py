@@ -68,7 +68,7 @@ def test_a_change_shows_where_it_has_an_effect(tree: Path) -> None:
 
 def test_trouble_is_told(tree: Path) -> None:
     assert replay(tree, "nowhere") == (2, "nowhere cannot be read: fatal: not a valid object name: nowhere\n")
-    status, out = replay(tree, "ancient")
+    status, out = replay(tree, "ancient", *ONLY)
     assert (status, out) == (
         2,
         "ancient is too old, or too new, for this tool: it has no needle.compile.Step.explain\n",

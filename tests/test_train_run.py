@@ -70,18 +70,24 @@ class CtrlC(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of three epochs that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    Run(replace(ADAM, epochs=3), SMALL, folder).fit()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("phase", "batches", "epochs", "samples"),
     [("train", 6, 1, 200), ("train", 1, 0, 100), ("train", 4, 0, 360), ("train", 8, 1, 360), ("test", 5, 2, 0)],
 )
 def test_ctrl_c_saves_after_the_batch_and_the_rest_is_bit_for_bit(
-    tmp_path: Path, phase: str, batches: int, epochs: int, samples: int
+    tmp_path: Path, whole: Path, phase: str, batches: int, epochs: int, samples: int
 ) -> None:
-    whole, parts, handler = tmp_path / "whole", tmp_path / "parts", signal.getsignal(signal.SIGINT)
-    settings = replace(ADAM, epochs=3)
-    Run(settings, SMALL, whole).fit()
+    parts, handler = tmp_path / "parts", signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        Run(settings, SMALL, parts).fit([CtrlC(phase, batches)])
+        Run(replace(ADAM, epochs=3), SMALL, parts).fit([CtrlC(phase, batches)])
     assert signal.getsignal(signal.SIGINT) is handler
     state = load_checkpoint(parts).state
     assert (state["epoch"], state["totals"]["samples"]) == (epochs, samples)
@@ -168,10 +174,19 @@ CHANGES: list[tuple[str, Any, str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("finished")
+    Run(replace(ADAM, epochs=1), SMALL, folder).fit()
+    return folder
+
+
 @pytest.mark.parametrize(("place", "value", "message"), CHANGES)
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, place: str, value: Any, message: str) -> None:
-    Run(replace(ADAM, epochs=1), SMALL, tmp_path).fit()
-    checkpoint = load_checkpoint(tmp_path)
+def test_a_checkpoint_of_something_else_is_refused(
+    tmp_path: Path, finished: Path, place: str, value: Any, message: str
+) -> None:
+    checkpoint = load_checkpoint(finished)
     if place == "config":
         checkpoint.config = value
     else:

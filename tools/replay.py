@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,21 +210,23 @@ def compare(chosen: argparse.Namespace, folder: Path) -> int:
     """Record both sides, print what differs."""
     options = ["--machine", chosen.machine, "--threads", str(chosen.threads), "--seeds", str(chosen.seeds)]
     options += ["--only", *chosen.only] if chosen.only else []
-    sides: list[dict[str, str]] = []
-    for side, commit in (("old", chosen.old), ("new", chosen.new)):
-        code = read_commit(commit, folder / f"{side}-code") if commit else ROOT
-        record_apart(commit or "the working tree", code, folder / side, options)
-        files = sorted((folder / side).iterdir())
-        sides.append({path.stem: path.read_text(encoding="utf-8") for path in files})
+
+    def side(name: str, commit: str | None) -> dict[str, str]:
+        code = read_commit(commit, folder / f"{name}-code") if commit else ROOT
+        record_apart(commit or "the working tree", code, folder / name, options)
+        return {path.stem: path.read_text(encoding="utf-8") for path in sorted((folder / name).iterdir())}
+
+    with ThreadPoolExecutor() as pool:  # each side is a process that works for itself
+        sides = list(pool.map(side, ("old", "new"), (chosen.old, chosen.new)))
     if not chosen.summary:
         command = ["git", "diff", "--no-index", "--no-prefix", f"--color={'always' if chosen.color else 'never'}"]
         done = subprocess.run([*command, "old", "new"], cwd=folder, capture_output=True, text=True, check=False)
         print(done.stdout, end="\n" if done.stdout else "")
     print(table(*sides))
-    for side, texts in zip(("old", "new"), sides, strict=True):
+    for age, texts in zip(("old", "new"), sides, strict=True):
         for name, text in texts.items():
             if text.startswith("[error]"):
-                print(f"{side}: {name} cannot be compiled: {text.splitlines()[1]}")
+                print(f"{age}: {name} cannot be compiled: {text.splitlines()[1]}")
     return int(sides[0] != sides[1])
 
 
