@@ -10,6 +10,7 @@ While any thread traces, `Shadowing` puts properties in front of the slots of Va
 program without a trace never pays for them.
 """
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ class Trace:
     def __init__(self) -> None:
         self.inputs: list[Node] = []
         self.cells: list[Cell | None] = []  # for each input; None for arguments
+        self.watched: set[type] = set()  # kinds of needle's ops that have been recorded
         self.arrays: list[Array] = []  # for each input: what it holds in this call
         self.shadows: dict[int, Shadow] = {}
         self.numbers: dict[HostNumber, int] = {}
@@ -246,7 +248,22 @@ class Trace:
     # ---------------------------------------------------------------------------------- the Tracer of tracing.py
 
     def record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
-        """A Tensor for `op(*inputs)`, and a node for it."""
+        """A Tensor for `op(*inputs)`, and a node for it.
+
+        Nobody watches what an op of needle does, after the first of its kind: that takes most of the time of a trace.
+        """
+        if type(op) not in self.watched:
+            if type(op).__module__.startswith("needle."):
+                self.watched.add(type(op))
+            return self._record(op, inputs)
+        watch = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return self._record(op, inputs)
+        finally:
+            sys.setprofile(watch)
+
+    def _record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
         values = inputs if all([isinstance(v, Value) for v in inputs]) else as_values(inputs)  # noqa: C419 - quicker
         requires_grad = recording.enabled and any([v.requires_grad for v in values])  # noqa: C419
         kept = (op, tuple(values)) if requires_grad else (None, ())
