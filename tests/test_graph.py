@@ -96,22 +96,16 @@ heads
 embedding_gradient
     x0: float32[7, 3]
     x1: int64[5]
-    v0: float32[] = Full(scalar=1, shape=(), dtype='float32')
-    v1: float32[5, 3] = BroadcastTo(shape=(5, 3)) v0
-    v2: float32[5, 3] = Gather(axes=(0,)) x0 x1
-    v3: float32[5, 3] = Multiply() v1 v2
-    v4: float32[5, 3] = Add() v3 v3
-    v5: float32[7, 3] = ScatterAdd(axes=(0,), shape=(7, 3)) v4 x1
-    return v5
+    v0: float32[5, 3] = Gather(axes=(0,)) x0 x1
+    v1: float32[5, 3] = Add() v0 v0
+    v2: float32[7, 3] = ScatterAdd(axes=(0,), shape=(7, 3)) v1 x1
+    return v2
 slice_gradient
     x0: float32[3, 4]
-    v0: float32[] = Full(scalar=1, shape=(), dtype='float32')
-    v1: float32[2, 2] = BroadcastTo(shape=(2, 2)) v0
-    v2: float32[2, 2] = Slice(ranges=((1, 2, 1), (3, 2, -2))) x0
-    v3: float32[2, 2] = MulScalar(scalar=2) v2
-    v4: float32[2, 2] = Multiply() v1 v3
-    v5: float32[3, 4] = Embed(ranges=((1, 2, 1), (3, 2, -2)), shape=(3, 4)) v4
-    return v5
+    v0: float32[2, 2] = Slice(ranges=((1, 2, 1), (3, 2, -2))) x0
+    v1: float32[2, 2] = MulScalar(scalar=2) v0
+    v2: float32[3, 4] = Embed(ranges=((1, 2, 1), (3, 2, -2)), shape=(3, 4)) v1
+    return v2
 momentum
     x0: float32[3, 4]
     x1: float32[3, 4]

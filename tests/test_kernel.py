@@ -74,13 +74,12 @@ embedding_gradient
     for i < 7, j < 3:
       b0[i*3 + j] = 0
     for i < 5, j < 3:
-      t0 = (1 * b0[i*3 + j])
-      b2[j + checked(b1[i], 7)*3] += (t0 + t0)
+      b2[j + checked(b1[i], 7)*3] += (b0[i*3 + j] + b0[i*3 + j])
 slice_gradient
     for i < 3, j < 4:
       b0[i*4 + j] = 0
     for i < 2, j < 2:
-      b1[i*4 + j*-2 + 7] = (1 * (b0[i*4 + j*-2 + 7] * 2))
+      b1[i*4 + j*-2 + 7] = (b0[i*4 + j*-2 + 7] * 2)
 momentum
     for i < 3, j < 4:
       t0 = ((b0[i*4 + j] * 0.9) + b1[i*4 + j])

@@ -22,6 +22,7 @@ from needle.ops import (
     MatMul,
     Max,
     MulScalar,
+    Multiply,
     Negate,
     Permute,
     PowerScalar,
@@ -31,7 +32,7 @@ from needle.ops import (
     Summation,
     Transpose,
 )
-from needle.ops.create import Creation
+from needle.ops.create import Creation, Full
 from needle.ops.join import places
 from needle.ops.movement import Range
 from needle.tracing import HostNumber
@@ -232,6 +233,17 @@ def _scalar_identity(neutral: float) -> Rule:
     return rule
 
 
+def _times_one(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A product with ones, as the gradient of a sum is one."""
+    for a, b in (inputs, inputs[::-1]):
+        while isinstance(a.op, BroadcastTo | Reshape):
+            (a,) = a.inputs
+        one = isinstance(a.op, Full) and not isinstance(a.op.scalar, HostNumber) and a.op.scalar == 1
+        if one and b.spec == like.spec:
+            return b
+    return None
+
+
 def _double_negate(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
     return inputs[0].inputs[0] if isinstance(inputs[0].op, Negate) else None
 
@@ -285,6 +297,7 @@ RULES: list[tuple[type[Op], Rule]] = [
     (Embed, _ranges_later),
     (Cast, _cast),
     (MulScalar, _scalar_identity(1)),
+    (Multiply, _times_one),
     (DivScalar, _scalar_identity(1)),
     (PowerScalar, _scalar_identity(1)),
     (PowerScalar, _square_root),
