@@ -30,8 +30,8 @@ from needle.dtype import Array
 from needle.errors import NeedleError
 
 # `needle.compiler.chain` itself is the function
-chain_module, fuse_module, recompute_module, sides_module = (
-    importlib.import_module(f"needle.compiler.{name}") for name in ("chain", "fuse", "recompute", "sides")
+chain_module, fuse_module, recompute_module, sides_module, turned_module = (
+    importlib.import_module(f"needle.compiler.{name}") for name in ("chain", "fuse", "recompute", "sides", "turned")
 )
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 19)
@@ -585,6 +585,7 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (recompute_module, "KEPT", 1),
     (recompute_module, "WORTH", 1),
     (sides_module, "MANY", 1),
+    (turned_module, "FEW", 1),
     (sides_module, "MOST", 1),
 )
 """Sizes from which on the compiler does things, so small that random programs reach them."""

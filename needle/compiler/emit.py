@@ -3,7 +3,7 @@
 In: a Kernel, a name, the machine's vectors, the number of threads. Out: LLVM IR text and the declarations it needs.
 Invariants: the function does what interpret.py says; each thread does its part of the outer axes and touches no other;
 what does not change in a loop is computed before it (no optimiser runs later, so it is done here).
-Next: sides.py for products, then chain.py.
+Next: turned.py, then sides.py for products.
 
 Loops stand in this order: outer axes, then reduced axes. One axis runs in vectors: the last one, so that most accesses
 are consecutive. If it is reduced, each lane collects a part, and the lanes are combined at the end; if it is an outer

@@ -14,6 +14,7 @@ from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.kernel import Kernel, Scatter, Store, accesses
 from needle.compiler.lower import Lowered
 from needle.compiler.sides import scratch_bytes
+from needle.compiler.turned import turned_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
 from needle.runtime.memory import LINE
 
@@ -64,7 +65,8 @@ def plan(graph: Graph, kernels: list[Lowered], chains: list[Chain] | None = None
     called = any(lowered.kernel.call is not None for lowered in kernels)  # so does an exception in a call of Python
     in_place = _overwritten({i: graph.updates[i] for i in once}, kernels) if known and not called else set[int]()
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
-    packing = _aligned(max((scratch_bytes(lowered.kernel) for lowered in kernels), default=0))
+    needed = (max(scratch_bytes(lowered.kernel), turned_bytes(lowered.kernel)) for lowered in kernels)
+    packing = _aligned(max(needed, default=0))
     barriers = _barriers(kernels, places, chains)
     return Plan(places, barriers, arena, packing + handed_on, in_place, ranges, copies, chains, packing)
 

@@ -14,6 +14,7 @@ from needle.compiler.kernel import first_draw, identity
 from needle.compiler.lower import Lowered
 from needle.compiler.plan import Place, Plan, size_of
 from needle.compiler.tile import emit_product
+from needle.compiler.turned import across, emit_turned
 from needle.runtime.team import barrier_text
 
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
@@ -135,7 +136,7 @@ class _Step:
         key = identity(lowered.kernel)
         if key not in self.known:
             name = self.known[key] = f"k{len(self.known)}"
-            write = emit_product if lowered.kernel.product else emit
+            write = emit_product if lowered.kernel.product else emit_turned if across(lowered.kernel) else emit
             text, needs = write(lowered.kernel, name, self.machine, self.threads)
             self.bodies.append(text.replace("define void", "define internal void"))
             self.declared |= needs
