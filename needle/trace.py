@@ -253,7 +253,7 @@ class Trace:
         Nobody watches what an op of needle does, after the first of its kind: that takes most of the time of a trace.
         """
         if type(op) not in self.watched:
-            if type(op).__module__.startswith("needle."):
+            if type(op).__module__.startswith("needle.") and sys.getprofile() is not None:
                 self.watched.add(type(op))
             return self._record(op, inputs)
         watch = sys.getprofile()
