@@ -288,11 +288,12 @@ class Inside(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _share_inside(x: Inside, rows: int, inner: int) -> float:
+    (few, by_few), (many, by_many) = sorted([(rows, x.by_row), (inner, x.by_inner)])  # a line may have a million places
     counted = 0
-    for i in range(rows):
-        low, high = (min(max(-(-(end - x.by_row * i) // x.by_inner), 0), inner) for end in (x.first, x.stop))
+    for i in range(few):
+        low, high = (min(max(-(-(end - by_few * i) // by_many), 0), many) for end in (x.first, x.stop))
         counted += high - low
-    return counted / max(rows * inner, 1)
+    return counted / max(few * many, 1)
 
 
 @dataclass
