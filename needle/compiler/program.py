@@ -10,6 +10,7 @@ import mmap
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import compress
 from operator import is_not
 from typing import Any
@@ -102,7 +103,8 @@ class Program:
         self.profiled = profiled
         self.arena = aligned_empty(max(plan.arena_bytes, 1))
         if threads > 1 and plan.arena_bytes >= LARGE:
-            threading.Thread(target=_ask_for_pages, args=(self.arena,), daemon=True).start()
+            with suppress(RuntimeError):  # no thread begins at the end of the interpreter: then pages come when touched
+                threading.Thread(target=_ask_for_pages, args=(self.arena,), daemon=True).start()
         text, self.different = write_text(kernels, plan, graph, threads, host_machine(), profiled)
         self.library = native.load(text, ["step"])
         del text
