@@ -272,7 +272,8 @@ class Bound(NamedTuple):
 
 class Inside(NamedTuple):
     """Only terms count with first <= by_row * (index along `row`) + by_inner * (index along `inner`) < stop, where
-    `row` and `inner` are axes: the others read the zeros around a picture, so that they may be left out or not."""
+    `row` and `inner` are axes: the others read the zeros around a picture, so that they may be left out or not, even
+    beside an infinite factor."""
 
     row: int
     inner: int
@@ -478,7 +479,7 @@ def accesses(kernel: Kernel) -> list[Access]:
 
 
 def multiplications(kernel: Kernel) -> int:
-    """How many terms the sums of a product have in all."""
+    """How many terms of a product's sums count: zeros around pictures do not, even where they are not left out."""
     p = kernel.product
     if p is None:
         return 0
