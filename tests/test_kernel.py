@@ -195,6 +195,21 @@ def test_how_many_kernels(name: str) -> None:
     assert len(step.last.program.kernels) == wanted, "\n".join(str(low.group) for low in step.last.program.kernels)
 
 
+MOVED: dict[str, Any] = {
+    "as they are": lambda x, w: (x @ w).permute((2, 1, 0, 3)),
+    "with another axis of length 1": lambda x, w: (x @ w).reshape((4, 5, 1, 16)).permute((1, 0, 2, 3)),
+    "with more of them": lambda x, w: (x @ w).reshape((1, 4, 5, 1, 16)).permute((2, 3, 1, 0, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_rows_that_a_permute_moves_are_written_where_it_wants_them(name: str) -> None:
+    arguments = tensor(4, 1, 5, 16), tensor(16, 16)
+    step = ndl.compile(MOVED[name])
+    np.testing.assert_allclose(step(*arguments).numpy(), MOVED[name](*arguments).numpy(), rtol=1e-5, atol=1e-6)
+    assert len(step.last.program.kernels) == 1
+
+
 # ------------------------------------------------------------------------------------------------- kernels made by hand
 
 F32, F64, I64 = np.dtype("float32"), np.dtype("float64"), np.dtype("int64")

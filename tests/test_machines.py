@@ -52,7 +52,12 @@ def products() -> tuple[Any, list[ndl.Tensor]]:
     return both, [ndl.Tensor(a), ndl.Tensor(b)]
 
 
-STEPS = {"a training step": training_step, "products": products}
+def halves() -> tuple[Any, list[ndl.Tensor]]:
+    x = np.random.default_rng(2).standard_normal((7, 19))
+    return lambda x: (2 - x).astype("float16") + 1, [ndl.Tensor(x, requires_grad=False)]
+
+
+STEPS = {"a training step": training_step, "products": products, "half precision": halves}
 
 
 @pytest.fixture

@@ -6,14 +6,16 @@ Next: ../needle/runtime/team.py.
 """
 
 import ctypes
+import importlib
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import pytest
 import needle as ndl
 from needle import config
 from needle.errors import ArgumentError, IndexRangeError
+from needle.runtime.memory import LARGE, PAGES, aligned_empty, ask_for_pages
 from needle.runtime.team import Team, team
 
 LIMIT = 30  # seconds: what takes longer hangs
@@ -249,6 +252,38 @@ def late():
 
 def test_a_call_after_the_end_is_an_error() -> None:
     assert output(TOO_LATE, prelude="") == "a compiled function was called when the interpreter had ended its threads"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a word for it")
+def test_pages_that_were_asked_for_are_there() -> None:
+    resource = importlib.import_module("resource")  # Windows has none
+
+    def faults(ask: Callable[[Any], object]) -> int:
+        block = aligned_empty(4 * LARGE)
+        ask([block])
+        while any(thread.name == PAGES for thread in threading.enumerate()):
+            time.sleep(0.001)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block[::4096] = 1
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    system = tuple(int(n) for n in platform.release().split(".")[:2])
+    assert system < (5, 14) or faults(ask_for_pages) < faults(len) / 2
+
+
+def test_a_function_compiles_where_no_thread_may_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the end of the interpreter, from Python 3.12 on."""
+    monkeypatch.setenv("NEEDLE_THREADS", "2")
+    x = ndl.zeros(1200, 1000)
+    ndl.compile(lambda x: x + 1)(x)  # hires the team
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    step = ndl.compile(lambda x: (x.T @ x).exp().sum() + (x @ x.T).exp().sum())
+    assert step(x).numpy() == 1000**2 + 1200**2
+    assert step.last.program.plan.arena_bytes >= LARGE
 
 
 FOREVER = """

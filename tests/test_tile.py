@@ -12,7 +12,7 @@ import pytest
 
 import needle as ndl
 from needle.compiler.kernel import multiplications
-from needle.compiler.sides import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS, sides
+from needle.compiler.sides import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS, packing, sides
 from needle.ops import TriangularMatMul
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -114,6 +114,22 @@ def test_convolutions_and_their_gradients(
         assert kernel.product is not None
         assert multiplications(kernel) < 0.9 * prod(kernel.shape) * kernel.product.length
         assert "<= " in str(kernel).split("where", 1)[1]
+
+
+def test_a_block_of_a_sum_may_lie_among_the_zeros() -> None:
+    """At an end of a line, all of a block's taps read zeros, while memory is asked for what is added to the sums."""
+    source = np.random.default_rng(0)
+    shapes = (16, 40, 64), (33, 64, 512), (16, 40, 512)
+    arrays = [source.standard_normal(shape).astype("float32") for shape in shapes]
+    step = ndl.compile(lambda x, weight, more: ndl.conv(x, weight, 1, 16) + more)
+    found = step(*(ndl.Tensor(a, requires_grad=False) for a in arrays)).numpy()
+    (kernel,) = [low.kernel for low in step.last.program.kernels if low.kernel.product]
+    of = sides(kernel)
+    assert (len(of.inside), packing(kernel, of).block > 0) == (1, True)
+    x, weight, more = arrays
+    padded = np.pad(x, ((0, 0), (16, 16), (0, 0)))
+    wanted = sum((padded[:, k : k + 40] @ weight[k] for k in range(33)), more.astype("float64"))
+    assert_close(found, wanted, 33 * 64)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

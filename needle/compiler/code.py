@@ -359,8 +359,10 @@ class Code:
         if a.dtype == BOOL and dtype.kind == "f":
             return self.select(a, self.constant(1, dtype), self.constant(0, dtype))
         if {a.dtype.itemsize, dtype.itemsize} == {2, 8} and "f" in (a.dtype.kind, dtype.kind):
-            # Half precision converts from and to float32 in hardware; from float64 it would need a library.
+            # Half precision converts from and to float32 in hardware; from float64 it would need a library, for which
+            # LLVM would call if it made one rounding of the two.
             a = self.convert(a, np.dtype("float32"))
+            a = a if dtype.itemsize == 8 else self.function("arithmetic.fence", a, a)
         name = _conversion(a.dtype, dtype)
         if name is None:
             return Reg(a.text, dtype, a.lanes)

@@ -272,7 +272,8 @@ class Bound(NamedTuple):
 
 class Inside(NamedTuple):
     """Only terms count with first <= by_row * (index along `row`) + by_inner * (index along `inner`) < stop, where
-    `row` and `inner` are axes: the others read the zeros around a picture, so that they may be left out or not."""
+    `row` and `inner` are axes: the others read the zeros around a picture, so that they may be left out or not, even
+    beside an infinite factor."""
 
     row: int
     inner: int
@@ -288,11 +289,12 @@ class Inside(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _share_inside(x: Inside, rows: int, inner: int) -> float:
+    (few, by_few), (many, by_many) = sorted([(rows, x.by_row), (inner, x.by_inner)])  # a line may have a million places
     counted = 0
-    for i in range(rows):
-        low, high = (min(max(-(-(end - x.by_row * i) // x.by_inner), 0), inner) for end in (x.first, x.stop))
+    for i in range(few):
+        low, high = (min(max(-(-(end - by_few * i) // by_many), 0), many) for end in (x.first, x.stop))
         counted += high - low
-    return counted / max(rows * inner, 1)
+    return counted / max(few * many, 1)
 
 
 @dataclass
@@ -477,7 +479,7 @@ def accesses(kernel: Kernel) -> list[Access]:
 
 
 def multiplications(kernel: Kernel) -> int:
-    """How many terms the sums of a product have in all."""
+    """How many terms of a product's sums count: zeros around pictures do not, even where they are not left out."""
     p = kernel.product
     if p is None:
         return 0

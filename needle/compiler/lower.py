@@ -328,11 +328,12 @@ class _Lowering:
     def _in_whole(self, node: Node, where: tuple[Where, ...]) -> tuple[Node, tuple[Where, ...]]:
         """The array of which `node` is a part, and the index there; the part may have other axes of length 1."""
         whole, part = self.grouping.placed[id(node)]
+        named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
+        where = tuple([next(named) if n != 1 else STILL for n in whole.inputs[part].shape])
         if isinstance(whole.op, Permute):
             return whole, tuple([where[axis] for axis in whole.op.axes])
-        named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
         ranges = places(whole.op)[part]
-        return whole, tuple([moved(next(named) if n != 1 else STILL, step, start) for start, n, step in ranges])
+        return whole, tuple([moved(w, step, start) for w, (start, _, step) in zip(where, ranges, strict=True)])
 
     def _slot(self, node: Node, written: bool) -> int:
         for slot, known in enumerate(self.memory):

@@ -60,7 +60,7 @@ class Terms(Packed):
             first, stop = self.limits[axis.source]
             if self.part and axis is self.inner[0]:
                 first = c.make(c.call("llvm.smax.i64", "i64", first, low), INT)
-                stop = self._smaller(stop, high)
+                stop = c.make(c.call("llvm.smax.i64", "i64", first, self._smaller(stop, high)), INT)
             return [(first, stop, True)]
         if bound is None:
             return [(low, high, True)]

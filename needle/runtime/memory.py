@@ -9,6 +9,7 @@ import mmap
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -21,6 +22,9 @@ LARGE = 1 << 22
 """Bytes from which on NumPy asks for huge pages."""
 
 PAGE = mmap.PAGESIZE
+PAGES = "needle: pages"
+"""The name of the thread that asks for pages."""
+
 POPULATE_WRITE = 23
 """See madvise(2)."""
 
@@ -44,7 +48,8 @@ def ask_for_pages(arrays: Sequence[Array]) -> None:
     first call need not wait for them then. Where a system has no word for that, they come when they are touched."""
     advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
     if advise is not None and sum(a.nbytes for a in arrays) >= LARGE:
-        threading.Thread(target=_ask, args=(advise, [*arrays]), daemon=True).start()
+        with suppress(RuntimeError):  # no thread begins at the end of the interpreter
+            threading.Thread(target=_ask, args=(advise, [*arrays]), name=PAGES, daemon=True).start()
 
 
 def _ask(advise: Callable[[ctypes.c_void_p, ctypes.c_size_t, int], object], arrays: list[Array]) -> None:
