@@ -15,7 +15,7 @@ import pytest
 
 import needle as ndl
 from interpreted import Evaluated, built_by
-from needle.attention import scaled_dot_product_attention
+from needle.attention import SHORT, scaled_dot_product_attention
 from needle.compiler import fuse, lower, plan, simplify
 from needle.compiler.graph import Graph
 from needle.compiler.kernel import multiplications
@@ -100,6 +100,8 @@ def test_logsumexp_is_a_result_with_a_gradient() -> None:
 
 CALLS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "causal": ((LONG, LONG), {"causal": True}),
+    "causal, in one block": ((SHORT + 1, SHORT + 1), {"causal": True}),
+    "one block of fewer queries": ((SHORT + 1, BLOCK), {"mask": np.linspace(-2, 2, BLOCK)}),
     "causal, later keys are never seen": ((LONG, LONG + 50), {"causal": True, "mask": np.arange(LONG + 50) % 7 != 1}),
     "causal, fewer keys": ((LONG + 50, LONG), {"causal": True}),
     "scale": ((LONG, LONG), {"scale": 0.3}),
