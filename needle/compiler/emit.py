@@ -33,6 +33,7 @@ from needle.compiler.kernel import (
     first_draw,
     is_few,
     scalars,
+    starts,
 )
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
@@ -137,6 +138,7 @@ class Loops:
         self.code = Code(name, self.arguments)
         self.kernel, self.machine = kernel, machine
         self.threads = 1 if is_serial(kernel) or kernel.batches else threads
+        self.starts = starts(kernel)
         self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
         self.outer = [a for a in self.axes if not a.reduced]
         self.inner = [a for a in self.axes if a.reduced]
@@ -448,13 +450,17 @@ class Loops:
                 total = self.code.add(self.code.mul(self.index[axis.source], strides[axis.source]), total)
         return total
 
+    def _place(self, access: Access) -> Reg:
+        """How far an access is from where its slot is accessed first, which is where the slot begins for this code."""
+        return self._offset(access.strides, access.offset - self.starts.get(access.slot, 0))
+
     def _step(self, strides: tuple[int, ...]) -> int:
         return strides[self.vector.source] if self.vector is not None else 0
 
     def _load(self, s: Scalar) -> Reg:
         c, access = self.code, s.param
         step = self._step(access.strides)
-        start = c.address(f"%s{access.slot}", self._offset(access.strides, access.offset), s.dtype)
+        start = c.address(f"%s{access.slot}", self._place(access), s.dtype)
         if step == 0:
             return c.load(start, s.dtype)
         if step == 1:
@@ -491,7 +497,7 @@ class Loops:
     def _offsets(self, indices: Sequence[Reg], access: Access, strides: Sequence[int]) -> tuple[Reg, int]:
         """Where data-dependent accesses go: one offset and a step, or one offset for each lane (step 0)."""
         c, step = self.code, self._step(access.strides)
-        total = self._offset(access.strides, access.offset)
+        total = self._place(access)
         for index, stride in zip(indices, strides, strict=True):
             total = c.binary("add", total, c.binary("mul", index, c.constant(stride, INT)))
         if total.lanes > 1 and step:
@@ -536,7 +542,7 @@ class Loops:
         c, access = self.code, statement.access
         value = self.value(statement.value)
         step = self._step(access.strides)
-        start = c.address(f"%s{access.slot}", self._offset(access.strides, access.offset), value.dtype)
+        start = c.address(f"%s{access.slot}", self._place(access), value.dtype)
         if step == 0:
             c.store(value if value.lanes == 1 else c.extract(value, 0), start)
         elif step == 1:

@@ -14,7 +14,7 @@ Next: lower.py.
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -433,13 +433,23 @@ def identity(kernel: Kernel) -> str:
     draw = first_draw(kernel) or 0
     slots = list(zip(kernel.slots, kernel.written, strict=True))[: kernel.width]
     shape = "any" if kernel.lengths else kernel.shape  # the code of a bundle is told its lengths
-    lines = [str((shape, kernel.reduced, slots, kernel.product, kernel.scattered, is_few(kernel), kernel.batches))]
+    first = starts(kernel)
+
+    def since(a: Access) -> Access:
+        return Access(a.slot, a.strides, a.offset - first.get(a.slot, 0))
+
+    p = kernel.product and replace(kernel.product, a=since(kernel.product.a), b=since(kernel.product.b))
+    lines = [str((shape, kernel.reduced, slots, p, kernel.scattered, is_few(kernel), kernel.batches))]
 
     def visit(s: Scalar) -> int:
         if s.number not in numbers:
             args = [visit(a) for a in s.args]
             numbers[s.number] = len(numbers)
-            param = s.param - draw if s.kind == "uniform" else s.param
+            param: Any = s.param
+            if s.kind == "uniform":
+                param -= draw
+            elif s.kind in ("load", "gather"):
+                param = since(param) if s.kind == "load" else (since(param[0]), *param[1:])
             lines.append(f"{s.kind} {args} {s.dtype} {param!r}")
         return numbers[s.number]
 
@@ -448,10 +458,10 @@ def identity(kernel: Kernel) -> str:
             value = visit(statement.value)
             if isinstance(statement, Scatter):
                 lines.append(
-                    f"{statement.access} {[visit(i) for i in statement.indices]} {statement.strides} += {value}"
+                    f"{since(statement.access)} {[visit(i) for i in statement.indices]} {statement.strides} += {value}"
                 )
             elif isinstance(statement, Store):
-                lines.append(f"{statement.access} = {value}")
+                lines.append(f"{since(statement.access)} = {value}")
             elif isinstance(statement, Keep):
                 lines.append(f"keep {statement.number} {value}")
             else:
@@ -475,6 +485,16 @@ def accesses(kernel: Kernel) -> list[Access]:
             seen.add(s.number)
             found += [s.param] if s.kind == "load" else [s.param[0]] if s.kind == "gather" else []
             pending += s.args
+    return found
+
+
+def starts(kernel: Kernel) -> dict[int, int]:
+    """The least offset at which each slot is accessed. The code of a kernel is told where that is, so that kernels on
+    different parts of the same arrays, such as those of the steps of a sequence, are the same code."""
+    found: dict[int, int] = {}
+    product = () if kernel.product is None else (kernel.product.a, kernel.product.b)
+    for a in () if kernel.lengths else (*accesses(kernel), *product):
+        found[a.slot] = min(a.offset, found.get(a.slot, a.offset))
     return found
 
 

@@ -52,7 +52,7 @@ class Packed(Loops):
         return i if low.text == "0" else self.code.make(f"sub i64 {i.text}, {low.text}", INT)
 
     def _base(self, slot: int, strides: tuple[int, ...], offset: int, index: dict[int, Reg]) -> str:
-        c, total = self.code, integer(offset)
+        c, total = self.code, integer(offset - self.starts.get(slot, 0))
         for axis, i in index.items():
             total = c.add(c.mul(i, strides[axis]), total)
         return c.address(f"%s{slot}", total, self.kernel.slots[slot])

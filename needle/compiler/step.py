@@ -10,7 +10,7 @@ import platform
 from needle.compiler.chain import Chain
 from needle.compiler.emit import Machine, emit, is_serial
 from needle.compiler.graph import Graph, Node
-from needle.compiler.kernel import first_draw, identity
+from needle.compiler.kernel import first_draw, identity, starts
 from needle.compiler.lower import Lowered
 from needle.compiler.plan import Place, Plan, size_of
 from needle.compiler.tile import emit_product
@@ -122,9 +122,10 @@ class _Step:
         name = self._name(lowered)
         for row, length in enumerate(kernel.lengths or (None,)):
             part = slice(row * kernel.width, (row + 1) * kernel.width)
+            first = starts(kernel)
             pointers = [
-                self._pointer(node, place, number, chain)
-                for node, place in zip(lowered.memory[part], places[part], strict=True)
+                self._pointer(node, place, number, chain, first.get(slot, 0) * node.dtype.itemsize)
+                for slot, (node, place) in enumerate(zip(lowered.memory[part], places[part], strict=True))
             ]
             arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
             arguments += [f"i64 {extra}" for extra in (length, first_draw(kernel)) if extra is not None]
@@ -142,18 +143,20 @@ class _Step:
             self.declared |= needs
         return self.known[key]
 
-    def _pointer(self, node: Node, place: Place, number: str, chain: Chain | None) -> str:
+    def _pointer(self, node: Node, place: Place, number: str, chain: Chain | None, first: int) -> str:
+        """Where the array of a node is, `first` bytes behind its beginning."""
         at = f"%c{len(self.lines)}"
         kind, offset = place
         if kind == "arena":
-            self.lines.append(f"  {at} = getelementptr i8, ptr %arena, i64 {offset}")
+            self.lines.append(f"  {at} = getelementptr i8, ptr %arena, i64 {offset + first}")
         elif kind == "batch" and chain is not None:  # the kernel counts from the first batch, but there is one only
             self.lines.append(f"  {at}b = mul i64 {number}, {-(size_of(node) // chain.count)}")
-            self.lines.append(f"  {at}o = add i64 {at}b, {offset}")
+            self.lines.append(f"  {at}o = add i64 {at}b, {offset + first}")
             self.lines.append(f"  {at} = getelementptr i8, ptr %handed, i64 {at}o")
         else:
             self.lines.append(f"  {at}p = getelementptr i64, ptr %args, i64 {word(place, self.graph)}")
-            self.lines.append(f"  {at} = load ptr, ptr {at}p")
+            self.lines.append(f"  {at}s = load ptr, ptr {at}p")
+            self.lines.append(f"  {at} = getelementptr i8, ptr {at}s, i64 {first}")
         return at
 
     def _by_first_thread(self, lines: list[str]) -> None:

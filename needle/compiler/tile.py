@@ -18,13 +18,17 @@ import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Machine
-from needle.compiler.kernel import Access, Kernel, Scalar, Store, scalars
+from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
 from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST
 from needle.compiler.terms import At, Terms
 
 LOW = 8
 """Rows of a tile of a triangle, at most, which is two vectors wide: its code is written for all terms and for
 some, and the smaller it is, the fewer terms on the diagonal are multiplied for nothing."""
+
+SHORT, LEAST = 1 << 28, 8
+"""A product of fewer multiplications may have smaller tiles than fit into the registers, of LEAST vectors or more, if
+its code is shorter then: it is compiled for longer than it runs."""
 
 FAR_AWAY = 1 << 20
 """Bytes from which on what the statements read is asked for in advance: less is in the cache."""
@@ -249,14 +253,22 @@ class _Tile(Terms):
         found: dict[int, list[tuple[int, int]]] = {}
         for t in range(threads):
             low, high = extent * t // threads, extent * (t + 1) // threads
-            most = tile_rows(self.machine, vectors)
-            heights = even(high - low, most if self.product.bound is None else min(most, LOW)) if high > low else []
+            heights = even(high - low, self._height_for(high - low, vectors)) if high > low else []
             at = low
             for height in sorted(set(heights), reverse=True):
                 stop = at + height * heights.count(height)
                 found.setdefault(height, [(0, 0)] * threads)[t] = (at, stop)
                 at = stop
         return list(found.items())
+
+    def _height_for(self, rows: int, vectors: int) -> int:
+        """The most rows of a tile: if that costs little, so many that all tiles have equally many, with one code."""
+        most = tile_rows(self.machine, vectors)
+        if self.product.bound is not None:
+            return min(most, LOW)
+        least = max(most // 2, -(-LEAST // vectors))
+        short = multiplications(self.kernel) < SHORT
+        return next((n for n in range(most, least - 1, -1) if short and rows % n == 0), most)
 
     def _choose(self, numbers: list[int]) -> Reg:
         """The number of this thread."""

@@ -110,7 +110,7 @@ class Turned(Loops):
             place = c.make(f"sub i64 {at.text}, {start.text}", INT)
             for number, s in enumerate(self.turning):
                 access = s.param
-                line = c.address(f"%s{access.slot}", self._offset(access.strides, access.offset), s.dtype)
+                line = c.address(f"%s{access.slot}", self._place(access), s.dtype)
                 stride = access.strides[self.last.source]
                 numbers = f"i64 {stride}, i64 {behind.text}, i64 {CHUNK}, i64 {left.text}"
                 c.line(f"call void @{name}(ptr {line}, ptr {self._line_of(number, integer(0), place)}, {numbers})")
