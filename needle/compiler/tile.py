@@ -26,9 +26,9 @@ LOW = 8
 """Rows of a tile of a triangle, at most, which is two vectors wide: its code is written for all terms and for
 some, and the smaller it is, the fewer terms on the diagonal are multiplied for nothing."""
 
-SHORT, LEAST = 1 << 28, 8
-"""A product of fewer multiplications may have smaller tiles than fit into the registers, of LEAST vectors or more, if
-its code is shorter then: it is compiled for longer than it runs."""
+SHORT, LEAST, SLOWER = 1 << 28, 8, 1.1
+"""A product of fewer multiplications may have smaller tiles than fit into the registers, of LEAST vectors or more, and
+so much slower, if its code is shorter then: it is compiled for longer than it runs."""
 
 FAR_AWAY = 1 << 20
 """Bytes from which on what the statements read is asked for in advance: less is in the cache."""
@@ -40,6 +40,11 @@ LONG_EPILOGUE = 1
 def tile_rows(machine: Machine, vectors: int) -> int:
     """Rows of a tile: accumulators, `vectors` of B and one of A fit into the registers."""
     return min((machine.registers - vectors - 1) // vectors, {1: 14, 2: 12, 3: 8, 4: 6, 5: 5, 6: 4, 7: 3}[vectors])
+
+
+def _cost(rows: int, vectors: int) -> float:
+    """Cycles for each row and k: two vectors are multiplied in one, or one is loaded, or two elements of rows."""
+    return max(rows * vectors / 2, vectors + rows / 2) / rows
 
 
 def even(total: int, most: int) -> list[int]:
@@ -266,9 +271,10 @@ class _Tile(Terms):
         most = tile_rows(self.machine, vectors)
         if self.product.bound is not None:
             return min(most, LOW)
-        least = max(most // 2, -(-LEAST // vectors))
-        short = multiplications(self.kernel) < SHORT
-        return next((n for n in range(most, least - 1, -1) if short and rows % n == 0), most)
+        if multiplications(self.kernel) >= SHORT:
+            return most
+        heights = (n for n in range(most, 0, -1) if rows % n == 0 and n * vectors >= LEAST)
+        return next((n for n in heights if _cost(n, vectors) <= SLOWER * _cost(most, vectors)), most)
 
     def _choose(self, numbers: list[int]) -> Reg:
         """The number of this thread."""
