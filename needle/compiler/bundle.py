@@ -12,7 +12,7 @@ update of all of them is one kernel, compiled once, that runs over one row after
 from math import prod
 
 from needle.compiler.graph import Node
-from needle.compiler.kernel import Access, Kernel, Scalar, Store, identity, reachable
+from needle.compiler.kernel import Access, Kernel, Scalar, Store, identity, reachable, starts
 from needle.compiler.lower import Lowered, row_major
 
 
@@ -21,7 +21,8 @@ def bundle(kernels: list[Lowered]) -> list[Lowered]:
     alike: dict[str, list[int]] = {}
     for at, lowered in enumerate(kernels):
         if is_row(lowered.kernel):
-            alike.setdefault(identity(_as_row(lowered.kernel)), []).append(at)
+            row = _as_row(lowered.kernel)
+            alike.setdefault(f"{identity(row)} from {starts(row)}", []).append(at)
     result: dict[int, Lowered] = dict(enumerate(kernels))
     for members in alike.values():
         last = members[-1]
