@@ -214,6 +214,14 @@ class Code:
             return a if factor else integer(0)
         return self.make(f"mul nsw i64 {a.text}, {factor}", INT)
 
+    def smaller(self, a: Reg, b: Reg) -> Reg:
+        """The smaller of two 64-bit integers."""
+        return self.make(self.call("llvm.smin.i64", "i64", a, b), INT)
+
+    def larger(self, a: Reg, b: Reg) -> Reg:
+        """The larger of two 64-bit integers."""
+        return self.make(self.call("llvm.smax.i64", "i64", a, b), INT)
+
     def address(self, pointer: str, index: Reg, dtype: DType) -> str:
         """The address of an element."""
         if index.text == "0":

@@ -377,9 +377,9 @@ def bound(node: Node) -> Bound | None:
 def inside(node: Node, where: tuple[Where, ...], rows: range, inner: range) -> tuple[Inside, ...]:
     """Where windows of an array with zeros around it, read at this index, look beside the zeros."""
     found: list[Inside] = []
-    for (moves, start), (first, count, step) in (
-        zip(where, node.op.ranges, strict=True) if type(node.op) is Embed else ()
-    ):
+    if not isinstance(node.op, Embed):
+        return ()
+    for (moves, start), (first, count, step) in zip(where, node.op.ranges, strict=True):
         axes = dict(moves)
         row, one = [a for a in axes if a in rows], [a for a in axes if a in inner]
         if len(moves) == 2 and len(row) == len(one) == step == 1 and min(axes.values()) > 0:

@@ -40,9 +40,6 @@ class Packed(Loops):
         self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where the product is made in blocks
         self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
 
-    def _smaller(self, a: Reg, b: Reg) -> Reg:
-        return self.code.make(self.code.call("llvm.smin.i64", "i64", a, b), INT)
-
     def _limits(self, axis: Axis) -> tuple[Reg, Reg]:
         """The part of an inner axis that is multiplied now."""
         return self.part if self.part and axis is self.inner[0] else (integer(0), integer(axis.extent))

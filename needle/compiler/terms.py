@@ -43,9 +43,9 @@ class Terms(Packed):
                 ends: list[Reg] = []
                 for end in (x.first, x.stop):
                     left = c.make(f"sub i64 {end}, {on_row.text}", INT)
-                    left = c.make(c.call("llvm.smax.i64", "i64", left, integer(0)), INT)
+                    left = c.larger(left, integer(0))
                     up = c.make(f"udiv i64 {c.add(left, integer(x.by_inner - 1)).text}, {x.by_inner}", INT)
-                    ends.append(self._smaller(up, integer(extents[x.inner])))
+                    ends.append(c.smaller(up, integer(extents[x.inner])))
                 self.limits[x.inner] = ends[0], ends[1]
             body(start)
             self.values, self.limits = known, {}
@@ -59,16 +59,16 @@ class Terms(Packed):
         if axis.source in self.limits:
             first, stop = self.limits[axis.source]
             if self.part and axis is self.inner[0]:
-                first = c.make(c.call("llvm.smax.i64", "i64", first, low), INT)
-                stop = c.make(c.call("llvm.smax.i64", "i64", first, self._smaller(stop, high)), INT)
+                first = c.larger(first, low)
+                stop = c.larger(first, c.smaller(stop, high))
             return [(first, stop, True)]
         if bound is None:
             return [(low, high, True)]
         row, side, width = self.rows[-1].source, self.column.source, vectors * self.lanes
 
         def inside(k: Reg, more: int) -> Reg:
-            at_least = c.make(c.call("llvm.smax.i64", "i64", c.add(k, integer(more)), low), INT)
-            return c.make(c.call("llvm.smin.i64", "i64", at_least, high), INT)
+            at_least = c.larger(c.add(k, integer(more)), low)
+            return c.smaller(at_least, high)
 
         if self.k not in bound[:2]:
             last_of_rows = self._counts(row, i, integer(rows - 1), column)

@@ -159,7 +159,7 @@ class _Tile(Terms):
             known = dict(self.values)
             column = self.code.add(self.code.mul(i, width), integer(start * self.lanes))
             if together > 1:
-                self.panels = self._smaller(self._since(high, i), integer(together))
+                self.panels = self.code.smaller(self._since(high, i), integer(together))
             self._rows(column, vectors, rest)
             self.values, self.panels = known, integer(1)
             return []
@@ -201,7 +201,7 @@ class _Tile(Terms):
             return []
 
         def part(low: Reg, _: Sequence[Reg]) -> list[Reg]:
-            self.part = low, self._smaller(c.add(low, integer(self.block)), integer(extent))
+            self.part = low, self.code.smaller(c.add(low, integer(self.block)), integer(extent))
             self._row_tiles(column, vectors, masks)
             self.part = None
             return []
@@ -244,7 +244,7 @@ class _Tile(Terms):
                 continue
 
             def block(first: Reg, _: Sequence[Reg], rows: int = rows, high: Reg = high) -> list[Reg]:
-                end = self._smaller(self.code.add(first, integer(max(LEFT // rows, 1) * rows)), high)
+                end = self.code.smaller(self.code.add(first, integer(max(LEFT // rows, 1) * rows)), high)
                 self._pack_left(first, end)
                 self._each_panel(lambda: tiles(first, end, first, rows))
                 return []
@@ -355,7 +355,7 @@ class _Tile(Terms):
         def piece(r: Reg, acc: list[Reg]) -> list[Reg]:
             ask(r)
             start = c.add(low, c.make(f"mul nsw i64 {r.text}, {size.text}", INT))
-            return c.loop(start, self._smaller(c.add(start, size), high), 1, acc, body, may_be_empty=True)
+            return c.loop(start, self.code.smaller(c.add(start, size), high), 1, acc, body, may_be_empty=True)
 
         return c.loop(integer(0), integer(rows), 1, acc, piece)
 

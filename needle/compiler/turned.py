@@ -100,7 +100,7 @@ class Turned(Loops):
         """The squares, and then the statements on their lines."""
         c, lanes = self.code, self.lanes
         left = c.make(f"sub i64 {self.along.extent}, {first.text}", INT)
-        end = self._smaller(c.add(start, integer(CHUNK)), integer(self.last.extent))
+        end = self.code.smaller(c.add(start, integer(CHUNK)), integer(self.last.extent))
         name, needed = square(np.dtype("float32"), lanes)
         c.declared |= needed
 
@@ -134,11 +134,8 @@ class Turned(Loops):
             self.values = known
             return []
 
-        c.loop(integer(0), self._smaller(integer(lanes), left), 1, [], line)
+        c.loop(integer(0), self.code.smaller(integer(lanes), left), 1, [], line)
         return []
-
-    def _smaller(self, a: Reg, b: Reg) -> Reg:
-        return self.code.make(self.code.call("llvm.smin.i64", "i64", a, b), INT)
 
     def _line_of(self, which: int, number: Reg, place: Reg) -> str:
         """Where the transposed line `number` of an array is, at a place of the last axis."""
