@@ -69,7 +69,7 @@ def scaled_dot_product_attention(
     if mask is not None:
         logits = where(mask, logits, -math.inf) if mask.dtype == bool else logits + mask
     weights = softmax(logits, -1)
-    weights = dropout(weights, dropout_p) if dropout_p else weights
+    weights = dropout(weights, dropout_p)
     return TriangularMatMul("row", "inner")(weights, value) if causal else weights @ value
 
 

@@ -84,10 +84,15 @@ def scan(
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Each element is 0 with probability p, and divided by 1 - p otherwise (Srivastava et al., 2014)."""
+    """Each element is 0 with probability p, and divided by 1 - p otherwise (Srivastava et al., 2014).
+
+    With p = 0 it is x itself, and nothing is drawn.
+    """
     if not in_range(p, 0, 1):
         raise ArgumentError(_PROBABILITY.format(p=p))
     check_tensor("dropout", x)
+    if p == 0:
+        return x
     return x * (randb(*x.shape, p=1 - p, device=x.device, dtype=x.dtype) / (1 - p))
 
 

@@ -13,6 +13,7 @@ import platform
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +91,20 @@ def test_idle_workers_sleep() -> None:
 def test_a_busy_machine_is_slow_but_not_stuck() -> None:
     with busy_machine():
         assert output("print(all([right(product(x)) for _ in range(50)]))") == "True"
+
+
+def test_who_waits_long_leaves_the_processor_to_others() -> None:
+    """One thread sums, the others wait for it: the process takes the time of one processor and not of three."""
+    alone = """
+    x, y = ndl.rand(4_000_000), ndl.ones(50_000)
+    waiting = ndl.compile(lambda x, y: y * ndl.exp(ndl.tanh(ndl.exp(ndl.tanh(x)))).sum())
+    waiting(x, y)
+    before = time.perf_counter(), time.process_time()
+    for _ in range(20):
+        waiting(x, y)
+    print((time.process_time() - before[1]) / (time.perf_counter() - before[0]))
+    """
+    assert float(output(textwrap.dedent(alone))) < 1.5
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

@@ -15,7 +15,7 @@ from needle.compiler.lower import Lowered
 from needle.compiler.plan import Place, Plan, size_of
 from needle.compiler.tile import emit_product
 from needle.compiler.turned import across, emit_turned
-from needle.runtime.team import barrier_text
+from needle.runtime.barrier import barrier_text
 
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
@@ -80,7 +80,7 @@ class _Step:
         at = 0
         while at < len(self.kernels):
             if self.plan.barriers[at] and self.threads > 1:
-                self.lines.append("  call void @barrier(ptr %sync)")
+                self.lines.append("  call void @barrier(ptr %sync, i64 %tid)")
             chain = chains.get(at)
             if chain is not None:
                 self._chain(chain)

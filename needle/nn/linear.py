@@ -63,7 +63,7 @@ class ReLU(Module):
 class Dropout(Module):
     """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p).
 
-    In evaluation it returns x and draws nothing (Srivastava et al., 2014).
+    In evaluation, and with p = 0, it returns x and draws nothing (Srivastava et al., 2014).
     """
 
     def __init__(self, p: float = 0.5) -> None:

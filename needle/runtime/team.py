@@ -13,7 +13,6 @@ sleep, the barrier's counter, what to call, how many calls workers have left.
 import atexit
 import ctypes
 import os
-import platform
 import threading
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ import numpy as np
 from needle.config import thread_count
 from needle.errors import NeedleError
 from needle.runtime import native
+from needle.runtime.barrier import MOOD, MOODS, WAITING, pause
 
 SPINS = 3000
 """How long an idle worker looks for work before it sleeps: about 0.1 ms."""
@@ -30,63 +30,13 @@ _INSIDE = "a compiled function was called while another one runs in this thread,
 
 _ENDED = "a compiled function was called when the interpreter had ended its threads"
 
-PATIENCE = 80
-"""How long a thread in the middle of a call spins before it gives up its time slice."""
-
 PATROL = 0.5
 """Seconds after which a sleeping worker looks for work by itself, in case that waking it was interrupted."""
 
-SLEEPERS, BARRIER, FUNCTION, ARGUMENTS, QUIT, DONE = 8, 16, 24, 25, 32, 40
-
-_PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}
+SLEEPERS, FUNCTION, ARGUMENTS, QUIT, DONE = 8, 24, 25, 32, 40
 
 
-def pause() -> str:
-    """The LLVM line that tells the processor that this thread is waiting."""
-    return f'call void asm sideeffect "{_PAUSE.get(platform.machine(), "")}", ""()'
-
-
-_DECLARED = "declare i32 @sched_yield()" if hasattr(os, "sched_yield") else ""
-
-
-def _give_way() -> str:
-    """The LLVM line that lets another thread run on this processor."""
-    return "call i32 @sched_yield()" if _DECLARED else pause()
-
-
-def barrier_text(threads: int) -> str:
-    """The LLVM function @barrier(ptr %sync): returns when all threads have called it."""
-    return f"""{_DECLARED}
-define internal void @barrier(ptr %sync) nounwind noinline {{
-entry:
-  %counter = getelementptr i64, ptr %sync, i64 {BARRIER}
-  %ticket = atomicrmw add ptr %counter, i64 1 acq_rel
-  %round = udiv i64 %ticket, {threads}
-  %next = add i64 %round, 1
-  %goal = mul i64 %next, {threads}
-  br label %look
-look:
-  %spins = phi i32 [ 0, %entry ], [ %more, %again ]
-  %now = load atomic i64, ptr %counter acquire, align 8
-  %done = icmp uge i64 %now, %goal
-  br i1 %done, label %out, label %wait
-wait:
-  {pause()}
-  %more = add i32 %spins, 1
-  %long = icmp ugt i32 %spins, {PATIENCE}
-  br i1 %long, label %yield, label %again
-yield:
-  {_give_way()}
-  br label %again
-again:
-  br label %look
-out:
-  ret void
-}}
-"""
-
-
-_TEAM = f"""{_DECLARED}
+_TEAM = f"""{WAITING}
 define i64 @start(ptr %sync, ptr %f, ptr %a) nounwind {{
   %fp = getelementptr i64, ptr %sync, i64 {FUNCTION}
   %ap = getelementptr i64, ptr %sync, i64 {ARGUMENTS}
@@ -103,23 +53,7 @@ entry:
   %calls = load i64, ptr %sync
   %goal = mul i64 %calls, %workers
   %dp = getelementptr i64, ptr %sync, i64 {DONE}
-  br label %look
-look:
-  %spins = phi i32 [ 0, %entry ], [ %more, %again ]
-  %now = load atomic i64, ptr %dp acquire, align 8
-  %done = icmp sge i64 %now, %goal
-  br i1 %done, label %out, label %wait
-wait:
-  {pause()}
-  %more = add i32 %spins, 1
-  %long = icmp ugt i32 %spins, {PATIENCE}
-  br i1 %long, label %yield, label %again
-yield:
-  {_give_way()}
-  br label %again
-again:
-  br label %look
-out:
+  call void @await(ptr %sync, i64 0, ptr %dp, i64 %goal)
   ret void
 }}
 define i64 @work(ptr %sync, i64 %tid, i64 %seen, i64 %slept) nounwind {{
@@ -161,7 +95,8 @@ run:
   %f = load ptr, ptr %fp
   %a = load ptr, ptr %ap
   call void %f(ptr %a, ptr %sync, i64 %tid)
-  %over = atomicrmw add ptr %dp, i64 1 release
+  %over = atomicrmw add ptr %dp, i64 1 seq_cst
+  call void @wake(ptr %sync, ptr %dp)
   br label %top
 out:
   ret i64 %last
@@ -176,7 +111,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        block = np.zeros(64 + 8, dtype=np.int64)
+        block = np.zeros(MOODS + MOOD * (threads + 1), dtype=np.int64)
         start = (-block.ctypes.data // 8) % 8
         self.sync = block[start:]
         self.address = self.sync.ctypes.data
