@@ -19,7 +19,7 @@ import numpy as np
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
-from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST
+from needle.compiler.sides import LEFT, PACK_BYTES, PANELS, VECTORS, WIDEST
 from needle.compiler.terms import At, Terms
 
 LOW = 8
@@ -32,6 +32,9 @@ so much slower, if its code is shorter then: it is compiled for longer than it r
 
 FAR_AWAY = 1 << 20
 """Bytes from which on what the statements read is asked for in advance: less is in the cache."""
+
+MUCH = 1 << 22
+"""Bytes of a right side that threads share out rather than each pack all of it."""
 
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
@@ -110,9 +113,14 @@ class _Tile(Terms):
         columns = -(-self.column.extent // self.lanes)
         long = self.block and -(-columns // VECTORS) % self.threads == 0
         both = self.left_packed and columns >= 2 * VECTORS * self.threads and self.column.extent >= self.height
-        if long or both:  # so less is packed in all: each thread has columns of its own
+        if long or both or self._is_mostly_packing():  # so less is packed in all: each thread has columns of its own
             return "column"
         return "row" if enough or columns < self.threads else "column"
+
+    def _is_mostly_packing(self) -> bool:
+        """Whether the right side is large, while a cache holds all of the left one."""
+        one = self.product.length * self.product.dtype.itemsize
+        return self.packed and self.height * one <= PACK_BYTES and self.column.extent * one >= MUCH
 
     # ------------------------------------------------------------------------------------------------- columns
 
