@@ -21,6 +21,7 @@ from needle.compiler.interpret import interpret
 from needle.compiler.lower import lower
 from needle.compiler.plan import Place, plan
 from needle.compiler.recompute import recompute
+from needle.compiler.reroll import reroll
 from needle.compiler.simplify import simplify
 from needle.dtype import Array
 from needle.value import Spec
@@ -60,7 +61,7 @@ class Interpreted(Evaluated):
 
     def __init__(self, graph: Graph, *_: Any) -> None:
         super().__init__(graph)
-        simple = recompute(simplify(graph))
+        simple = recompute(reroll(simplify(graph)))
         simple.verify()
         self.simple = simple
         self.kernels, chains = chain(bundle(lower(fuse(simple))), simple)

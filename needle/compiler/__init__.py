@@ -14,6 +14,7 @@ from needle.compiler.lower import lower
 from needle.compiler.plan import plan
 from needle.compiler.program import Program
 from needle.compiler.recompute import recompute
+from needle.compiler.reroll import reroll
 from needle.compiler.simplify import simplify
 from needle.config import thread_count
 
@@ -21,7 +22,7 @@ __all__ = ["Program", "build"]
 
 
 def build(graph: Graph, threads: int | None = None) -> Program:
-    """Simplify, recompute, fuse, lower, bundle, chain, plan, emit."""
+    """Simplify, reroll, recompute, fuse, lower, bundle, chain, plan, emit."""
     collects = gc.isenabled()
     gc.disable()  # nothing becomes garbage before all is done
     try:
@@ -33,7 +34,7 @@ def build(graph: Graph, threads: int | None = None) -> Program:
 
 def _build(graph: Graph, threads: int | None) -> Program:
     graph.verify()
-    graph = recompute(simplify(graph))
+    graph = recompute(reroll(simplify(graph)))
     graph.verify()
     grouping = fuse(graph)
     kernels, chains = chain(bundle(lower(grouping)), graph)
