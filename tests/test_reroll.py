@@ -1,7 +1,7 @@
 """Reroll: sums over the steps of an unrolled loop are one product of stacks, and the results stay.
 
-In: recurrent networks, and sums of products of slices. Out: which products are one, and equal gradients. Invariant: what
-must stay apart (few steps, steps in no stack, sums that are read half way, stacks that need the sum) is a case here.
+In: recurrent networks, and sums of products of slices. Out: which products are one, and equal gradients. Invariant:
+what must stay apart (few steps, steps in no stack, sums that are read half way, stacks that need the sum) is a case.
 Next: test_recompute.py.
 """
 

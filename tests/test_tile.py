@@ -69,6 +69,33 @@ def test_products_of_every_layout(name: str, dtype: str) -> None:
         assert_close(found[layout].numpy(), wanted, k)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SIZES)
+def test_the_right_side_is_summed_on_the_way(
+    name: str, dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a bias beside that of its weight: one kernel, whatever is packed and however threads share."""
+    monkeypatch.setenv("NEEDLE_THREADS", str(threads))
+    m, k, n = SIZES[name]
+    for layout in LAYOUTS[:2]:
+        a, b = operands(m, k, n, layout, dtype)
+
+        @ndl.compile
+        def both(a: ndl.Tensor, b: ndl.Tensor, before: ndl.Tensor, layout: str) -> list[ndl.Tensor]:
+            total = b.sum(0)
+            return [product(a, b, layout), total, before * 2 + total.reshape((1, -1)) ** 2]
+
+        before = np.random.default_rng(0).standard_normal((1, n)).astype(dtype)
+        found = both(*(ndl.Tensor(x, requires_grad=False) for x in (a, b, before)), layout)
+        total = b.astype("float64").sum(0)
+        wanted = (a.T if layout == "left" else a).astype("float64") @ b, total, 2 * before + total**2
+        for one, exact in zip(found, wanted, strict=True):
+            assert_close(one.numpy(), exact, k)
+        kernels = [low.kernel for low in both.last.program.kernels]
+        assert [bool(kernel.passes[0].outer) for kernel in kernels if kernel.product] == [m > 1]
+
+
 @pytest.mark.parametrize(
     ("batch", "size", "kernel", "channels", "outputs", "stride", "padding", "without_zeros"),
     [
@@ -96,16 +123,18 @@ def test_convolutions_and_their_gradients(
     source = np.random.default_rng(0)
     x = ndl.Tensor(source.standard_normal((batch, *size, channels)), dtype="float32")
     weight = ndl.Tensor(source.standard_normal((*kernel, channels, outputs)), dtype="float32")
+    bias = ndl.Tensor(source.standard_normal(outputs), dtype="float32")
 
-    def step(x: ndl.Tensor, weight: ndl.Tensor) -> list[ndl.Tensor]:
-        x.grad = weight.grad = None
+    def step(x: ndl.Tensor, weight: ndl.Tensor, bias: ndl.Tensor) -> list[ndl.Tensor]:
+        x.grad = weight.grad = bias.grad = None
         out = ndl.conv(x, weight, stride, padding)
+        out = out + bias.reshape((1,) * (out.ndim - 1) + (-1,)).broadcast_to(out.shape)
         (out * out).sum().backward()
-        return [out, x.grad, weight.grad]
+        return [out, x.grad, weight.grad, bias.grad]
 
-    wanted = step(*(ndl.Tensor(t.numpy(), dtype="float64") for t in (x, weight)))
+    wanted = step(*(ndl.Tensor(t.numpy(), dtype="float64") for t in (x, weight, bias)))
     compiled = ndl.compile(step)
-    for found, exact in zip(compiled(x, weight), wanted, strict=True):
+    for found, exact in zip(compiled(x, weight, bias), wanted, strict=True):
         assert_close(found.numpy(), exact.numpy(), 1000)
     products = [low.kernel for low in compiled.last.program.kernels if low.kernel.product]
     without = [kernel for kernel in products if sides(kernel).inside]

@@ -361,7 +361,7 @@ class Loops:
                 found = max(own, *map(self._depth, s.args))
             elif s.kind == "reduced":
                 found = len(self.outer) - 1
-            elif s.kind in ("acc", "kept"):
+            elif s.kind in ("acc", "total", "kept"):
                 found = len(self.axes)
             else:
                 found = max(map(self._depth, s.args), default=-1)

@@ -35,6 +35,7 @@ from needle.ops import (
     Exp,
     Gather,
     Log,
+    MatMul,
     Permute,
     Power,
     PowerScalar,
@@ -43,6 +44,7 @@ from needle.ops import (
     Sigmoid,
     Sin,
     Slice,
+    Summation,
     Tanh,
     Windows,
 )
@@ -57,9 +59,9 @@ LONG = 8
 SPREAD = 24
 """The same for an expression of a single array of its size: who needs it reads that array in its place."""
 
-USES, SHARES, STRANGE = 3, 2, 1
-"""How well a node fits into loops: it uses their results, it reads an array that they read, or it is a reduction
-over an equal domain."""
+USES, PASSES, SHARES, STRANGE = 4, 3, 2, 1
+"""How well a node fits into loops: it uses their results, it sums what a product passes over anyway, it reads an array
+that they read, or it is a reduction over an equal domain."""
 
 LARGE = 1 << 14
 """Elements from which on loops take in nothing that reads other arrays: too many at a time slow all of them down."""
@@ -99,6 +101,7 @@ class Group:
     reason: str
     roots: list[Node] = field(default_factory=list[Node])
     product: Node | None = None
+    total: Node | None = None  # the sum of the product's right side: then some roots stand once for each column
     into: Node | None = None  # what these loops add into, or fill with zeros: nothing else joins
     fill: bool = False
     part: int = 0  # which of those that are assembled
@@ -106,7 +109,10 @@ class Group:
     before: int = 0  # bit set of the groups that this one depends on, directly or not
 
     def shapes(self) -> list[Shape]:
-        """The shapes that have a position."""
+        """The shapes that have a position, and what a product may sum."""
+        if self.product is not None:
+            columns = _columns(self.product)
+            return [self.shape, self.product.inputs[1].shape, columns, (1, *columns)]
         inner = self.reduced
         kept = tuple([n for i, n in enumerate(self.shape) if i not in inner])
         return [self.shape, kept, tuple([1 if i in inner else n for i, n in enumerate(self.shape)])]
@@ -115,6 +121,8 @@ class Group:
         """Where an array of `shape` stands in these loops: at every point, or once for each outer point."""
         if shape == self.shape:
             return whole(shape)
+        if self.of_columns(shape):
+            return aligned(shape, whole(self.shape))
         if not self.reduced:
             return None
         kept = [i for i in range(len(self.shape)) if i not in self.reduced]
@@ -123,6 +131,12 @@ class Group:
         if shape == tuple(1 if i in self.reduced else n for i, n in enumerate(self.shape)):
             return whole(shape)
         return None
+
+    def of_columns(self, shape: Shape) -> bool:
+        """Whether an array of this shape stands once for each column of a product whose right side is summed."""
+        count = 0 if self.total is None else len(self.total.shape)
+        own = () if self.total is None else self.total.shape
+        return count > 0 and shape[-count:] == own and prod(shape) == prod(own) and shape != self.shape
 
     def __str__(self) -> str:
         over = f" over axes {self.reduced}" if self.reduced else ""
@@ -503,7 +517,10 @@ def _may_live_elsewhere(result: Grouping, node: Node, root: Node) -> Node | None
 
 
 def _join(result: Grouping, group: Group, node: Node, reduced: tuple[int, ...]) -> None:
-    group.reduced = group.reduced or reduced
+    if group.product is None:
+        group.reduced = group.reduced or reduced
+    elif reduced:
+        group.total = node
     for leaf, _ in list(leaves(result, node, None)):
         if result.free.pop(id(leaf), None) is not None:
             group.roots.append(leaf)
@@ -529,8 +546,10 @@ def _fit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tup
     """How well `node` fits into `group`, 0 where it does not; and why not ("" where nothing relates the two)."""
     if group.into is not None:
         return 0, ""
+    if reduced and group.product is not None:
+        return (PASSES if _sums_right_side(group, node, reduced) else 0), ""
     if reduced:
-        if group.shape != domain or group.product is not None or (group.reduced and group.reduced != reduced):
+        if group.shape != domain or (group.reduced and group.reduced != reduced):
             return 0, ""
         where = whole(domain)
     else:
@@ -541,6 +560,8 @@ def _fit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tup
     related = False
     for leaf, at in leaves(result, node, where):
         owner = result.owner.get(id(leaf))
+        if owner is group and group.of_columns(leaf.shape) != group.of_columns(node.shape):
+            return 0, f"{type(node.op).__name__} needs {type(leaf.op).__name__}, which is complete too late"
         if owner is group or id(leaf) in result.free:
             related = related or owner is group
             if at is None or at != _position_of(group, leaf, reduced):
@@ -557,6 +578,25 @@ def _fit(result: Grouping, group: Group, node: Node, domain: Shape, reduced: tup
     if reduced and prod(domain) < LARGE:
         return STRANGE, ""
     return 0, f"{type(node.op).__name__} reads other arrays than the loops over this domain"
+
+
+def _columns(product: Node) -> Shape:
+    """The lengths of a product's columns."""
+    op, right = product.op, product.inputs[1]
+    count = len(right.shape) - op.batch - op.inner if isinstance(op, Contract) else 1
+    return product.shape[len(product.shape) - count :]
+
+
+def _sums_right_side(group: Group, node: Node, reduced: tuple[int, ...]) -> bool:
+    """Whether a sum is that of a product's right side over all that the product sums over: the gradient of a bias."""
+    product = group.product
+    if group.total is not None or product is None or type(product.op) not in (MatMul, Contract):
+        return False
+    if not isinstance(node.op, Summation) or node.inputs[0] is not product.inputs[1]:
+        return False
+    alone = len(product.shape) == 2 if isinstance(product.op, MatMul) else product.op.batch == 0
+    everything = reduced == tuple(range(len(inner_shape(product)))) and prod(product.shape) > prod(node.shape) > 0
+    return alone and everything and product.dtype == node.dtype != "float16"
 
 
 def _position_of(group: Group, root: Node, reduced: tuple[int, ...]) -> tuple[Where, ...] | None:

@@ -77,7 +77,9 @@ class _Run:
                     self.kept[statement.number] = self.value(statement.value)
                 else:
                     self._store(statement, self.kernel.shape)
-            outer = tuple(1 if i in self.kernel.reduced else n for i, n in enumerate(self.kernel.shape))
+            product = self.kernel.product
+            still = self.kernel.reduced if product is None else range(product.batch + product.rows)
+            outer = tuple(1 if i in still else n for i, n in enumerate(self.kernel.shape))
             self._values(step.outer)
             for statement in step.outer:
                 self._store(statement, outer)
@@ -98,6 +100,15 @@ class _Run:
             terms = np.where(grid[p.bound.later] + p.bound.shift >= grid[p.bound.earlier], terms, 0)
         terms = np.broadcast_to(terms, (*self.kernel.shape, *p.lengths))
         return terms.sum(axis=inner, dtype=p.dtype)
+
+    def _total(self) -> Array:
+        """The sum of a product's right side, for each column."""
+        p = self.kernel.product
+        assert p is not None  # noqa: S101
+        shape = (*[1] * p.rows, *self.kernel.shape[p.rows :], *p.lengths)
+        b = self.arrays[p.b.slot]
+        terms = np.broadcast_to(b[_index(p.b, np.indices(shape, sparse=True), b)], shape)
+        return terms.sum(axis=tuple(range(len(self.kernel.shape), len(shape))), dtype=p.dtype)
 
     def _reduce(self, statement: Reduce) -> None:
         value = np.broadcast_to(self.value(statement.value), self.kernel.shape)
@@ -133,6 +144,7 @@ class _Run:
             "reduced": lambda: self.reduced[s.param],
             "kept": lambda: self.kept[s.param],
             "acc": lambda: self.accumulated,
+            "total": self._total,
             "index": lambda: _index(Access(0, *s.param), self.grid),
             "cast": lambda: self.value(s.args[0]),
         }

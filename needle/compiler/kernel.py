@@ -9,7 +9,7 @@ Next: lower.py.
     pass    := "over" axes statement* outer*            the reduced axes; absent without a reduction
     outer   := statement                                once for each element of the outer axes, after the pass
     statement := buffer "[" index "]" "=" scalar  |  reduced "=" combine scalar  |  name "=" scalar  |  kept "=" scalar
-    scalar  := load | number | index | reduced | kept | acc | name | f "(" scalar* ")"
+    scalar  := load | number | index | reduced | kept | acc | total | name | f "(" scalar* ")"
 """
 
 import functools
@@ -250,7 +250,8 @@ Statement = Store | Reduce | Scatter | Keep
 
 @dataclass
 class Pass:
-    """One sweep over the reduced axes, then what follows once for each outer element."""
+    """One sweep over the reduced axes, then what follows once for each outer element; after a product, once for each
+    column, knowing the `total` of its right side."""
 
     full: "list[Statement]" = field(default_factory=list[Any])
     outer: list[Store] = field(default_factory=list[Store])
@@ -400,7 +401,7 @@ def _text(kernel: Kernel) -> str:
     axes = ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in outer)
     if kernel.lengths:
         axes = f"i < {', '.join(map(str, kernel.lengths))}, each with {kernel.width} buffers"
-    lines = [f"for {axes or 'once'}:"]
+    lines, total = [f"for {axes or 'once'}:"], ""
     if kernel.product:
         p = kernel.product
         inner = _INNER[: len(p.lengths)]
@@ -415,11 +416,13 @@ def _text(kernel: Kernel) -> str:
             moves = (f"{n}*{letter}" if n != 1 else letter for n, letter in ((x.by_row, row), (x.by_inner, inner_one)))
             where += f"{',' if where else ' where'} {x.first} <= {' + '.join(moves)} < {x.stop}"
         lines.append(f"  acc = sum over {over} of {a} * {b}{where}")
+        total = f"  total = sum over {over} of {b}"
     for step in kernel.passes:
         if kernel.reduced:
             lines.append("  over " + ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")
         indent = "    " if kernel.reduced else "  "
         lines += [indent + line for line in text.block(step.full)]
+        lines += [total] * (kernel.product is not None and bool(step.outer))
         lines += ["  " + line for line in text.block(step.outer)]
     return "\n".join(lines)
 
@@ -545,7 +548,7 @@ def _access(access: Access, letters: Sequence[str]) -> str:
 _LETTERS = "ijklmnopqrstuvw"
 _INNER = "kuvw"
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">=", "eq": "==", "le": "<="}
-_ATOMS = ("load", "const", "number", "index", "reduced", "kept", "acc")
+_ATOMS = ("load", "const", "number", "index", "reduced", "kept", "acc", "total")
 
 
 class _Text:
@@ -617,9 +620,7 @@ class _Text:
             return "(" + _access(Access(0, *s.param), self.letters)[3:-1] + ")"
         if s.kind == "const":
             return f"{s.param:g}"
-        return {"number": "$", "reduced": "r", "kept": "kept", "acc": "acc"}[s.kind] + (
-            "" if s.param is None else str(s.param)
-        )
+        return {"number": "$", "reduced": "r"}.get(s.kind, s.kind) + ("" if s.param is None else str(s.param))
 
 
 def _count(s: Scalar, uses: dict[int, int]) -> None:

@@ -115,6 +115,7 @@ class _Lowering:
     def __init__(self, grouping: Grouping, group: Group, stored: set[int]) -> None:
         self.grouping, self.group, self.stored = grouping, group, stored
         self.axes = len(group.shape) + (0 if group.product is None else len(inner_shape(group.product)))
+        self.rows = 0 if group.product is None else sum(sides(group.product))
         self.pool = Pool()
         self.memory: list[Node] = []
         self.written: list[bool] = []
@@ -204,6 +205,8 @@ class _Lowering:
             self._add(Store(access, value), value, where, id(root) in self.updated)
 
     def _reduce(self, root: Node) -> Scalar:
+        if root is self.group.total:
+            return self.pool.make("total", (), root.dtype)
         full = whole(self.group.shape)
         dtype = root.dtype
         value = self.pool.cast(self.value(root.inputs[0], full), dtype)
@@ -215,7 +218,8 @@ class _Lowering:
 
     def _add(self, statement: Store, value: Scalar, where: tuple[Where, ...], state: bool) -> None:
         moving = {axis for moves, _ in where for axis, _ in moves}
-        outer = bool(self.group.reduced) and moving.isdisjoint(self.group.reduced)
+        still = self.group.reduced or (range(self.rows) if self.group.total is not None else ())
+        outer = bool(still) and moving.isdisjoint(still)
         at = self._first(value)
         if state:
             (self.last.outer if outer else self.last.full).append(statement)

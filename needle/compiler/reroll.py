@@ -12,7 +12,6 @@ the whole sum, several times as fast.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from needle.compiler.graph import Graph, Node, infer
@@ -67,7 +66,8 @@ class _Search:
                         self._note(consecutive(part), node, ranges[0][0])
             elif isinstance(node.op, Slice) and _is_step(node.op.ranges, node.inputs[0].shape):
                 self._note(node, node.inputs[0], node.op.ranges[0][0])
-        return any([self._rewrite(*top) for top in tops])
+        found = [self._rewrite(*top) for top in tops]
+        return any(found)
 
     def _note(self, step: Node, stack: Node, position: int) -> None:
         self.stacks[id(stack)] = stack

@@ -273,6 +273,17 @@ def _drops_axes(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -
     return build.make(Reshape(like.shape), (dropped,), like)
 
 
+def _sum_of_sums(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A sum over leading axes of one over leading axes, as where a bias has a row of its own, as one sum."""
+    (a,) = inputs
+    if not isinstance(a.op, Summation) or a.dtype != like.dtype or not like.shape:
+        return None
+    first, then = (tuple(range(len(axes))) for axes in (a.op.axes, op.axes))
+    if (a.op.axes, op.axes) != (first, then) or a.inputs[0].dtype != a.dtype:
+        return None
+    return build.make(Summation(tuple(range(len(first) + len(then)))), a.inputs, like)
+
+
 def _rows_first(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
     """A reduction of everything as one of each row, which threads share and other loops over rows may take in, and one
     of what is left."""
@@ -306,6 +317,7 @@ RULES: list[tuple[type[Op], Rule]] = [
     (Summation, _drops_axes),
     (Summation, _reduced_later),
     (Summation, _sum_of_products),
+    (Summation, _sum_of_sums),
     (Summation, _rows_first),
     (Max, _reduces_nothing),
     (Max, _drops_axes),

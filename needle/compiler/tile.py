@@ -69,6 +69,7 @@ class _Tile(Terms):
     def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
         super().__init__(kernel, name, machine, threads)
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
+        self.of_columns = kernel.passes[0].outer
         self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
 
@@ -91,6 +92,10 @@ class _Tile(Terms):
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
         else:
             self._hoist(self.statements, -1)
+        if self.of_columns and self.block:
+            self.code.line(
+                f"%totals = alloca [{PANELS * WIDEST} x {memory_type(self.product.dtype, self.lanes)}], align 64"
+            )
         self._batches(self._one_batch(self.batch))
 
     def _batches(self, level: int) -> None:
@@ -232,7 +237,65 @@ class _Tile(Terms):
 
         if self.packed:
             self._each_panel(lambda: self._pack(here(), vectors, masks))
+        if self.of_columns:
+            self._each_panel(lambda: self._in_turn(here(), vectors, masks))
         self._each_place(lambda start: self._tiles_from(start, here, vectors, masks))
+
+    def _in_turn(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
+        """The totals of a panel, by one of the threads that have it."""
+        if self._split() != "row":
+            self._totals(column, vectors, masks)
+            return
+        c = self.code
+        number = c.make(f"udiv i64 {column.text}, {vectors * self.lanes}", INT)
+        whose = c.make(f"urem i64 {number.text}, {self.threads}", INT)
+        c.branch(c.compare("eq", whose, Reg("%tid", INT)), lambda: self._totals(column, vectors, masks))
+
+    def _totals(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
+        """Sum the right side, and do what follows for each column."""
+        c, dtype = self.code, self.product.dtype
+        right, steps, load_masks = self._right_lines(column, vectors, masks)
+        widths = [self.lanes] * (vectors - 1) + [self._lanes_of_last(masks)]
+        acc = [Reg("zeroinitializer", dtype, width) for width in widths]
+        places: list[str] = []
+        if self.part is not None:
+            at = [c.add(c.mul(self.panel, WIDEST), integer(v)) for v in range(vectors)]
+            places = [c.address("%totals", c.mul(one, self.lanes), dtype) for one in at]
+            begins = c.compare("eq", self.part[0], integer(0))
+            before = [c.load(place, dtype, width) for place, width in zip(places, widths, strict=True)]
+            acc = [c.select(begins, zero, sofar) for zero, sofar in zip(acc, before, strict=True)]
+
+        def along(axes: list[Axis], at: Reg, acc: list[Reg]) -> list[Reg]:
+            if not axes:
+                lines = [c.address(right, c.add(at, integer(v * self.lanes)), self._of_b) for v in range(vectors)]
+                found = [c.load(x, self._of_b, n, m) for x, n, m in zip(lines, widths, load_masks, strict=True)]
+                return [c.binary("add", sofar, one) for sofar, one in zip(acc, found, strict=True)]
+            low, high = self._limits(axes[0])
+
+            def body(k: Reg, acc: list[Reg]) -> list[Reg]:
+                return along(axes[1:], c.add(at, c.mul(self._since(k, low), steps[axes[0].source])), acc)
+
+            return c.loop(low, high, 1, acc, body)
+
+        acc = along(self.inner, integer(0), acc) if self.product.length else acc
+        if self.part is None:
+            self._finish_columns(acc, column, masks)
+            return
+        for one, at in zip(acc, places, strict=True):
+            c.store(one, at)
+        ends = c.compare("eq", self.part[1], integer(self.inner[0].extent))
+        c.branch(ends, lambda: self._finish_columns(acc, column, masks))
+
+    def _finish_columns(self, totals: list[Reg], column: Reg, masks: list[Reg | None]) -> None:
+        """The statements that stand once for each column."""
+        for v, total in enumerate(totals):
+            known = dict(self.values)
+            self.index[self.column.source] = self.code.add(column, integer(v * self.lanes))
+            self.total, self.mask = self.code.widened(total, self.lanes), masks[v]
+            self._values(self.of_columns)
+            for statement in self.of_columns:
+                self._store(statement)
+            self.values, self.mask = known, None
 
     def _tiles_from(self, start: Reg, here: Callable[[], Reg], vectors: int, masks: list[Reg | None]) -> None:
         for rows, parts in self._row_parts(vectors):
@@ -551,8 +614,9 @@ class _Tile(Terms):
         self.values, self.mask = known, None
 
     def value(self, s: Scalar) -> Reg:
-        """The accumulator, or what any kernel knows."""
-        return self.acc if s.kind == "acc" else super().value(s)
+        """The accumulator, the total of a column, or what any kernel knows."""
+        own = {"acc": lambda: self.acc, "total": lambda: self.total}
+        return own[s.kind]() if s.kind in own else super().value(s)
 
 
 Emitter = Callable[[Kernel, str, Machine, int], tuple[str, set[str]]]
