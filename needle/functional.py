@@ -127,6 +127,8 @@ def cross_entropy(
         chosen = one_hot(logits.shape[1], known, device=logits.device, dtype=logits.dtype)
     except (IndexRangeError, DTypeError) as error:
         raise _explain(logits.shape, known.numpy(), error) from None
+    if kept is None and weight is None and not label_smoothing:
+        return (logsumexp(logits, 1) - (logits * chosen).sum(1)).sum() / logits.shape[0]
     target = chosen * (1 - label_smoothing) + label_smoothing / logits.shape[1] if label_smoothing else chosen
     if kept is None and weight is None:
         return (logsoftmax(logits) * target).sum() / -logits.shape[0]

@@ -72,6 +72,9 @@ HEAVY = 1 << 20
 ROW = 16
 """Elements of an innermost axis that are worth to be written elsewhere, as they are made."""
 
+OFTEN, FEW_ROWS = 4, 128
+"""A right side is turned over once for all products if there are so many of them with fewer rows than that."""
+
 HUGE = 128
 """How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
 
@@ -303,9 +306,20 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots.add(id(node))
         if id(node) in roots or id(node) in huge:
             weight[id(node)] = 1
+    roots |= _often_turned(nodes)
     moved_rows = [n.inputs[0] for n in nodes if id(n) in roots and _keeps_rows(n)]
     roots |= huge | {id(n) for n in moved_rows if isinstance(n.op, Elementwise)}
     return roots | _early(graph, roots, weight), huge
+
+
+def _often_turned(nodes: list[Node]) -> set[int]:
+    """Right sides that many small products, such as the steps of a sequence, would each turn over as they pack them."""
+    products: dict[int, int] = {}
+    for node in nodes:
+        if isinstance(node.op, MatMul) and isinstance(node.inputs[1].op, Permute) and len(node.inputs[1].shape) == 2:
+            few = prod(node.shape) < FEW_ROWS * node.shape[-1]
+            products[id(node.inputs[1])] = products.get(id(node.inputs[1]), 0) + few
+    return {name for name, count in products.items() if count >= OFTEN}
 
 
 def _early(graph: Graph, roots: set[int], weight: dict[int, int]) -> set[int]:
