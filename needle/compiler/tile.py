@@ -92,7 +92,7 @@ class _Tile(Terms):
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
         else:
             self._hoist(self.statements, -1)
-        if self.of_columns and self.block:
+        if self.of_columns:
             self.code.line(
                 f"%totals = alloca [{PANELS * WIDEST} x {memory_type(self.product.dtype, self.lanes)}], align 64"
             )
@@ -256,11 +256,9 @@ class _Tile(Terms):
         c, dtype = self.code, self.product.dtype
         right, steps, load_masks = self._right_lines(column, vectors, masks)
         widths = [self.lanes] * (vectors - 1) + [self._lanes_of_last(masks)]
+        places = [self._total_place(integer(v)) for v in range(vectors)]
         acc = [Reg("zeroinitializer", dtype, width) for width in widths]
-        places: list[str] = []
         if self.part is not None:
-            at = [c.add(c.mul(self.panel, WIDEST), integer(v)) for v in range(vectors)]
-            places = [c.address("%totals", c.mul(one, self.lanes), dtype) for one in at]
             begins = c.compare("eq", self.part[0], integer(0))
             before = [c.load(place, dtype, width) for place, width in zip(places, widths, strict=True)]
             acc = [c.select(begins, zero, sofar) for zero, sofar in zip(acc, before, strict=True)]
@@ -278,24 +276,36 @@ class _Tile(Terms):
             return c.loop(low, high, 1, acc, body)
 
         acc = along(self.inner, integer(0), acc) if self.product.length else acc
+        for one, place in zip(acc, places, strict=True):
+            c.store(c.widened(one, self.lanes), place)
         if self.part is None:
-            self._finish_columns(acc, column, masks)
+            self._finish_columns(column, masks)
             return
-        for one, at in zip(acc, places, strict=True):
-            c.store(one, at)
         ends = c.compare("eq", self.part[1], integer(self.inner[0].extent))
-        c.branch(ends, lambda: self._finish_columns(acc, column, masks))
+        c.branch(ends, lambda: self._finish_columns(column, masks))
 
-    def _finish_columns(self, totals: list[Reg], column: Reg, masks: list[Reg | None]) -> None:
+    def _total_place(self, v: Reg) -> str:
+        at = self.code.add(self.code.mul(self.panel, WIDEST), v)
+        return self.code.address("%totals", self.code.mul(at, self.lanes), self.product.dtype)
+
+    def _finish_columns(self, column: Reg, masks: list[Reg | None]) -> None:
         """The statements that stand once for each column."""
-        for v, total in enumerate(totals):
+
+        def finish(v: Reg, mask: Reg | None) -> list[Reg]:
             known = dict(self.values)
-            self.index[self.column.source] = self.code.add(column, integer(v * self.lanes))
-            self.total, self.mask = self.code.widened(total, self.lanes), masks[v]
+            self.index[self.column.source] = self.code.add(column, self.code.mul(v, self.lanes))
+            self.total, self.mask = self.code.load(self._total_place(v), self.product.dtype, self.lanes), mask
             self._values(self.of_columns)
             for statement in self.of_columns:
                 self._store(statement)
             self.values, self.mask = known, None
+            return []
+
+        whole = len(masks) - (masks[-1] is not None)
+        if whole:
+            self.code.loop(integer(0), integer(whole), 1, [], lambda v, _: finish(v, None))
+        if whole < len(masks):
+            finish(integer(whole), masks[-1])
 
     def _tiles_from(self, start: Reg, here: Callable[[], Reg], vectors: int, masks: list[Reg | None]) -> None:
         for rows, parts in self._row_parts(vectors):
