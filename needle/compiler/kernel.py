@@ -511,7 +511,7 @@ def multiplications(kernel: Kernel) -> int:
     return round(prod(axes) * share * prod(x.share(axes) for x in p.inside))
 
 
-SERIAL, SERIAL_PRODUCT = 1 << 11, 1 << 17
+SERIAL, SERIAL_PRODUCT = 1 << 9, 1 << 16
 """Kernels with fewer elements, or products with fewer multiplications, run on one thread: sharing costs more."""
 
 
