@@ -12,7 +12,7 @@ from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph
 from needle.compiler.lower import lower
 from needle.compiler.plan import plan
-from needle.compiler.program import Program
+from needle.compiler.program import Program, host_machine
 from needle.compiler.recompute import recompute
 from needle.compiler.reroll import reroll
 from needle.compiler.simplify import simplify
@@ -42,4 +42,5 @@ def _build(graph: Graph, threads: int | None) -> Program:
     for lowered in kernels:
         lowered.forget()
     alone = all(is_serial(lowered.kernel) for lowered in kernels)  # then there is nothing to wake others for
-    return Program(graph, grouping, kernels, plan(graph, kernels, chains), 1 if alone else threads or thread_count())
+    threads = 1 if alone else threads or thread_count()
+    return Program(graph, grouping, kernels, plan(graph, kernels, chains, host_machine(), threads), threads)

@@ -21,6 +21,9 @@ ENOUGH = 5
 LINE_BYTES = 1 << 17
 """The longest line that is kept."""
 
+WIDE = 64
+"""More lanes than any machine has: the last vector of a line is stored whole."""
+
 LANES = 64
 """The most elements that stand beside each other in a line: see `emit.Loops`."""
 
@@ -32,11 +35,13 @@ def keep(kernel: Kernel) -> None:
 
 
 def line_elements(kernel: Kernel, lanes: int) -> int:
-    """Elements of one kept line: all reduced ones, for each lane where lanes are outer elements."""
+    """Elements of one kept line: all reduced ones, for each lane where lanes are outer elements; or all of a thread's
+    rows, where threads take rows."""
+    count = prod(kernel.shape[i] for i in kernel.reduced)
+    rows = (count + 1) // 2 * (prod(kernel.shape) // max(count, 1) + WIDE) if kernel.parted else 0
     longer = [i for i, n in enumerate(kernel.shape) if n > 1]
     inside = bool(longer) and longer[-1] in kernel.reduced
-    count = prod(kernel.shape[i] for i in kernel.reduced)
-    return count + lanes if inside else count * lanes  # the last vector of a line is stored whole
+    return max(count + lanes if inside else count * lanes, rows)
 
 
 class _Keeping:

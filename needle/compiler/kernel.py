@@ -351,6 +351,8 @@ class Kernel:
     batches: int = 0
     """So many leading axes are passed over by a loop outside, for several kernels: a call is for one element of them,
     whose number it is told in place of the thread's."""
+    parted: bool = False
+    """Each thread takes a part of the reduced axes, and not of the others: see parted.py."""
 
     @property
     def width(self) -> int:
@@ -419,7 +421,9 @@ def _text(kernel: Kernel) -> str:
         total = f"  total = sum over {over} of {b}"
     for step in kernel.passes:
         if kernel.reduced:
-            lines.append("  over " + ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in kernel.reduced) + ":")
+            parts = ", each thread a part" if kernel.parted else ""
+            over = ", ".join(f"{text.letters[i]} < {kernel.shape[i]}" for i in kernel.reduced)
+            lines.append(f"  over {over}{parts}:")
         indent = "    " if kernel.reduced else "  "
         lines += [indent + line for line in text.block(step.full)]
         lines += [total] * (kernel.product is not None and bool(step.outer))
@@ -442,7 +446,7 @@ def identity(kernel: Kernel) -> str:
         return Access(a.slot, a.strides, a.offset - first.get(a.slot, 0))
 
     p = kernel.product and replace(kernel.product, a=since(kernel.product.a), b=since(kernel.product.b))
-    lines = [str((shape, kernel.reduced, slots, p, kernel.scattered, is_few(kernel), kernel.batches))]
+    lines = [str((shape, kernel.reduced, slots, p, kernel.scattered, is_few(kernel), kernel.batches, kernel.parted))]
 
     def visit(s: Scalar) -> int:
         if s.number not in numbers:

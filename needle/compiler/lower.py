@@ -45,6 +45,7 @@ from needle.compiler.kernel import (
     scalars,
 )
 from needle.compiler.opaque import Opaque
+from needle.compiler.parted import is_parted
 from needle.dtype import DType
 from needle.ops import Contract, Embed, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
 from needle.ops.create import Arange, Full, Uniform
@@ -149,6 +150,7 @@ class _Lowering:
             product,
             scattered,
         )
+        kernel.parted = is_parted(kernel)
         keep(kernel)
         return Lowered(kernel, self.memory, self.group)
 

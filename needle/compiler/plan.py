@@ -7,13 +7,15 @@ Next: step.py, then ../runtime/native.py.
 """
 
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from needle.compiler.chain import Chain
-from needle.compiler.emit import is_serial
+from needle.compiler.emit import AVX512, Machine, is_serial, loop_axes
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Kernel, Scatter, Store, accesses
+from needle.compiler.kernel import Access, Kernel, Scatter, Store, accesses, scalars
 from needle.compiler.lower import Lowered
-from needle.compiler.sides import scratch_bytes
+from needle.compiler.parted import parted_slots, shared_bytes
+from needle.compiler.sides import scratch_bytes, sides, split
 from needle.compiler.turned import turned_bytes
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
 from needle.runtime.memory import LINE
@@ -40,6 +42,7 @@ class Plan:
     copies: list[tuple[Place, Node]] = field(default_factory=list[tuple[Place, Node]])  # results made by no kernel
     chains: list[Chain] = field(default_factory=list[Chain])
     packing_bytes: int = 0  # of the scratch; the rest is what chains hand on, of one batch
+    shared_bytes: int = 0  # for each thread, twice: what it tells the others of its rows
 
     def __str__(self) -> str:
         kernels, packing = len(self.places), self.packing_bytes
@@ -54,7 +57,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(graph: Graph, kernels: list[Lowered], chains: list[Chain] | None = None) -> Plan:
+def plan(
+    graph: Graph,
+    kernels: list[Lowered],
+    chains: list[Chain] | None = None,
+    machine: Machine = AVX512,
+    threads: int = 1,
+) -> Plan:
     """Decide places, barriers, and what is updated in place."""
     chains = chains or []
     homes, copies = _homes(graph, kernels)
@@ -67,8 +76,9 @@ def plan(graph: Graph, kernels: list[Lowered], chains: list[Chain] | None = None
     places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
     needed = (max(scratch_bytes(lowered.kernel), turned_bytes(lowered.kernel)) for lowered in kernels)
     packing = _aligned(max(needed, default=0))
-    barriers = _barriers(kernels, places, chains)
-    return Plan(places, barriers, arena, packing + handed_on, in_place, ranges, copies, chains, packing)
+    barriers = _barriers(kernels, places, chains, machine, threads)
+    shared = max((shared_bytes(lowered.kernel) for lowered in kernels), default=0)
+    return Plan(places, barriers, arena, packing + handed_on, in_place, ranges, copies, chains, packing, shared)
 
 
 def _index_ranges(graph: Graph) -> tuple[list[tuple[int, int, Node]], bool]:
@@ -267,25 +277,91 @@ def _overlap(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
     return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
 
 
-def _barriers(kernels: list[Lowered], places: list[list[Place]], chains: list[Chain]) -> list[bool]:
+@dataclass
+class _Touched:
+    """Memory that a kernel reads or writes, and which part of it each thread."""
+
+    region: tuple[str, int, int]
+    written: bool
+    share: int
+    """0: any part. 1: all of it is one thread's. More: of so many rows, each thread has those of its own number."""
+
+    def disturbs(self, other: "_Touched") -> bool:
+        """Whether another thread may be at what this one touches, and one of them writes."""
+        own = self.share == other.share > 0 and (self.share == 1 or self.region == other.region)
+        return (self.written or other.written) and not own and _overlap(self.region, other.region)
+
+
+def _barriers(
+    kernels: list[Lowered], places: list[list[Place]], chains: list[Chain], machine: Machine, threads: int
+) -> list[bool]:
     """True before each kernel, or chain, that another thread's recent work could disturb, or be disturbed by."""
     stops = {c.first: c.stop for c in chains}
     result: list[bool] = []
-    recent: list[tuple[tuple[str, int, int], bool, bool]] = []  # (region, written, by one thread)
+    recent: list[_Touched] = []
     while len(result) < len(kernels):
         first = len(result)
         stop = stops.get(first, first + 1)
-        mine: list[tuple[tuple[str, int, int], bool, bool]] = []
+        begins: list[_Touched] = []
+        ends: list[_Touched] = []
         for lowered, at in zip(kernels[first:stop], places[first:stop], strict=True):
-            serial = is_serial(lowered.kernel)
-            for node, written, place in zip(lowered.memory, lowered.kernel.written, at, strict=True):
+            shares = _shares(lowered, machine, threads)
+            parted = lowered.kernel.parted and threads > 1
+            early, late = parted_slots(lowered.kernel) if parted else (set[int](), set[int]())
+            for slot, (node, place) in enumerate(zip(lowered.memory, at, strict=True)):
+                touched = _Touched(_region(place, size_of(node)), lowered.kernel.written[slot], shares[slot])
                 if place[0] != "batch":
-                    mine.append((_region(place, size_of(node)), written, serial))
-        clash = any(
-            (written or earlier_written) and not (serial and earlier_serial) and _overlap(region, earlier)
-            for region, written, serial in mine
-            for earlier, earlier_written, earlier_serial in recent
-        )
+                    begins += [touched] * (not parted or slot in early)
+                    ends += [touched] * (not parted or slot in late)
+        clash = any(touched.disturbs(earlier) for touched in begins for earlier in recent)
         result += [clash] + [False] * (stop - first - 1)
-        recent = mine if clash else recent + mine
+        waits = kernels[first].kernel.parted and threads > 1  # in the middle of it
+        recent = ends if clash or waits else recent + ends
     return result
+
+
+def _shares(lowered: Lowered, machine: Machine, threads: int) -> list[int]:
+    """For each slot, the `share` of `_Touched`."""
+    kernel, nodes = lowered.kernel, lowered.memory
+    if is_serial(kernel):
+        return [1] * len(nodes)
+    rows = None if threads == 1 or kernel.lengths or kernel.batches else _row_axes(kernel, machine, threads)
+    if rows is None:
+        return [0] * len(nodes)
+    count = prod((*kernel.shape, *(kernel.product.lengths if kernel.product else ()))[a] for a in rows)
+    shares = [count] * len(nodes)
+    found = [*accesses(kernel), *([kernel.product.a] if kernel.product else [])]
+    for a in found:
+        if not _stays_in_row(a, kernel, rows, prod(nodes[a.slot].shape) // count):
+            shares[a.slot] = 0
+    anywhere = [s.param[0].slot for s in scalars(kernel) if s.kind == "gather"]
+    anywhere += [kernel.product.b.slot] if kernel.product else []
+    for slot in anywhere:
+        shares[slot] = 0
+    return shares
+
+
+def _row_axes(kernel: Kernel, machine: Machine, threads: int) -> list[int] | None:
+    """The axes of the rows that threads take by their number, where they do so."""
+    outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
+    if kernel.parted:
+        return list(kernel.reduced)
+    if kernel.product:
+        of = sides(kernel)
+        whole = len(of.rows) == 1 and not of.inside and not of.batch
+        return list(range(kernel.product.rows)) if whole and split(kernel, of, machine, threads) == "row" else None
+    axes = loop_axes(kernel)
+    of_rows = len(axes) > 1 and not axes[0].reduced and all(a.reduced for a in axes[1:]) and not kernel.scattered
+    return outer if of_rows and axes[-1].source > axes[0].source else None
+
+
+def _stays_in_row(a: Access, kernel: Kernel, rows: list[int], length: int) -> bool:
+    """Whether what is accessed in one of the rows is one of as many pieces of an array, each of this length."""
+    lengths = (*kernel.shape, *(kernel.product.lengths if kernel.product else ()))
+    step = length
+    for axis in reversed(rows):
+        if lengths[axis] > 1 and a.strides[axis] != step:
+            return False
+        step *= lengths[axis]
+    others = [(s, n) for i, (s, n) in enumerate(zip(a.strides, lengths, strict=False)) if i not in rows]
+    return all(s >= 0 for s, _ in others) and a.offset >= 0 and a.offset + sum(s * (n - 1) for s, n in others) < length

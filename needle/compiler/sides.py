@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
-from needle.compiler.emit import Axis, all_strides, kept_lines, merged
+from needle.compiler.emit import Axis, Machine, all_strides, kept_lines, merged
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Inside, Kernel, Product
 
@@ -16,7 +16,8 @@ VECTORS = 4
 """Usual width of a tile, in vectors."""
 
 WIDEST = 7
-"""A product of at most so many vectors is one tile wide, where there are 32 registers: half the code, 3 % slower."""
+"""A small product of at most so many vectors is one tile wide, where there are 32 registers: half the code, 3 % slower.
+"""
 
 PACK_BYTES = 1 << 19
 """A right side above this size is packed, so that a panel stays in the cache."""
@@ -31,6 +32,9 @@ PANELS = 8
 BLOCK = 1024
 """A packed product over more than twice so many k is made in blocks of about so many: what is packed stays in the cache
 while all rows pass over it, and the sums so far wait in memory."""
+
+MUCH = 1 << 22
+"""Bytes of a right side that threads share out rather than each pack all of it."""
 
 FEW_ROWS = 128
 """Below so many rows, packing the right side anew for each member of a batch costs too much. Above, those of one member
@@ -134,6 +138,30 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
     return Packing(
         left, right, block, length, (length * panels + 64 // size) * panel, length * LEFT * size * left, sums
     )
+
+
+def tile_rows(machine: Machine, vectors: int) -> int:
+    """Rows of a tile: accumulators, `vectors` of B and one of A fit into the registers."""
+    return min((machine.registers - vectors - 1) // vectors, {1: 14, 2: 12, 3: 8, 4: 6, 5: 5, 6: 4, 7: 3}[vectors])
+
+
+def split(kernel: Kernel, of: Sides, machine: Machine, threads: int) -> str:
+    """What threads divide: batches, else rows, else columns where there are few rows, or much to pack."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    if threads == 1:
+        return "nothing"
+    if of.batch and of.batch[0].extent >= threads:
+        return "batch"
+    height, found = prod(a.extent for a in of.rows), packing(kernel, of)
+    rows = of.rows[-1].extent if of.inside else height
+    columns, one = -(-of.column.extent // machine.lanes(p.dtype.itemsize)), p.length * p.dtype.itemsize
+    long = found.block and -(-columns // VECTORS) % threads == 0
+    both = found.left and columns >= 2 * VECTORS * threads and of.column.extent >= height
+    packs = found.right and height * one <= PACK_BYTES and of.column.extent * one >= MUCH
+    if long or both or packs:  # so less is packed in all: each thread has columns of its own
+        return "column"
+    return "row" if rows >= threads * tile_rows(machine, VECTORS) or columns < threads else "column"
 
 
 def scratch_bytes(kernel: Kernel) -> int:

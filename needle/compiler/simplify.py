@@ -278,8 +278,9 @@ def _sum_of_sums(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) 
     (a,) = inputs
     if not isinstance(a.op, Summation) or a.dtype != like.dtype or not like.shape:
         return None
-    first, then = (tuple(range(len(axes))) for axes in (a.op.axes, op.axes))
-    if (a.op.axes, op.axes) != (first, then) or a.inputs[0].dtype != a.dtype:
+    first, then = (sorted(x.reduced(source.shape)) for x, source in ((a.op, a.inputs[0]), (op, a)))
+    leading = first == list(range(len(first))) and then == list(range(len(then)))
+    if not leading or a.op.keepdims or a.inputs[0].dtype != a.dtype:
         return None
     return build.make(Summation(tuple(range(len(first) + len(then)))), a.inputs, like)
 

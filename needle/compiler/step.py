@@ -10,10 +10,11 @@ import platform
 from needle.compiler.chain import Chain
 from needle.compiler.emit import Machine, emit, is_serial
 from needle.compiler.graph import Graph, Node
-from needle.compiler.kernel import first_draw, identity, starts
+from needle.compiler.kernel import Kernel, first_draw, identity, starts
 from needle.compiler.lower import Lowered
+from needle.compiler.parted import emit_parted
 from needle.compiler.plan import Place, Plan, size_of
-from needle.compiler.tile import emit_product
+from needle.compiler.tile import Emitter, emit_product
 from needle.compiler.turned import across, emit_turned
 from needle.runtime.barrier import barrier_text
 
@@ -73,6 +74,7 @@ class _Step:
         self.bodies: list[str] = []
         self.declared: set[str] = set()
         self.lines: list[str] = []
+        self.told = 0  # kernels that told their threads' sums
 
     def text(self) -> str:
         """Declarations, kernels, and the function that calls them."""
@@ -103,6 +105,9 @@ class _Step:
         head += ["  %numbers = load ptr, ptr %pn", f"  %ps = getelementptr i64, ptr %args, i64 {SCRATCH}"]
         head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
         head += ["  %scratch = getelementptr i8, ptr %all, i64 %own", "  %first = icmp eq i64 %tid, 0"]
+        for turn in (0, 1):
+            at = self.threads * (plan.scratch_bytes + turn * plan.shared_bytes)
+            head.append(f"  %shared{turn} = getelementptr i8, ptr %all, i64 {at}")
         if plan.chains:
             head += [f"  %handed = getelementptr i8, ptr %scratch, i64 {plan.packing_bytes}", "  %batch = alloca i64"]
         if self.profiled:
@@ -129,6 +134,9 @@ class _Step:
             ]
             arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
             arguments += [f"i64 {extra}" for extra in (length, first_draw(kernel)) if extra is not None]
+            if self._is_parted(kernel):
+                self.told += 1  # what the last such kernel has told may still be read
+                arguments += ["ptr %sync", f"ptr %shared{self.told % 2}"]
             call = f"  call void @{name}({', '.join(arguments)})"
             self._by_first_thread([call]) if is_serial(kernel) and self.threads > 1 else self.lines.append(call)
 
@@ -137,11 +145,21 @@ class _Step:
         key = identity(lowered.kernel)
         if key not in self.known:
             name = self.known[key] = f"k{len(self.known)}"
-            write = emit_product if lowered.kernel.product else emit_turned if across(lowered.kernel) else emit
+            write = self._emitter(lowered.kernel)
             text, needs = write(lowered.kernel, name, self.machine, self.threads)
             self.bodies.append(text.replace("define void", "define internal void"))
             self.declared |= needs
         return self.known[key]
+
+    def _emitter(self, kernel: Kernel) -> Emitter:
+        if kernel.product:
+            return emit_product
+        if self._is_parted(kernel):
+            return emit_parted
+        return emit_turned if across(kernel) else emit
+
+    def _is_parted(self, kernel: Kernel) -> bool:
+        return kernel.parted and self.threads > 1
 
     def _pointer(self, node: Node, place: Place, number: str, chain: Chain | None, first: int) -> str:
         """Where the array of a node is, `first` bytes behind its beginning."""

@@ -19,7 +19,7 @@ import numpy as np
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Axis, Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
-from needle.compiler.sides import LEFT, PACK_BYTES, PANELS, VECTORS, WIDEST
+from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST, sides, split, tile_rows
 from needle.compiler.terms import At, Terms
 
 LOW = 8
@@ -30,19 +30,14 @@ SHORT, LEAST, SLOWER = 1 << 28, 8, 1.1
 """A product of fewer multiplications may have smaller tiles than fit into the registers, of LEAST vectors or more, and
 so much slower, if its code is shorter then: it is compiled for longer than it runs."""
 
+LONGER = 1 << 22
+"""A product of so many multiplications is worth two codes, of usual width, where one would be as wide as it is."""
+
 FAR_AWAY = 1 << 20
 """Bytes from which on what the statements read is asked for in advance: less is in the cache."""
 
-MUCH = 1 << 22
-"""Bytes of a right side that threads share out rather than each pack all of it."""
-
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
-
-
-def tile_rows(machine: Machine, vectors: int) -> int:
-    """Rows of a tile: accumulators, `vectors` of B and one of A fit into the registers."""
-    return min((machine.registers - vectors - 1) // vectors, {1: 14, 2: 12, 3: 8, 4: 6, 5: 5, 6: 4, 7: 3}[vectors])
 
 
 def _cost(rows: int, vectors: int) -> float:
@@ -70,6 +65,8 @@ class _Tile(Terms):
         super().__init__(kernel, name, machine, threads)
         self.statements = [s for s in kernel.passes[0].full if isinstance(s, Store)]
         self.of_columns = kernel.passes[0].outer
+        self.split = split(kernel, sides(kernel), machine, self.threads)
+        self.total = Reg("zeroinitializer", self.product.dtype)  # of the right side, in the current columns
         self.functions: dict[tuple[int, str], Code] = {}
         self.long = sum(1 for _ in self._epilogue_nodes()) > LONG_EPILOGUE
 
@@ -101,31 +98,11 @@ class _Tile(Terms):
     def _batches(self, level: int) -> None:
         if level < len(self.batch):
             axis = self.batch[level]
-            split = level == 0 and self._split() == "batch"
+            split = level == 0 and self.split == "batch"
             low, high = self._part(axis.extent) if split else (integer(0), integer(axis.extent))
             self.code.loop(low, high, 1, [], self._inside(axis, lambda _: self._batches(level + 1) or []), split)
             return
         self._columns()
-
-    def _split(self) -> str:
-        """What threads divide: batches, else rows, else columns where there are few rows, or much to pack."""
-        if self.threads == 1:
-            return "nothing"
-        if self.batch and self.batch[0].extent >= self.threads:
-            return "batch"
-        height = self.rows[-1].extent if self.inside else self.height
-        enough = height >= self.threads * tile_rows(self.machine, VECTORS)
-        columns = -(-self.column.extent // self.lanes)
-        long = self.block and -(-columns // VECTORS) % self.threads == 0
-        both = self.left_packed and columns >= 2 * VECTORS * self.threads and self.column.extent >= self.height
-        if long or both or self._is_mostly_packing():  # so less is packed in all: each thread has columns of its own
-            return "column"
-        return "row" if enough or columns < self.threads else "column"
-
-    def _is_mostly_packing(self) -> bool:
-        """Whether the right side is large, while a cache holds all of the left one."""
-        one = self.product.length * self.product.dtype.itemsize
-        return self.packed and self.height * one <= PACK_BYTES and self.column.extent * one >= MUCH
 
     # ------------------------------------------------------------------------------------------------- columns
 
@@ -134,7 +111,7 @@ class _Tile(Terms):
         whole, rest = divmod(self.column.extent, self.lanes)
         total = whole + (rest > 0)
         chunks = even(total, self._width_for(total))
-        split = self._split() == "column"
+        split = self.split == "column"
         start = 0
         while chunks:
             n = chunks[0]
@@ -152,7 +129,7 @@ class _Tile(Terms):
         """The most vectors of a tile, of a product of so many."""
         if self.product.bound is not None or self.machine.registers < 32:
             return 2
-        if total <= WIDEST:
+        if total <= WIDEST and (total <= VECTORS or multiplications(self.kernel) < LONGER):
             return WIDEST
         rows = self._rows_of_thread()
         alike = {v: total % v == 0 and rows % tile_rows(self.machine, v) == 0 for v in (VECTORS, VECTORS - 1)}
@@ -160,7 +137,7 @@ class _Tile(Terms):
 
     def _rows_of_thread(self) -> int:
         extent = self.rows[-1].extent if self.inside else self.height
-        return extent // self.threads if self._split() == "row" else extent
+        return extent // self.threads if self.split == "row" else extent
 
     def _column_group(self, start: int, vectors: int, count: int, rest: int, split: bool) -> None:
         width = vectors * self.lanes
@@ -243,7 +220,7 @@ class _Tile(Terms):
 
     def _in_turn(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
         """The totals of a panel, by one of the threads that have it."""
-        if self._split() != "row":
+        if self.split != "row":
             self._totals(column, vectors, masks)
             return
         c = self.code
@@ -335,7 +312,7 @@ class _Tile(Terms):
     def _row_parts(self, vectors: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """For each tile height that occurs, the range of rows that each thread covers with it."""
         extent = self.rows[-1].extent if self.inside else self.height
-        threads = self.threads if self._split() == "row" else 1
+        threads = self.threads if self.split == "row" else 1
         found: dict[int, list[tuple[int, int]]] = {}
         for t in range(threads):
             low, high = extent * t // threads, extent * (t + 1) // threads
