@@ -30,9 +30,9 @@ from needle.dtype import Array
 from needle.errors import NeedleError
 
 # `needle.compiler.chain` itself is the function
-chain_module, fuse_module, parted_module, recompute_module, reroll_module, sides_module, turned_module = (
+axes_module, chain_module, fuse_module, recompute_module, reroll_module, sides_module, turned_module = (
     importlib.import_module(f"needle.compiler.{name}")
-    for name in ("chain", "fuse", "parted", "recompute", "reroll", "sides", "turned")
+    for name in ("axes", "chain", "fuse", "recompute", "reroll", "sides", "turned")
 )
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 19)
@@ -586,7 +586,7 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (chain_module, "HANDED_ON", 1),
     (fuse_module, "ROW", 2),
     (fuse_module, "OFTEN", 1),
-    (parted_module, "FEW", 2),
+    (axes_module, "FEW", 2),
     (reroll_module, "FEW", 2),
     (recompute_module, "KEPT", 1),
     (recompute_module, "WORTH", 1),

@@ -12,7 +12,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
-from needle.compiler.parted import FEW, MUCH
+from needle.compiler.axes import FEW, MUCH
 from needle.dtype import Array
 
 SHAPES = [(FEW, 16), (47, 33), (100, 100), (64, 130), (FEW + 1, 1 + 64 * 3)]

@@ -5,9 +5,9 @@ In: a Graph from a trace. Out: a Program. Next: graph.py.
 
 import gc
 
+from needle.compiler.axes import is_serial
 from needle.compiler.bundle import bundle
 from needle.compiler.chain import chain
-from needle.compiler.emit import is_serial
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph
 from needle.compiler.lower import lower

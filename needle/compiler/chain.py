@@ -12,7 +12,7 @@ thread takes heads of its own, so no barrier stands between; and it needs memory
 from dataclasses import dataclass
 from math import prod
 
-from needle.compiler.emit import is_serial
+from needle.compiler.axes import is_serial
 from needle.compiler.graph import Graph, Node
 from needle.compiler.kernel import Access, Kernel, accesses, scalars
 from needle.compiler.lower import Lowered

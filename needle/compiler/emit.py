@@ -12,12 +12,12 @@ axis, each lane is an outer element of its own.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, cast
 
 import numpy as np
 
 from needle.compiler import vector_math
+from needle.compiler.axes import Axis, is_serial, loop_axes
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
 from needle.compiler.keep import COSTS, line_elements
 from needle.compiler.kernel import (
@@ -31,7 +31,6 @@ from needle.compiler.kernel import (
     Statement,
     Store,
     first_draw,
-    is_few,
     scalars,
     starts,
 )
@@ -60,60 +59,11 @@ class Machine:
 AVX512, AVX2, NEON = Machine(), Machine("avx2", 32, 16), Machine("neon", 16, 32)
 
 
-@dataclass
-class Axis:
-    """One loop: its extent, and the kernel axis whose stride it moves by (merged axes move by the last one's)."""
-
-    extent: int
-    source: int
-    reduced: bool
-
-
 def emit(kernel: Kernel, name: str, machine: Machine, threads: int) -> tuple[str, set[str]]:
     """The LLVM function `name`, and the declarations it needs."""
     loops = (Row if kernel.lengths else Loops)(kernel, name, machine, threads)
     loops.run()
     return loops.code.text(), loops.code.declared
-
-
-def all_strides(kernel: Kernel) -> list[tuple[int, ...]]:
-    """The strides of every load, store and index."""
-    found = [s.param.strides for s in scalars(kernel) if s.kind == "load"]
-    found += [s.param[0] for s in scalars(kernel) if s.kind == "index"]
-    found += [s.param[0].strides for s in scalars(kernel) if s.kind == "gather"]
-    statements = [s for p in kernel.passes for s in [*p.full, *p.outer]]
-    return found + [s.access.strides for s in statements if isinstance(s, Store | Scatter)]
-
-
-def loop_axes(kernel: Kernel) -> list[Axis]:
-    """The loops of a kernel: unit axes dropped, neighbours merged where every access allows it; outer ones first."""
-    strides, all_axes = all_strides(kernel), [Axis(n, i, i in kernel.reduced) for i, n in enumerate(kernel.shape)]
-    axes = [*merged(all_axes[: kernel.batches], strides), *merged(all_axes[kernel.batches :], strides)]
-    return [a for a in axes if not a.reduced] + [a for a in axes if a.reduced]
-
-
-def merged(axes: Sequence[Axis], strides: Sequence[tuple[int, ...]]) -> list[Axis]:
-    """Neighbours as one axis where all strides allow it; those of length 1 are left out."""
-    found: list[Axis] = []
-    for axis in axes:
-        last = found[-1] if found else None
-        if axis.extent == 1:
-            continue
-        source, n = axis.source, axis.extent
-        if last and last.reduced == axis.reduced and all(s[last.source] == s[source] * n for s in strides):
-            found[-1] = Axis(last.extent * n, source, axis.reduced)
-        else:
-            found.append(axis)
-    return found
-
-
-def is_serial(kernel: Kernel) -> bool:
-    """Whether one thread does it all."""
-    if kernel.call is not None:
-        return True
-    outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
-    free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)
-    return is_few(kernel) or outer == 1 or free == 1
 
 
 def kept_lines(kernel: Kernel, lanes: int) -> tuple[dict[int, int], int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from needle.compiler.axes import is_parted
 from needle.compiler.fuse import (
     STILL,
     Group,
@@ -45,7 +46,6 @@ from needle.compiler.kernel import (
     scalars,
 )
 from needle.compiler.opaque import Opaque
-from needle.compiler.parted import is_parted
 from needle.dtype import DType
 from needle.ops import Contract, Embed, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
 from needle.ops.create import Arange, Full, Uniform

@@ -10,8 +10,9 @@ from math import prod
 
 import numpy as np
 
+from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Reg, integer
-from needle.compiler.emit import Axis, Loops, Machine
+from needle.compiler.emit import Loops, Machine
 from needle.compiler.kernel import Kernel, Product
 from needle.compiler.sides import FAR, LEFT, packing, sides
 from needle.compiler.square import square

@@ -17,29 +17,10 @@ from math import prod
 import numpy as np
 
 from needle.compiler.code import INT, Code, Reg, integer
-from needle.compiler.emit import Loops, Machine, loop_axes
+from needle.compiler.emit import Loops, Machine
 from needle.compiler.keep import WIDE
-from needle.compiler.kernel import Kernel, Pass, Reduce, Statement, Store, accesses, is_few, scalars
+from needle.compiler.kernel import Kernel, Pass, Reduce, Statement, accesses
 from needle.dtype import DType
-
-FEW, MUCH = 32, 1 << 20
-"""Rows below which a barrier costs more than it saves; and bytes of all arrays above which a thread's rows do not stay
-in its cache from pass to pass, so that columns, one after the other through all passes, are better."""
-
-
-def is_parted(kernel: Kernel) -> bool:
-    """Whether threads take rows of a kernel that makes an array of rows from sums over all of them."""
-    special = kernel.product or kernel.call or kernel.lengths or kernel.scattered or kernel.batches
-    if special or not kernel.reduced or is_few(kernel):
-        return False
-    axes = loop_axes(kernel)
-    last = len(kernel.shape) - 1
-    made = any(isinstance(s, Store) and s.access.strides[last] == 1 for step in kernel.passes[1:] for s in step.full)
-    loads = [s for s in scalars(kernel) if s.kind == "load"]
-    moving = {s.param.slot: s.dtype for s in loads if any(s.param.strides[i] for i in kernel.reduced)}
-    size = prod(kernel.shape) * sum(dtype.itemsize for dtype in moving.values())
-    rows_first = len(axes) == 2 and axes[1].reduced and not axes[0].reduced and axes[0].source == last
-    return rows_first and made and axes[1].extent >= FEW and size <= MUCH
 
 
 def line_bytes(kernel: Kernel) -> int:

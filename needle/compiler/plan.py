@@ -9,8 +9,9 @@ Next: step.py, then ../runtime/native.py.
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from needle.compiler.axes import is_serial, loop_axes
 from needle.compiler.chain import Chain
-from needle.compiler.emit import AVX512, Machine, is_serial, loop_axes
+from needle.compiler.emit import AVX512, Machine
 from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.kernel import Access, Kernel, Scatter, Store, accesses, scalars
 from needle.compiler.lower import Lowered

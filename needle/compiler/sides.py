@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
-from needle.compiler.emit import Axis, Machine, all_strides, kept_lines, merged
+from needle.compiler.axes import Axis, all_strides, merged
+from needle.compiler.emit import Machine, kept_lines
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Inside, Kernel, Product
 

@@ -7,8 +7,9 @@ Next: program.py.
 
 import platform
 
+from needle.compiler.axes import is_serial
 from needle.compiler.chain import Chain
-from needle.compiler.emit import Machine, emit, is_serial
+from needle.compiler.emit import Machine, emit
 from needle.compiler.graph import Graph, Node
 from needle.compiler.kernel import Kernel, first_draw, identity, starts
 from needle.compiler.lower import Lowered

@@ -7,8 +7,9 @@ Next: tile.py.
 
 from collections.abc import Callable, Sequence
 
+from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Reg, integer
-from needle.compiler.emit import Axis, Machine
+from needle.compiler.emit import Machine
 from needle.compiler.kernel import Kernel
 from needle.compiler.pack import Packed
 

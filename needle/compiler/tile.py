@@ -16,8 +16,9 @@ from math import prod
 
 import numpy as np
 
+from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
-from needle.compiler.emit import Axis, Machine
+from needle.compiler.emit import Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
 from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST, sides, split, tile_rows
 from needle.compiler.terms import At, Terms

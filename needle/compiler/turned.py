@@ -13,8 +13,9 @@ from math import prod
 
 import numpy as np
 
+from needle.compiler.axes import Axis, loop_axes
 from needle.compiler.code import INT, Reg, integer
-from needle.compiler.emit import Axis, Loops, Machine, loop_axes
+from needle.compiler.emit import Loops, Machine
 from needle.compiler.kernel import Kernel, Scalar, Store, scalars
 from needle.compiler.square import square
 
