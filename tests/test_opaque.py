@@ -16,6 +16,7 @@ import pytest
 import needle as ndl
 from interpreted import Evaluated, Interpreted, built_by, compile_module
 from needle.errors import IndexRangeError, NeedleError, ShapeError, TraceError
+from needle.ops.order import LONG
 from needle.value import Elementwise, Movement, Reduction, Spec
 from random_programs import split_small_work
 
@@ -343,3 +344,20 @@ def test_small_numbers_are_as_they_are_outside_of_a_step() -> None:
     with split_small_work(2):
         compile_module.compile(lambda x: Told(compute)(x + 1) * 2)(ndl.ones(64))
     assert found == [True]
+
+
+@pytest.mark.parametrize("length", [LONG - 1, LONG, 20 * LONG])
+def test_long_lines_are_sorted_by_numpy(length: int) -> None:
+    """Counting what comes before each element would take 400 times as long for the longest."""
+    x = ndl.Tensor(np.random.default_rng(0).integers(0, 99, (2, length)), dtype="float32")
+
+    def largest(x: Tensor) -> list[Any]:
+        x.grad = None
+        values, positions = ndl.topk(x, 7)
+        (values * values).sum().backward()
+        return [values, positions, ndl.sort(x), x.grad]
+
+    compiled = ndl.compile(largest)
+    for found, wanted in zip(compiled(x), largest(x), strict=True):
+        np.testing.assert_array_equal(found.numpy(), wanted.numpy())
+    assert any(low.kernel.call for low in compiled.last.program.kernels) == (length >= LONG)

@@ -69,9 +69,10 @@ def _compute(op: Any, arrays: Sequence[Array]) -> Array:
 
 
 def is_native(op: Op, inputs: Sequence[Spec]) -> bool:
-    """Whether the compiler can read the op: needle's own, and elementwise ones whose compute takes Scalars."""
+    """Whether the compiler can read the op: needle's own, but for some that are left to NumPy, and elementwise ones
+    whose compute takes Scalars."""
     if type(op).__module__.startswith("needle."):
-        return True
+        return not getattr(op, "by_python", False)
     if not isinstance(op, Elementwise):
         return False
     pool = Pool()

@@ -5,7 +5,7 @@ positions, so their gradients are those of Gather.
 Next: einsum.py.
 
 In a compiled function nothing can branch on values, so there `argsort` counts for each element how many come before it.
-That is n ** 2 comparisons for lines of n elements: fast for a few thousand, and no way to sort a million.
+That is n ** 2 comparisons for lines of n elements: fast for a thousand. Longer lines are left to NumPy.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,9 @@ from needle.ops.join import part
 from needle.ops.movement import Embed, Permute, Slice, flip
 from needle.ops.reduce import Max
 from needle.value import Shape, Spec, TensorOp, Value, as_axes, as_axis, check_tensor, probe_dtype
+
+LONG = 1 << 10
+"""Elements of a line from which on a compiled function calls NumPy to sort it."""
 
 _INT = np.dtype("int64")
 _NO_LARGEST = "argmax: shape {shape} has no element along axis {axis}, so none is the largest"
@@ -67,6 +70,8 @@ class ArgMax(TensorOp):
 class ArgSort(TensorOp):
     """The positions that sort each line of the last axis: equal elements keep their order, NaN comes last."""
 
+    by_python = True  # where it is not decomposed
+
     def infer(self, *inputs: Spec) -> Spec:
         (a,) = inputs
         as_axes("argsort", -1, a.shape)
@@ -81,6 +86,8 @@ class ArgSort(TensorOp):
     def decompose(self, *inputs: Any) -> Any:
         (a,) = inputs
         n = a.shape[-1]
+        if n >= LONG:
+            return None
         lines = a.reshape((a.size // max(n, 1), n))
         own, other = lines.reshape((*lines.shape, 1)), lines.reshape((lines.shape[0], 1, n))
         strange, stranger = not_equal(own, own), not_equal(other, other)
