@@ -14,6 +14,7 @@ import needle as ndl
 from needle import nn
 from needle.compiler.axes import FEW, MUCH
 from needle.dtype import Array
+from random_programs import split_small_work
 
 SHAPES = [(FEW, 16), (47, 33), (100, 100), (64, 130), (FEW + 1, 1 + 64 * 3)]
 """(rows, columns): whole vectors and parts of one, rows that threads share unevenly."""
@@ -104,3 +105,20 @@ def test_sums_and_maxima_and_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_allclose(compiled(x).numpy(), function(x).numpy(), rtol=1e-12)
         assert [low.kernel.parted for low in compiled.last.program.kernels] == [True]
         assert "kept" in str(compiled.last.program.kernels[0].kernel)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_barriers_where_rows_are_others(threads: int) -> None:
+    """Rows of a batch count through; one row is not one thread's, as what one thread does alone is."""
+    weight, one = (ndl.Tensor(draw(*shape), requires_grad=False) for shape in ((17, 5), (1, 7)))
+    batch, line = (ndl.Tensor(draw(*shape), requires_grad=False) for shape in ((3, 2, 17), (2,)))
+
+    def sums(batch: ndl.Tensor, line: ndl.Tensor) -> list[ndl.Tensor]:
+        product = batch @ weight
+        return [product.sum((0,)), (product * product).sum(2), line.sum((0,), keepdims=True) @ one]
+
+    with split_small_work(threads):
+        compiled = ndl.compile(sums)
+        for _ in range(200):  # threads that should have waited do not always come too early
+            for found, wanted in zip(compiled(batch, line), sums(batch, line), strict=True):
+                np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-3, atol=1e-4)

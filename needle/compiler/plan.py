@@ -25,6 +25,9 @@ PAGE, SKEW = 4096, 9 * LINE
 """Bytes. A processor takes a load for one of what a store under way writes if their places within a page are equal: so
 arrays of whole pages, at whose equal places loops work, do not begin at equal places."""
 
+ALONE = -1
+"""Instead of a number of rows: one thread, and always the same one, does it all."""
+
 Place = tuple[str, int]
 """("arena", byte offset), ("batch", byte offset in each thread's memory), ("input", index), ("output", index) or
 ("update", input index)."""
@@ -285,11 +288,11 @@ class _Touched:
     region: tuple[str, int, int]
     written: bool
     share: int
-    """0: any part. 1: all of it is one thread's. More: of so many rows, each thread has those of its own number."""
+    """0: any part. ALONE: all of it is one thread's. Else: of so many rows, each thread has those of its own number."""
 
     def disturbs(self, other: "_Touched") -> bool:
         """Whether another thread may be at what this one touches, and one of them writes."""
-        own = self.share == other.share > 0 and (self.share == 1 or self.region == other.region)
+        own = self.share == other.share != 0 and (self.share == ALONE or self.region == other.region)
         return (self.written or other.written) and not own and _overlap(self.region, other.region)
 
 
@@ -325,11 +328,11 @@ def _shares(lowered: Lowered, machine: Machine, threads: int) -> list[int]:
     """For each slot, the `share` of `_Touched`."""
     kernel, nodes = lowered.kernel, lowered.memory
     if is_serial(kernel):
-        return [1] * len(nodes)
+        return [ALONE] * len(nodes)
     rows = None if threads == 1 or kernel.lengths or kernel.batches else _row_axes(kernel, machine, threads)
-    if rows is None:
+    count = 0 if rows is None else prod(kernel.shape[axis] for axis in rows)
+    if rows is None or not count:
         return [0] * len(nodes)
-    count = prod((*kernel.shape, *(kernel.product.lengths if kernel.product else ()))[a] for a in rows)
     shares = [count] * len(nodes)
     found = [*accesses(kernel), *([kernel.product.a] if kernel.product else [])]
     for a in found:
@@ -350,7 +353,8 @@ def _row_axes(kernel: Kernel, machine: Machine, threads: int) -> list[int] | Non
     if kernel.product:
         of = sides(kernel)
         whole = len(of.rows) == 1 and not of.inside and not of.batch
-        return list(range(kernel.product.rows)) if whole and split(kernel, of, machine, threads) == "row" else None
+        rows = list(range(kernel.product.batch + kernel.product.rows))
+        return rows if whole and split(kernel, of, machine, threads) == "row" else None
     axes = loop_axes(kernel)
     of_rows = len(axes) > 1 and not axes[0].reduced and all(a.reduced for a in axes[1:]) and not kernel.scattered
     return outer if of_rows and axes[-1].source > axes[0].source else None
