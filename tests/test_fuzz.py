@@ -222,6 +222,19 @@ def write_state_after_a_product_that_reads_it(make: Make) -> Any:
 
 
 @once_failed
+def read_a_bias_that_the_gradient_of_the_weight_updates(make: Make) -> Any:
+    weight, bias, x, y = make(7, 20), make(20), make(5, 7), make(5, 20)
+
+    def step() -> Any:
+        smaller = weight * 0.5
+        weight.data = smaller + x.transpose() @ y + bias
+        bias.data = bias - y.sum(0)
+        return []
+
+    return step
+
+
+@once_failed
 def index_what_was_indexed(make: Make) -> Any:
     x, i, j = make(7), ndl.Tensor(np.array([3, -4, 5])), ndl.Tensor(np.array([-3, 1, -2]))
     return lambda: [x[i][j], x[i][j + 0]]

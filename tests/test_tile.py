@@ -96,6 +96,15 @@ def test_the_right_side_is_summed_on_the_way(
         assert [bool(kernel.passes[0].outer) for kernel in kernels if kernel.product] == [m > 1]
 
 
+@pytest.mark.parametrize("narrow", ["int32", "int8", "bool"])
+def test_a_right_side_of_small_integers_is_summed_in_large_ones(narrow: str) -> None:
+    a, b = np.arange(15).reshape(5, 3), (np.arange(20).reshape(5, 4) % 2).astype(narrow)
+    both = ndl.compile(lambda a, b: [a.transpose() @ b, b.sum(0)])
+    found = both(*(ndl.Tensor(x, requires_grad=False) for x in (a, b)))
+    for one, exact in zip(found, (a.T @ b, b.sum(0)), strict=True):
+        np.testing.assert_array_equal(one.numpy(), exact, strict=True)
+
+
 @pytest.mark.parametrize(
     ("batch", "size", "kernel", "channels", "outputs", "stride", "padding", "without_zeros"),
     [

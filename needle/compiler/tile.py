@@ -245,7 +245,7 @@ class _Tile(Terms):
             if not axes:
                 lines = [c.address(right, c.add(at, integer(v * self.lanes)), self._of_b) for v in range(vectors)]
                 found = [c.load(x, self._of_b, n, m) for x, n, m in zip(lines, widths, load_masks, strict=True)]
-                return [c.binary("add", sofar, one) for sofar, one in zip(acc, found, strict=True)]
+                return [c.binary("add", sofar, c.convert(one, dtype)) for sofar, one in zip(acc, found, strict=True)]
             low, high = self._limits(axes[0])
 
             def body(k: Reg, acc: list[Reg]) -> list[Reg]:
