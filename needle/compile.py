@@ -461,7 +461,7 @@ class Snapshot:
                 found[f"{name}.grad"] = tensor.grad.cached_data
         for number, (optimizer, *_) in enumerate(self.optimizers):
             for i, arrays in enumerate(optimizer.state):
-                for name, array in zip(optimizer.state_names, arrays, strict=True):
+                for name, array in zip(optimizer.state_names, arrays, strict=False):
                     found[f"{name}.{i} of {type(optimizer).__name__} {number}"] = array
         return found
 

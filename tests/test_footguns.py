@@ -1119,6 +1119,22 @@ def test_check_runs_both_and_takes_one_step() -> None:
     assert optimizers[0].t == 2
 
 
+def test_check_of_a_parameter_without_a_gradient() -> None:
+    """It has no state yet."""
+    w, unused = p(1, 2), p(3, 4)
+    optimizer = ndl.optim.Adam([w, unused], lr=0.1)
+
+    @ndl.compile(check=True)
+    def step(x: Tensor) -> None:
+        optimizer.reset_grad()
+        (w * x).sum().backward()
+        optimizer.step()
+
+    step(X)
+    assert optimizer.t == 1
+    assert unused.numpy().tolist() == [3, 4]
+
+
 def test_check_tells_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     w = p(1, 2)
 

@@ -2,12 +2,11 @@
 
 In: the address of a function (args, sync, thread number) and its arguments. Out: it has run on all threads.
 Invariants: thread 0 is the caller; a worker that has nothing to do spins for about 0.1 ms, then sleeps in Python;
-inside a function threads wait for each other by spinning, then by giving up their time slice, so a busy machine is slow
-but never stuck. One call at a time.
+inside a function threads wait for each other as barrier.py says. One call at a time.
 Next: ../compiler/plan.py.
 
 `sync` is a block of 64-bit words, each on a cache line of its own: the number of the current call, how many workers
-sleep, the barrier's counter, what to call, how many calls workers have left.
+sleep, the barrier's counter, what to call, whether to end, how many calls workers have left; then those of barrier.py.
 """
 
 import atexit
