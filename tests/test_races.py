@@ -139,12 +139,35 @@ def draw(*shape: int) -> ndl.Tensor:
 def test_rows_of_a_product_and_one_thread(rows: int) -> None:
     """The one row of a product is not the first thread's, which does what is small."""
     assert not found(lambda x, y: ndl.exp(x @ y).sum((1,)), draw(rows, 64), draw(64, 10))
-    assert found(lambda x, y: ndl.exp(x @ y).sum((1,)), draw(rows, 64), draw(64, 10), waiting=False)
+    assert found(lambda x, y: ndl.exp(x @ y).sum((0, 1)), draw(rows, 64), draw(64, 10), waiting=False)
 
 
 def test_rows_of_batches() -> None:
     """Threads divide the rows of all batches together in the product, and batches in the sums."""
     assert not found(lambda x, y: (x @ y).sum((1, 2)), draw(5, 7, 16), draw(16, 32))
+
+
+def test_state_that_all_rows_read() -> None:
+    """One thread writes the new bias, as soon as it knows the sum of its column; all others read the old one."""
+    x, y = draw(16, 12), draw(16, 10)
+
+    def updates() -> tuple[Callable[[], ndl.Tensor], list[ndl.Tensor]]:
+        weight, bias = draw(12, 10), draw(10)
+
+        def update() -> ndl.Tensor:
+            weight.data = weight - x.transpose() @ y + bias.reshape((1, 10)).broadcast_to((12, 10))
+            bias.data = bias - y.sum((0,))
+            return weight.sum()
+
+        return update, [weight, bias]
+
+    assert not found(updates()[0])
+    (compiled, state), (eager, expected) = updates(), updates()
+    compiled = ndl.compile(compiled)
+    for _ in range(3):
+        np.testing.assert_allclose(compiled().numpy(), eager().numpy(), rtol=1e-3)
+    for a, b in zip(state, expected, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_training_steps() -> None:

@@ -6,6 +6,7 @@ still read, since the last barrier; state is overwritten in place only where nob
 Next: step.py, then ../runtime/native.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -13,7 +14,7 @@ from needle.compiler.axes import is_serial, loop_axes
 from needle.compiler.chain import Chain
 from needle.compiler.emit import AVX512, Machine
 from needle.compiler.graph import Graph, Input, Node
-from needle.compiler.kernel import Access, Kernel, Scatter, Store, accesses, scalars
+from needle.compiler.kernel import Access, Kernel, Pass, Scatter, Statement, Store, accesses, scalars
 from needle.compiler.lower import Lowered
 from needle.compiler.parted import parted_slots, shared_bytes
 from needle.compiler.sides import scratch_bytes, sides, split
@@ -265,8 +266,16 @@ def _reads_what_it_writes(index: int, new: Node, lowered: Lowered) -> bool:
     slot = slots[0] % kernel.width
     writes = {(a.strides, a.offset) for a in accesses(kernel) if a.slot == target}
     reads = {(a.strides, a.offset) for a in accesses(kernel) if a.slot == slot}
-    operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
-    return slot not in operands and reads <= writes
+    if kernel.product is None:
+        return reads <= writes
+    parts = kernel.passes[0].outer, kernel.passes[0].full  # one thread may be in the second, another in the first
+    apart = any({slot, target}.isdisjoint(_slots(kernel, part)) for part in parts)
+    return apart and slot not in (kernel.product.a.slot, kernel.product.b.slot) and reads <= writes
+
+
+def _slots(kernel: Kernel, statements: Sequence[Statement]) -> set[int]:
+    """What some statements of a kernel touch."""
+    return {a.slot for a in accesses(replace(kernel, passes=[Pass(full=[*statements])]))}
 
 
 def _region(place: Place, size: int) -> tuple[str, int, int]:
