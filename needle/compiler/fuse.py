@@ -137,9 +137,10 @@ class Group:
 
     def of_columns(self, shape: Shape) -> bool:
         """Whether an array of this shape stands once for each column of a product whose right side is summed."""
-        count = 0 if self.total is None else len(self.total.shape)
-        own = () if self.total is None else self.total.shape
-        return count > 0 and shape[-count:] == own and prod(shape) == prod(own) and shape != self.shape
+        if self.total is None or shape == self.shape:
+            return False
+        own = self.total.shape
+        return shape[len(shape) - len(own) :] == own and prod(shape) == prod(own)
 
     def __str__(self) -> str:
         over = f" over axes {self.reduced}" if self.reduced else ""

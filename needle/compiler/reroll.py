@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from needle.compiler.fuse import consecutive
 from needle.compiler.graph import Graph, Node, infer
 from needle.compiler.simplify import simplify
 from needle.ops import Add, Assemble, Contract, MatMul, Permute, Reshape, Slice, Summation
@@ -151,13 +152,6 @@ class _Search:
             for further, apart in pairs:
                 found[(stack, *further), (0, *apart)] = position
         return found
-
-
-def consecutive(node: Node) -> Node:
-    """What has the same elements in the same order as a chain of reshapes."""
-    while isinstance(node.op, Reshape):
-        (node,) = node.inputs
-    return node
 
 
 def _is_step(ranges: Any, shape: tuple[int, ...]) -> bool:

@@ -7,7 +7,7 @@ Next: team.py.
 
 Blocking costs about 10 us, more than most kernels of a small step take: a thread first looks for MOST turns. Where the
 others have no processor, because other programs run, that is in vain, and the sooner it blocks the sooner they run.
-So a thread that waited in vain looks for LEAST turns only, for 2, 6, 14, ... waits, until it tries once more.
+So a thread that waited in vain again looks for LEAST turns only, for 2, 6, 14, ... waits, until it tries once more.
 """
 
 import os
@@ -15,10 +15,10 @@ import platform
 import sys
 
 LEAST, MOST = 80, 10_000
-"""Turns of looking before a thread blocks: about 1 and 100 us."""
+"""Turns of looking before a thread blocks: about 2 and 200 us."""
 
 DOUBTS = 10
-"""After so many waits in vain, 2 ** DOUBTS are short before the next try."""
+"""After so many waits in vain in a row or more, 2 ** DOUBTS - 2 are short before the next try."""
 
 BARRIER, WAITERS, MOODS, MOOD = 16, 48, 64, 8
 """Where a team's block of words has the barrier's counter, the number of threads that block, and what each thread has
@@ -39,7 +39,7 @@ def _futex(call: int, value: str) -> str:
     return f"call i64 (i64, ...) @syscall(i64 {_FUTEX}, ptr %word, i64 {call}, i64 {value}, {rest})"
 
 
-_BLOCK = _futex(128, "%seen") if _FUTEX else _YIELD or pause()
+_BLOCK = _futex(128, "%bits") if _FUTEX else _YIELD or pause()
 _WAKE = _futex(129, str(2**31 - 1)) if _FUTEX else ""
 _DECLARED = "declare i64 @syscall(i64, ...)" if _FUTEX else "declare i32 @sched_yield()" if _YIELD else ""
 
@@ -111,8 +111,8 @@ block:
   %over = icmp uge i64 %still, %goal
   br i1 %over, label %awake, label %sleep
 sleep:
-  %seen.bits = and i64 %still, 4294967295
-  {_BLOCK.replace("%seen", "%seen.bits")}
+  %bits = and i64 %still, 4294967295
+  {_BLOCK}
   br label %awake
 awake:
   %b = atomicrmw sub ptr %waiters, i64 1 seq_cst
