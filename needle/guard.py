@@ -372,10 +372,11 @@ class Guard:
         counting = [n for n in self.objects.values() if isinstance(n.thing, _INNER) or any(map(n.count, n.before))]
         self.objects = {id(note.thing): note for note in counting}
         self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
-        self._cells = [note.thing for note in self.cells]
+        self._cells = [note.thing for note in self.cells if note.before[0] is not MISSING]
         self._spaces: list[Any] = []  # for each name in a space that space, and the name
         self._names: list[Any] = []
         self._questions = [note.read for note in self.questions]
+        self._questions += [note.read for note in self.cells if note.before[0] is MISSING]
         for note in self.objects.values():
             if note.counts is not None and isinstance(note.thing, Optimizer):  # its t and its state change all the time
                 note.before = {name: value for name, value in note.before.items() if note.count(name)}

@@ -1171,3 +1171,27 @@ def test_compiled_is_the_same_or_refused(program: Any, expected: str) -> None:
         with pytest.raises(TraceError) as caught:
             program(ndl.compile)
         assert expected in str(caught.value)
+
+
+def test_a_variable_that_is_assigned_later() -> None:
+    def build() -> tuple[Any, Any]:
+        def assign(value: float) -> None:
+            nonlocal factor
+            factor = value
+
+        def scaled(x: Tensor) -> Tensor:
+            try:
+                return x * factor
+            except NameError:
+                return x
+
+        if X is None:
+            factor = 1.0
+        return scaled, assign
+
+    (eager, assign), (function, also) = build(), build()
+    compiled = ndl.compile(function)
+    assert compiled(X).numpy().tolist() == compiled(X).numpy().tolist() == eager(X).numpy().tolist()
+    assign(3.0)
+    also(3.0)
+    assert compiled(X).numpy().tolist() == eager(X).numpy().tolist()
