@@ -14,12 +14,13 @@ from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Reg, integer
 from needle.compiler.emit import Loops, Machine
 from needle.compiler.kernel import Kernel, Product
-from needle.compiler.sides import FAR, LEFT, packing, sides
+from needle.compiler.sides import LEFT, packing, sides
 from needle.compiler.square import square
 from needle.dtype import DType
 
-AHEAD = 24
-"""So many k ahead the packing asks the memory for what it will copy: no processor guesses steps of several pages."""
+AHEAD, AWAY = 24, 1024
+"""So many k ahead the packing asks the memory for what it will copy, if they are so many bytes apart: no processor
+guesses long steps well."""
 
 
 class Packed(Loops):
@@ -98,7 +99,7 @@ class Packed(Loops):
 
     def _ask_ahead(self, line: str, step: int, size: int) -> None:
         """Have the memory fetch what is copied AHEAD steps later."""
-        if step >= FAR:
+        if step >= AWAY:
             for at in range(0, size, 64):
                 self._prefetch(self.code.address(line, integer(AHEAD * step + at), np.dtype("int8")))
 
