@@ -23,6 +23,7 @@ import steps
 SIDES = ("needle", "numpy")
 EACH, MEAN = 0.95, 1.1
 IDLE = 0.1  # seconds for which OpenBLAS's thread still spins after the product that the check took, and then some
+WARM = 0.1  # seconds of calls before those that count: a virtual machine that idled gets its cores back one by one
 WORK = 1e8  # floating-point operations in one call, at least
 
 # A product of (m, k) and (k, n). "plain": x @ w, then back to (m, k) by @ v; "right": the same with w and v stored
@@ -95,7 +96,10 @@ def speed(side: str, kind: str, m: int, k: int, n: int, repeats: int) -> float:
         if not worst < 1e-4:
             raise harness.BenchError(f"{label(kind, m, k, n)}: differs from NumPy by {worst:.2g}")
         time.sleep(IDLE)
-    times = [steps.timed(call) for _ in range(repeats + 1)][1:]
+    until = time.perf_counter() + WARM
+    while time.perf_counter() < until:
+        call()
+    times = [steps.timed(call) for _ in range(repeats)]
     return pairs * flops * 1e-6 / statistics.median(times)
 
 
