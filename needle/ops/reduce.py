@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from needle.errors import ShapeError
-from needle.ops.elementwise import Abs, Equal, Exp, Log, Where
+from needle.ops.elementwise import Clip, Equal, Exp, Log
 from needle.value import Axes, Reduction, Spec, TensorOp, as_axes, probe_dtype
 
 _LOGSOFTMAX_NDIM = (
@@ -37,6 +37,12 @@ class Summation(Reduction):
 def _as_float(a: Any) -> Any:
     """What is not floating point as float64: products and differences of small integers would wrap."""
     return a if a.dtype.kind == "f" else a.astype("float64")
+
+
+def _finite(a: Any) -> tuple[float, float]:
+    """The numbers that are farthest from 0."""
+    most = float(np.finfo(a.dtype).max)
+    return -most, most
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class LogSumExp(Reduction):
         a = _as_float(a)
         largest = a.max(axis=self.axes, keepdims=True)
         # Where all elements are -inf (or one is inf) the maximum cannot be subtracted: inf - inf is not a number.
-        largest = np.where(np.isfinite(largest), largest, 0)
+        largest = Clip(*_finite(a)).compute(largest)
         with np.errstate(divide="ignore", over="ignore"):
             result = np.log(np.exp(a - largest).sum(axis=self.axes, keepdims=True)) + largest
         return result if self.keepdims else result.squeeze(self.axes)
@@ -155,7 +161,7 @@ class LogSumExp(Reduction):
     def decompose(self, *inputs: Any) -> Any:
         a = _as_float(inputs[0])
         largest = Max(self.axes, keepdims=True)(a)
-        largest = Where()(Abs()(largest) < np.inf, largest, 0)
+        largest = Clip(*_finite(a))(largest)
         total = Log()(Exp()(a - largest).sum(self.axes, keepdims=True)) + largest
         return total if self.keepdims else total.sum(self.axes)
 
