@@ -18,7 +18,7 @@ from needle.compiler.sides import LEFT, packing, sides
 from needle.compiler.square import square
 from needle.dtype import DType
 
-AHEAD, AWAY = 24, 1024
+AHEAD, AWAY = 8, 1024
 """So many k ahead the packing asks the memory for what it will copy, if they are so many bytes apart: no processor
 guesses long steps well."""
 

@@ -23,7 +23,7 @@ WIDEST = 7
 PACK_BYTES = 1 << 19
 """A right side above this size is packed, so that a panel stays in the cache."""
 
-LEFT, LEFT_LENGTH, FAR = 128, 1024, 8192
+LEFT, LEFT_LENGTH, FAR = 128, 1024, 4096
 """A left side whose rows stand beside each other and whose k are FAR bytes apart or more, LEFT_LENGTH of them, is
 packed LEFT rows at a time: else each k would be in another page, and in the same few places of the cache."""
 
