@@ -587,6 +587,8 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (fuse_module, "ROW", 2),
     (fuse_module, "OFTEN", 1),
     (axes_module, "FEW", 2),
+    (axes_module, "LONG", 1),
+    (axes_module, "SIDE", 1),
     (reroll_module, "FEW", 2),
     (recompute_module, "KEPT", 1),
     (recompute_module, "WORTH", 1),

@@ -123,47 +123,45 @@ classify
     x1: int64[4]
     x2: float32[5]
     x3: float32[5]
-    x4: float32[]
-    x5: float32[]
     v0: float32[4, 5] = Add() x0 x2
     v1: float32[4] = Max(axes=(1,), keepdims=False) v0
     v2: float32[4, 1] = Reshape(shape=(4, 1)) v1
-    v3: float32[4, 1] = Abs() v2
-    v4: bool[4, 1] = Greater() x4 v3
-    v5: float32[4, 1] = Where() v4 v2 x5
-    v6: float32[4, 1] = Negate() v5
-    v7: float32[4, 5] = Add() v0 v6
-    v8: float32[4, 5] = Exp() v7
-    v9: float32[4] = Summation(axes=(1,), keepdims=False) v8
-    v10: float32[4, 1] = Reshape(shape=(4, 1)) v9
-    v11: float32[4, 1] = Log() v10
-    v12: float32[4, 1] = Add() v11 v5
-    v13: float32[4, 1] = Negate() v12
-    v14: float32[4, 5] = Add() v0 v13
-    v15: int64[4, 1] = Reshape(shape=(4, 1)) x1
-    v16: int64[5] = Arange(length=5)
-    v17: bool[4, 5] = Equal() v15 v16
-    v18: float32[4, 5] = Cast(dtype='float32') v17
-    v19: float32[4, 5] = Multiply() v14 v18
-    v20: float32[] = Summation(axes=(0, 1), keepdims=False) v19
-    v21: float32[] = Negate() v20
+    v3: float32[4, 1] = Clip(low=-3.4028234663852886e+38, high=3.4028234663852886e+38) v2
+    v4: float32[4, 1] = Negate() v3
+    v5: float32[4, 5] = Add() v0 v4
+    v6: float32[4, 5] = Exp() v5
+    v7: float32[4] = Summation(axes=(1,), keepdims=False) v6
+    v8: float32[4, 1] = Reshape(shape=(4, 1)) v7
+    v9: float32[4, 1] = Log() v8
+    v10: float32[4, 1] = Add() v9 v3
+    v11: float32[4, 1] = Negate() v10
+    v12: float32[4, 5] = Add() v0 v11
+    v13: int64[4, 1] = Reshape(shape=(4, 1)) x1
+    v14: int64[5] = Arange(length=5)
+    v15: bool[4, 5] = Equal() v13 v14
+    v16: float32[4, 5] = Cast(dtype='float32') v15
+    v17: float32[4, 5] = Multiply() v12 v16
+    v18: float32[] = Summation(axes=(0, 1), keepdims=False) v17
+    v19: float32[] = Negate() v18
+    v20: float32[] = DivScalar(scalar=4) v19
+    v21: float32[] = Full(scalar=1, shape=(), dtype='float32')
     v22: float32[] = DivScalar(scalar=4) v21
-    v23: float32[] = Full(scalar=1, shape=(), dtype='float32')
-    v24: float32[] = DivScalar(scalar=4) v23
-    v25: float32[] = Negate() v24
-    v26: float32[4, 5] = BroadcastTo(shape=(4, 5)) v25
-    v27: float32[4, 5] = Multiply() v26 v18
-    v28: float32[4, 5] = Exp() v14
-    v29: float32[4] = Summation(axes=(1,), keepdims=False) v27
+    v23: float32[] = Negate() v22
+    v24: float32[4, 5] = BroadcastTo(shape=(4, 5)) v23
+    v25: float32[4, 5] = Multiply() v24 v16
+    v26: float32[4, 1] = Full(scalar=1, shape=(4, 1), dtype='float32')
+    v27: float32[4, 1] = Divide() v26 v8
+    v28: float32[4, 5] = Multiply() v6 v27
+    v29: float32[4] = Summation(axes=(1,), keepdims=False) v25
     v30: float32[4, 1] = Reshape(shape=(4, 1)) v29
     v31: float32[4, 5] = Multiply() v28 v30
     v32: float32[4, 5] = Negate() v31
-    v33: float32[4, 5] = Add() v27 v32
+    v33: float32[4, 5] = Add() v25 v32
     v34: float32[5] = Summation(axes=(0,), keepdims=False) v33
     v35: float32[5] = MulScalar(scalar=$0) v34
     v36: float32[5] = Negate() v35
     v37: float32[5] = Add() x2 v36
-    return v22 v33
+    return v20 v33
     x2 <- v37
     x3 <- v34
 """

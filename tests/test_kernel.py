@@ -89,17 +89,21 @@ classify
     for i < 4:
       over j < 5:
         r0 = max (b0[i*5 + j] + b1[j])
-        r2 = add (neg((1 / 4)) * float32((b6[i] == (j))))
+        r2 = add (neg((1 / 4)) * float32((b4[i] == (j))))
       b2[i] = r0
       over j < 5:
-        r1 = add exp(((b0[i*5 + j] + b1[j]) + neg(where((b3[0] > abs(r0)), r0, b4[0]))))
-      b5[i] = r1
+        t0 = max(r0, -3.40282e+38)
+        t1 = exp(((b0[i*5 + j] + b1[j]) + neg(where((t0 > 3.40282e+38), 3.40282e+38, t0))))
+        r1 = add t1
+        kept0 = t1
+      b3[i] = r1
       over j < 5:
-        b7[i*5 + j] = ((neg((1 / 4)) * float32((b6[i] == (j)))) + neg((exp(((b0[i*5 + j] + b1[j]) + neg((log(r1) + where((b3[0] > abs(r0)), r0, b4[0]))))) * r2)))
+        b5[i*5 + j] = ((neg((1 / 4)) * float32((b4[i] == (j)))) + neg(((kept0 * (1 / r1)) * r2)))
     for once:
       over i < 4, j < 5:
-        r0 = add (((b0[i*5 + j] + b1[j]) + neg((log(b2[i]) + where((b3[0] > abs(b4[i])), b4[i], b5[0])))) * float32((b6[i] == (j))))
-      b7[0] = (neg(r0) / 4)
+        t0 = max(b3[i], -3.40282e+38)
+        r0 = add (((b0[i*5 + j] + b1[j]) + neg((log(b2[i]) + where((t0 > 3.40282e+38), 3.40282e+38, t0)))) * float32((b4[i] == (j))))
+      b5[0] = (neg(r0) / 4)
     for j < 5:
       over i < 4:
         r0 = add b0[i*5 + j]

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from needle.compiler.kernel import Kernel, Scatter, Store, is_few, scalars
+from needle.compiler.kernel import Kernel, Product, Scatter, Store, is_few, scalars
 
 FEW, MUCH = 32, 1 << 20
 """Rows below which a barrier costs more than it saves; and bytes of all arrays above which a thread's rows do not stay
 in its cache from pass to pass, so that columns, one after the other through all passes, are better."""
+
+LONG, SMALL, SIDE = 4, 1 << 16, 1 << 17
+"""A product of so many times more terms than rows or columns, of so few bytes, whose right side has so many: it is less
+to tell what each thread has added up than to read the whole right side on every thread."""
 
 
 @dataclass
@@ -66,9 +70,14 @@ def is_serial(kernel: Kernel) -> bool:
 
 
 def is_parted(kernel: Kernel) -> bool:
-    """Whether threads take rows of a kernel that makes an array of rows from sums over all of them."""
-    special = kernel.product or kernel.call or kernel.lengths or kernel.scattered or kernel.batches
-    if special or not kernel.reduced or is_few(kernel):
+    """Whether threads take parts of sums: rows of a kernel that makes an array of rows from sums over all of them, or
+    terms of a long product."""
+    special = kernel.call or kernel.lengths or kernel.scattered or kernel.batches
+    if special or is_few(kernel):
+        return False
+    if kernel.product:
+        return _is_long(kernel, kernel.product)
+    if not kernel.reduced:
         return False
     axes = loop_axes(kernel)
     last = len(kernel.shape) - 1
@@ -78,3 +87,12 @@ def is_parted(kernel: Kernel) -> bool:
     size = prod(kernel.shape) * sum(dtype.itemsize for dtype in moving.values())
     rows_first = len(axes) == 2 and axes[1].reduced and not axes[0].reduced and axes[0].source == last
     return rows_first and made and axes[1].extent >= FEW and size <= MUCH
+
+
+def _is_long(kernel: Kernel, p: Product) -> bool:
+    """Whether each thread had better take some terms of all sums than all terms of some."""
+    plain = not p.batch and not p.inside and p.bound is None and len(p.lengths) == 1 and not kernel.passes[0].outer
+    rows, columns = prod(kernel.shape[: p.rows]), prod(kernel.shape[p.rows :])
+    size = p.dtype.itemsize
+    small = rows * columns * size <= SMALL and p.length * columns * size >= SIDE
+    return plain and small and p.length >= LONG * max(rows, columns)

@@ -352,7 +352,7 @@ class Kernel:
     """So many leading axes are passed over by a loop outside, for several kernels: a call is for one element of them,
     whose number it is told in place of the thread's."""
     parted: bool = False
-    """Each thread takes a part of the reduced axes, and not of the others: see parted.py."""
+    """Each thread takes a part of the reduced axes, or of a product's terms, and not of the others: see parted.py."""
 
     @property
     def width(self) -> int:
@@ -417,7 +417,8 @@ def _text(kernel: Kernel) -> str:
             row, inner_one = ([*text.letters[: len(kernel.shape)], *inner][axis] for axis in x[:2])
             moves = (f"{n}*{letter}" if n != 1 else letter for n, letter in ((x.by_row, row), (x.by_inner, inner_one)))
             where += f"{',' if where else ' where'} {x.first} <= {' + '.join(moves)} < {x.stop}"
-        lines.append(f"  acc = sum over {over} of {a} * {b}{where}")
+        parts = ", each thread a part," if kernel.parted else ""
+        lines.append(f"  acc = sum over {over}{parts} of {a} * {b}{where}")
         total = f"  total = sum over {over} of {b}"
     for step in kernel.passes:
         if kernel.reduced:

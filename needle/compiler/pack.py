@@ -39,7 +39,8 @@ class Packed(Loops):
         self.k = self.inner[-1].source
         self.packing = packing(kernel, of)
         self.left_packed, self.packed, self.block = self.packing.left, self.packing.right, self.packing.block
-        self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where the product is made in blocks
+        self.tells = kernel.parted and self.threads > 1  # the other threads its part of each sum
+        self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where not all of it is multiplied at once
         self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
 
     def _limits(self, axis: Axis) -> tuple[Reg, Reg]:
@@ -147,7 +148,7 @@ class Packed(Loops):
             self._each_inner(axes[1:], here, c.add(c.mul(k, axis.extent), self._since(i, low)), body)
             return []
 
-        c.loop(low, high, 1, [], inside)
+        c.loop(low, high, 1, [], inside, may_be_empty=self.tells)
 
     def _pack_turned(self, source: str, by_column: int, vectors: int, masks: list[Reg | None]) -> None:
         """The same where k is consecutive: squares of `lanes` columns and as many k are transposed in registers."""
@@ -172,7 +173,7 @@ class Packed(Loops):
                 here, at = c.add(offset, k), c.add(c.mul(before, length), self._since(k, low))
                 return c.loop(integer(0), integer(vectors * lanes), lanes, [], lambda f, _: one(f, here, at, left))
 
-            c.loop(low, high, lanes, [], square_of)
+            c.loop(low, high, lanes, [], square_of, may_be_empty=self.tells)
 
         self._each_inner(self.inner[:-1], integer(0), integer(0), lines)
 

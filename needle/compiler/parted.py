@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from needle.compiler.code import INT, Code, Reg, integer
+from needle.compiler.code import INT, Reg, integer
 from needle.compiler.emit import Loops, Machine
 from needle.compiler.keep import WIDE
 from needle.compiler.kernel import Kernel, Pass, Reduce, Statement, accesses
@@ -31,11 +31,22 @@ def line_bytes(kernel: Kernel) -> int:
 
 def shared_bytes(kernel: Kernel) -> int:
     """Memory in which each thread tells its sums to the others."""
+    if kernel.product:
+        return row_bytes(kernel) * prod(kernel.shape[: kernel.product.rows]) * kernel.parted
     return line_bytes(kernel) * len(_sums(kernel)) if kernel.parted else 0
+
+
+def row_bytes(kernel: Kernel) -> int:
+    """Of a row of a product that is told: whole vectors."""
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    return -(-prod(kernel.shape[p.rows :]) * p.dtype.itemsize // 64) * 64
 
 
 def parted_slots(kernel: Kernel) -> tuple[set[int], set[int]]:
     """The slots that are touched before threads first wait for each other, and after they last do."""
+    if kernel.product:
+        return {kernel.product.a.slot, kernel.product.b.slot}, {a.slot for a in accesses(kernel)}
     *_, before, last = kernel.passes
     ends: list[Statement] = [*last.outer]
     if not last.outer and not any(isinstance(s, Reduce) for s in last.full):
@@ -61,8 +72,6 @@ class Parted(Loops):
     def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
         super().__init__(kernel, name, machine, threads)
         (self.column,), (self.row,) = self.outer, self.inner
-        self.arguments += ["ptr %sync", "ptr %shared"]
-        self.code = Code(name, self.arguments)
 
     def run(self) -> None:
         """Write the whole function."""

@@ -343,12 +343,14 @@ def _shares(lowered: Lowered, machine: Machine, threads: int) -> list[int]:
     if rows is None or not count:
         return [0] * len(nodes)
     shares = [count] * len(nodes)
-    found = [*accesses(kernel), *([kernel.product.a] if kernel.product else [])]
+    by_row = kernel.product and not kernel.parted  # of the left side, too
+    found = [*accesses(kernel), *([kernel.product.a] if kernel.product and by_row else [])]
     for a in found:
         if not _stays_in_row(a, kernel, rows, prod(nodes[a.slot].shape) // count):
             shares[a.slot] = 0
     anywhere = [s.param[0].slot for s in scalars(kernel) if s.kind == "gather"]
     anywhere += [kernel.product.b.slot] if kernel.product else []
+    anywhere += [kernel.product.a.slot] if kernel.product and not by_row else []
     for slot in anywhere:
         shares[slot] = 0
     return shares
@@ -357,13 +359,13 @@ def _shares(lowered: Lowered, machine: Machine, threads: int) -> list[int]:
 def _row_axes(kernel: Kernel, machine: Machine, threads: int) -> list[int] | None:
     """The axes of the rows that threads take by their number, where they do so."""
     outer = [i for i in range(len(kernel.shape)) if i not in kernel.reduced]
-    if kernel.parted:
+    if kernel.parted and not kernel.product:
         return list(kernel.reduced)
     if kernel.product:
         of = sides(kernel)
         whole = len(of.rows) == 1 and not of.inside and not of.batch
         rows = list(range(kernel.product.batch + kernel.product.rows))
-        return rows if whole and split(kernel, of, machine, threads) == "row" else None
+        return rows if whole and split(kernel, of, machine, threads) in ("row", "inner") else None
     axes = loop_axes(kernel)
     of_rows = len(axes) > 1 and not axes[0].reduced and all(a.reduced for a in axes[1:]) and not kernel.scattered
     return outer if of_rows and axes[-1].source > axes[0].source else None

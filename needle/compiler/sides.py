@@ -126,11 +126,11 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
     if p.length:
         far = p.a.strides[of.inner[-1].source] * kernel.slots[p.a.slot].itemsize >= FAR
         plain = len(of.rows) == len(of.inner) == 1 and p.bound is None
-        left = plain and p.a.strides[of.rows[-1].source] == 1 and far and p.length >= LEFT_LENGTH
+        left = plain and p.a.strides[of.rows[-1].source] == 1 and far and p.length >= LEFT_LENGTH and not kernel.parted
         right = p.b.strides[of.column.source] != 1 or p.length * of.column.extent * size > PACK_BYTES
     first = of.inner[0].extent
     step = max(BLOCK * first // max(p.length, 1), 1)
-    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
+    long = p.length >= 2 * BLOCK + (not left) and p.bound is None and not kernel.parted
     block = step if right and long and step < first else 0
     length = block * p.length // first if block else p.length
     vectors = -(-of.column.extent * size // 64)
@@ -147,11 +147,14 @@ def tile_rows(machine: Machine, vectors: int) -> int:
 
 
 def split(kernel: Kernel, of: Sides, machine: Machine, threads: int) -> str:
-    """What threads divide: batches, else rows, else columns where there are few rows, or much to pack."""
+    """What threads divide: the terms of long sums, else batches, else rows, else columns where there are few rows, or
+    much to pack."""
     p = kernel.product
     assert p is not None  # noqa: S101
     if threads == 1:
         return "nothing"
+    if kernel.parted:
+        return "inner"
     if of.batch and of.batch[0].extent >= threads:
         return "batch"
     height, found = prod(a.extent for a in of.rows), packing(kernel, of)

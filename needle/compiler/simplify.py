@@ -1,7 +1,8 @@
 """Simplify: the same results from fewer nodes.
 
 In: a Graph. Out: a new Graph. Invariant: each rule keeps shapes and dtypes exactly, and values up to the order of a
-sum and to rounding; a rule is a line of the table `RULES`. Common subexpressions are merged because ops compare by their fields.
+sum and to rounding; a rule is a line of the table `RULES`. Common subexpressions are merged because ops compare by
+their fields.
 Next: fuse.py.
 """
 
@@ -39,6 +40,7 @@ from needle.ops import (
 from needle.ops.create import Creation, Full
 from needle.ops.join import places
 from needle.ops.movement import Range
+from needle.ops.reduce import finite_range
 from needle.tracing import HostNumber
 from needle.value import Elementwise, Op, Shape, Spec
 
@@ -258,13 +260,12 @@ def _softmax(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> N
         for log, m in (total.inputs, total.inputs[::-1]) if isinstance(total.op, Add) else ():
             s = _bare(log.inputs[0]) if isinstance(log.op, Log) else log
             powers = s.inputs[0] if isinstance(s.op, Summation) else s
-            if not isinstance(powers.op, Exp) or powers.spec != like.spec or (a, m) not in _differences(powers.inputs[0]):
-                continue
-            largest = _bare(m.inputs[0]) if isinstance(m.op, Clip) else m  # then s is 1 or more, if m is a number
-            if isinstance(largest.op, Max) and largest.op == Max(s.op.axes) and largest.inputs[0] is a:
-                one = build.make(Full(1, m.shape, m.dtype.name), (), _like(m, m.shape))
-                share = build.make(Divide(), (one, log.inputs[0]), _like(m, m.shape))
-                return build.make(Multiply(), (powers, share), like)
+            if isinstance(powers.op, Exp) and (a, m) in _differences(powers.inputs[0]) and powers.spec == like.spec:
+                largest = _bare(m.inputs[0] if m.op == Clip(*finite_range(like)) else m)
+                if isinstance(s.op, Summation) and largest.op == Max(s.op.axes) and largest.inputs[0] is a:
+                    one = build.make(Full(1, m.shape, m.dtype.name), (), m)  # s is 1 or more, if it is a number
+                    share = build.make(Divide(), (one, log.inputs[0]), m)
+                    return build.make(Multiply(), (powers, share), like)
     return None
 
 

@@ -26,7 +26,7 @@ class Terms(Packed):
 
     def _may_be_none(self, axis: Axis) -> bool:
         """Whether a tile may have nothing to pass over along an inner axis."""
-        return self.product.bound is not None or axis.source in self.limits
+        return self.product.bound is not None or axis.source in self.limits or self.tells
 
     def _each_place(self, body: Callable[[Reg], None]) -> None:
         """Do it for the first row, or where zeros are left out, for that of each place, knowing which terms to take."""

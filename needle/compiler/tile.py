@@ -20,6 +20,7 @@ from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
+from needle.compiler.parted import row_bytes, shared_bytes
 from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST, sides, split, tile_rows
 from needle.compiler.terms import At, Terms
 
@@ -85,6 +86,11 @@ class _Tile(Terms):
         """Write the whole function."""
         if not all(a.extent for a in self.axes):
             return
+        if self.tells:
+            self.part = self._part(self.inner[0].extent)
+            self._columns()
+            self._add_up()
+            return
         if self.long:
             kind = memory_type(self.product.dtype, self.lanes)
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
@@ -104,6 +110,45 @@ class _Tile(Terms):
             self.code.loop(low, high, 1, [], self._inside(axis, lambda _: self._batches(level + 1) or []), split)
             return
         self._columns()
+
+    # -------------------------------------------------------------------------------------------- parts of sums
+
+    def _told(self, thread: Reg, row: Reg, column: Reg) -> str:
+        """Where a thread tells the others its part of a sum."""
+        c, line = self.code, row_bytes(self.kernel)
+        start = c.add(c.mul(thread, shared_bytes(self.kernel)), c.mul(row, line))
+        return c.address(c.address("%shared", start, np.dtype("int8")), column, self.product.dtype)
+
+    def _tell(self, acc: list[Reg], i: Reg, column: Reg, vectors: int) -> None:
+        """What this thread has added up of a tile."""
+        for n, one in enumerate(acc):
+            row, at = self.code.add(i, integer(n // vectors)), integer(n % vectors * self.lanes)
+            self.code.store(one, self._told(Reg("%tid", INT), row, self.code.add(column, at)))
+
+    def _add_up(self) -> None:
+        """The sums of this thread's rows, of what all threads have told, and what follows."""
+        c, dtype = self.code, self.product.dtype
+        c.line("call void @barrier(ptr %sync, i64 %tid)")
+        self._hoist(self.statements, -1)
+        whole, rest = divmod(self.column.extent, self.lanes)
+
+        def finish(i: Reg, column: Reg, mask: Reg | None) -> list[Reg]:
+            lines = [self._told(integer(t), i, column) for t in range(self.threads)]
+            total, *parts = [c.load(line, dtype, self.lanes) for line in lines]
+            for part in parts:
+                total = c.binary("add", total, part)
+            self._finish(total, i, column, mask)
+            return []
+
+        def row(i: Reg, _: Sequence[Reg]) -> list[Reg]:
+            if whole:
+                c.loop(integer(0), integer(whole), 1, [], lambda v, _: finish(i, c.mul(v, self.lanes), None))
+            if rest:
+                finish(i, integer(whole * self.lanes), c.mask(rest, self.lanes))
+            return []
+
+        low, high = self._part(self.height)
+        c.loop(low, high, 1, [], row, may_be_empty=True)
 
     # ------------------------------------------------------------------------------------------------- columns
 
@@ -347,16 +392,10 @@ class _Tile(Terms):
     # ----------------------------------------------------------------------------------------------------- tile
 
     def _one_tile(
-        self,
-        i: Reg,
-        rows: int,
-        column: Reg,
-        vectors: int,
-        masks: list[Reg | None],
-        first: Reg | None,
+        self, i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None], first: Reg | None
     ) -> None:
         """Rows i and following; `first` is the row with which the packed part of the left side begins."""
-        left, steps_a = self._left_rows(i, rows, first)
+        dtype, (left, steps_a) = self.product.dtype, self._left_rows(i, rows, first)
         right, steps_b, load_masks = self._right_lines(column, vectors, masks)
 
         def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg], some: At = None) -> list[Reg]:
@@ -368,7 +407,7 @@ class _Tile(Terms):
                 def body(k: Reg, acc: list[Reg], whole: bool = whole) -> list[Reg]:
                     packed = self._since(k, start)
                     on_a = self.code.mul(packed if first is not None else k, steps_a[source])
-                    on_b = self.code.mul(packed, steps_b[source])
+                    on_b = self.code.mul(packed if self.packed else k, steps_b[source])
                     some = None if whole else (i, column, k)
                     return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc, some)
 
@@ -379,22 +418,23 @@ class _Tile(Terms):
             return acc
 
         ask = self._asker(i, column, vectors)
-        if self.part is None:
-            last = self._lanes_of_last(masks)
-            widths = [self.lanes] * (vectors - 1) + [last]
-            acc = [Reg("zeroinitializer", self.product.dtype, width) for width in widths] * rows
+        if not self.block:
+            widths = [self.lanes] * (vectors - 1) + [self._lanes_of_last(masks)]
+            acc = [Reg("zeroinitializer", dtype, width) for width in widths] * rows
             acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
             acc = [self.code.widened(one, self.lanes) for one in acc]
-            acc = self._triangle(acc, i, column, vectors)
-            self._epilogue(acc, i, rows, column, vectors, masks)
+            if self.tells:
+                self._tell(acc, i, column, vectors)
+            else:
+                self._epilogue(self._triangle(acc, i, column, vectors), i, rows, column, vectors, masks)
             return
         sums = self._sums(self.code.mul(i, vectors), vectors)
         places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(rows * vectors)]
-        acc = [self.code.load(place, self.product.dtype, self.lanes) for place in places]
-        acc = along(self.inner, integer(0), integer(0), acc)
+        before = [self.code.load(place, dtype, self.lanes) for place in places]
+        acc = along(self.inner, integer(0), integer(0), before)
         for one, place in zip(acc, places, strict=True):
             self.code.store(one, place)
-        last = self.code.compare("eq", self.part[1], integer(self.inner[0].extent))
+        last = self.code.compare("eq", self._limits(self.inner[0])[1], integer(self.inner[0].extent))
         self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
 
     def _along(
@@ -424,7 +464,7 @@ class _Tile(Terms):
         rows = [a.source for a in self.rows]
         asked = [a for a in loads if a.strides[self.column.source] == 1 and any(a.strides[r] for r in rows)]
         size = prod(self.kernel.shape) * sum(self.kernel.slots[a.slot].itemsize for a in asked)
-        if size < FAR_AWAY or not self.long or self.product.bound is not None:
+        if size < FAR_AWAY or not self.long or self.product.bound is not None or self.tells:
             return None
         c = self.code
 
@@ -472,7 +512,7 @@ class _Tile(Terms):
     def _lanes_of_last(self, masks: list[Reg | None]) -> int:
         """Lanes of a tile's last vector: half of one, which takes half the time, where that is enough."""
         half = self.lanes // 2
-        plain = self.part is None and self.product.bound is None and self.machine.vector_bytes == 64
+        plain = not self.block and self.product.bound is None and self.machine.vector_bytes == 64
         return half if masks[-1] is not None and plain and self.column.extent % self.lanes <= half else self.lanes
 
     def _right_lines(

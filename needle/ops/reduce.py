@@ -39,7 +39,7 @@ def _as_float(a: Any) -> Any:
     return a if a.dtype.kind == "f" else a.astype("float64")
 
 
-def _finite(a: Any) -> tuple[float, float]:
+def finite_range(a: Any) -> tuple[float, float]:
     """The numbers that are farthest from 0."""
     most = float(np.finfo(a.dtype).max)
     return -most, most
@@ -149,7 +149,7 @@ class LogSumExp(Reduction):
         a = _as_float(a)
         largest = a.max(axis=self.axes, keepdims=True)
         # Where all elements are -inf (or one is inf) the maximum cannot be subtracted: inf - inf is not a number.
-        largest = Clip(*_finite(a)).compute(largest)
+        largest = Clip(*finite_range(a)).compute(largest)
         with np.errstate(divide="ignore", over="ignore"):
             result = np.log(np.exp(a - largest).sum(axis=self.axes, keepdims=True)) + largest
         return result if self.keepdims else result.squeeze(self.axes)
@@ -161,7 +161,7 @@ class LogSumExp(Reduction):
     def decompose(self, *inputs: Any) -> Any:
         a = _as_float(inputs[0])
         largest = Max(self.axes, keepdims=True)(a)
-        largest = Clip(*_finite(a))(largest)
+        largest = Clip(*finite_range(a))(largest)
         total = Log()(Exp()(a - largest).sum(self.axes, keepdims=True)) + largest
         return total if self.keepdims else total.sum(self.axes)
 
