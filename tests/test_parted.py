@@ -1,6 +1,6 @@
-"""Parted: sums down columns of which each thread adds up its rows give what one thread gives, and need fewer barriers.
+"""Parted: sums of which each thread adds up its part give what one thread gives, and need fewer barriers.
 
-In: batch norms between linear layers, on one to seven threads. Out: equal losses, parameters and statistics, the same
+In: batch norms between linear layers, and long products, on one to seven threads. Out: equal losses, parameters and statistics, the same
 bits each time, and where threads wait. Invariant: what is not parted (few rows, large arrays, no array of rows) is a
 case here. Next: test_chain.py.
 """
@@ -105,6 +105,67 @@ def test_sums_and_maxima_and_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_allclose(compiled(x).numpy(), function(x).numpy(), rtol=1e-12)
         assert [low.kernel.parted for low in compiled.last.program.kernels] == [True]
         assert "kept" in str(compiled.last.program.kernels[0].kernel)
+
+
+LONG_PRODUCTS = [(100, 784, 100), (7, 3000, 33), (17, 999, 65), (64, 2048, 64)]
+"""Rows, terms, columns: whole vectors and parts of one, terms and rows that threads share unevenly."""
+
+
+@pytest.mark.parametrize("turned", ["", "left", "right"])
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("sizes", LONG_PRODUCTS, ids=str)
+def test_terms_of_long_products(
+    sizes: tuple[int, int, int], threads: int, turned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEEDLE_THREADS", str(threads))
+    rows, terms, columns = sizes
+    a, b, bias = draw(rows, terms), draw(terms, columns), draw(columns)
+    x = ndl.Tensor(a.T.copy() if turned == "left" else a, requires_grad=False)
+    w = ndl.Tensor(b.T.copy() if turned == "right" else b, requires_grad=False)
+
+    def layer(x: ndl.Tensor, w: ndl.Tensor, bias: ndl.Tensor) -> ndl.Tensor:
+        x, w = x.transpose() if turned == "left" else x, w.transpose() if turned == "right" else w
+        return ndl.relu(x @ w + bias)
+
+    function = ndl.compile(layer)
+    found = [function(x, w, ndl.Tensor(bias, requires_grad=False)).numpy() for _ in range(2)]
+    expected = np.maximum(a.astype("float64") @ b + bias, 0)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(*found, "the same bits each time")
+    assert [low.kernel.parted for low in function.last.program.kernels] == [True]
+    assert "each thread a part, of" in str(function.last.program.kernels[0].kernel)
+
+
+@pytest.mark.parametrize("sizes", [(100, 399, 100), (200, 784, 100), (10, 3000, 10)], ids=["short", "much", "narrow"])
+def test_products_that_are_not_parted(sizes: tuple[int, int, int]) -> None:
+    rows, terms, columns = sizes
+    x, w = (ndl.Tensor(draw(*shape), requires_grad=False) for shape in ((rows, terms), (terms, columns)))
+    function = ndl.compile(lambda x, w: x @ w)
+    np.testing.assert_allclose(function(x, w).numpy(), (x @ w).numpy(), rtol=1e-3, atol=1e-3)
+    assert not function.last.program.kernels[0].kernel.parted
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_weight_stays_with_the_thread_that_updates_it(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a parted product reads is updated in place by a product that is shared out by rows."""
+    monkeypatch.setenv("NEEDLE_THREADS", str(threads))
+    x, y = ndl.Tensor(draw(64, 600), requires_grad=False), ndl.Tensor(draw(64, 80), requires_grad=False)
+
+    def step(w: ndl.Tensor, optimizer: ndl.optim.Optimizer) -> ndl.Tensor:
+        optimizer.reset_grad()
+        loss = ((ndl.tanh(x @ w) - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def trained(run: Any) -> tuple[list[float], Array]:
+        w = ndl.Tensor(draw(600, 80) / 30)
+        optimizer = ndl.optim.SGD([w], lr=0.5, momentum=0.9)
+        return [run(w, optimizer).item() for _ in range(5)], w.numpy()
+
+    (eager, wanted), (compiled, found) = trained(step), trained(ndl.compile(step))
+    np.testing.assert_allclose(compiled, eager, rtol=1e-4)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
