@@ -1,8 +1,8 @@
 """Parted: sums of which each thread adds up its part give what one thread gives, and need fewer barriers.
 
-In: batch norms between linear layers, and long products, on one to seven threads. Out: equal losses, parameters and statistics, the same
-bits each time, and where threads wait. Invariant: what is not parted (few rows, large arrays, no array of rows) is a
-case here. Next: test_chain.py.
+In: batch norms between linear layers, and long products, on one to seven threads. Out: equal losses, parameters and
+statistics, the same bits each time, and where threads wait. Invariant: what is not parted (few rows, large arrays, no
+array of rows; short products, or large ones) is a case here. Next: test_chain.py.
 """
 
 from typing import Any

@@ -66,7 +66,7 @@ def is_serial(kernel: Kernel) -> bool:
         return True
     outer = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.reduced)
     free = prod(n for i, n in enumerate(kernel.shape) if i not in kernel.scattered)
-    return is_few(kernel) or outer == 1 or free == 1
+    return not kernel.parted and (is_few(kernel) or outer == 1 or free == 1)
 
 
 def is_parted(kernel: Kernel) -> bool:
