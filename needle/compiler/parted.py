@@ -7,7 +7,8 @@ Next: turned.py.
 
 A batch norm needs sums over the batch, and the products around it are shared out by rows. If it were shared out by
 columns, half of what it reads and writes would lie in other threads' caches. So each thread sums its own rows, tells
-the others, waits for them, and adds up what all have told, in the same order as they do.
+the others, waits for them, and adds up what all have told, in the same order as they do. Long products do so with their
+terms, in tile.py.
 """
 
 from collections.abc import Sequence
