@@ -22,6 +22,9 @@ from needle.dtype import Array
 PARTS = ("summary", "graph", "groups", "kernels", "plan", "ir", "time")
 """What NEEDLE_DEBUG and `needle explain` can print."""
 
+FEWEST, MOST, ENOUGH = 6, 30, 3.0
+"""Calls of a profile: at most so many, and no more after so many seconds, but so many at least. A third warms up."""
+
 _NO_COST = frozenset(("load", "const", "number", "index", "reduced", "acc", "cast", "where", "gather", "checked"))
 _ROW = "{number:>3} {calls:>5} {microseconds:>9.1f} {share:>6.1%} {wait:>8.1f} {bandwidth:>8.1f} {speed:>8.1f}  {what}"
 _HEAD = " no calls        us  share waits us     GB/s  GFLOP/s  kernel"
@@ -95,7 +98,7 @@ class Explanation:
         plan, graph = self.program.plan, self.program.graph
         outside = sum(map(size_of, graph.inputs)) + sum(map(size_of, graph.outputs))
         fresh = sum(size_of(n) for i, n in graph.updates.items() if i not in plan.in_place)
-        own = plan.arena_bytes + plan.scratch_bytes * self.program.threads
+        own = plan.arena_bytes + plan.bytes_of_threads(self.program.threads)
         return outside / 2**20, fresh / 2**20, own / 2**20
 
     @property
@@ -122,21 +125,20 @@ class Explanation:
         printer.text(str(self))
 
 
-def measure(program: Program, arrays: list[Array], numbers: list[float], calls: int = 30) -> list[Row]:
-    """Run a copy of the program that notes the time after each kernel."""
+def measure(program: Program, arrays: list[Array], numbers: list[float]) -> list[Row]:
+    """Run a copy of the program that notes the time after each kernel, some times."""
     timed = Program(program.graph, program.grouping, program.kernels, program.plan, program.threads, profiled=True)
     copies = [a.copy() for a in arrays]
     clocks: list[Array] = []
     start = time.perf_counter()
     first = 0
-    for call in range(calls):
+    while len(clocks) < FEWEST or (len(clocks) < MOST and time.perf_counter() - start < ENOUGH):
         timed.run(copies, numbers)
         clocks.append(timed.clock.copy())
         first = first or int(timed.clock[0, 0])
-        del call
     per_second = (int(timed.clock[0, -2]) - first) / max(time.perf_counter() - start, 1e-9)
     count = len(program.kernels)
-    ticks = np.median(np.array(clocks[calls // 3 :])[:, :, : 2 * count], axis=0) * 1e6 / per_second
+    ticks = np.median(np.array(clocks[len(clocks) // 3 :])[:, :, : 2 * count], axis=0) * 1e6 / per_second
     ran = (ticks[:, 1::2] - ticks[:, 0::2]).max(axis=0)
     waited = np.concatenate([[0.0], (ticks[:, 2::2] - ticks[:, 1:-1:2]).max(axis=0)])
     total = float(ran.sum() + waited.sum())

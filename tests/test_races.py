@@ -36,7 +36,7 @@ def races(program: Interpreted, given: list[Array], planned: Plan, machine: Mach
     """How many bytes one thread writes, and another touches, between the same barriers."""
     graph = program.simple
     sizes = {step.ARENA: planned.arena_bytes, step.NUMBERS: 1 << 12}
-    sizes[step.SCRATCH] = (planned.scratch_bytes + 2 * planned.shared_bytes) * threads
+    sizes[step.SCRATCH] = planned.bytes_of_threads(threads)
     sizes |= {step.word(("input", i), graph): size_of(n) for i, n in enumerate(graph.inputs)}
     sizes |= {step.word(("output", i), graph): size_of(n) for i, n in enumerate(graph.outputs)}
     sizes |= {step.word(("update", i), graph): size_of(n) for i, n in graph.updates.items()}

@@ -47,7 +47,11 @@ class Plan:
     copies: list[tuple[Place, Node]] = field(default_factory=list[tuple[Place, Node]])  # results made by no kernel
     chains: list[Chain] = field(default_factory=list[Chain])
     packing_bytes: int = 0  # of the scratch; the rest is what chains hand on, of one batch
-    shared_bytes: int = 0  # for each thread, twice: what it tells the others of its rows
+    shared_bytes: tuple[int, int] = (0, 0)  # for each thread: what it tells the others, in turns
+
+    def bytes_of_threads(self, threads: int) -> int:
+        """Memory that is theirs, and in which they tell each other."""
+        return (self.scratch_bytes + sum(self.shared_bytes)) * threads
 
     def __str__(self) -> str:
         kernels, packing = len(self.places), self.packing_bytes
@@ -82,7 +86,8 @@ def plan(
     needed = (max(scratch_bytes(lowered.kernel), turned_bytes(lowered.kernel)) for lowered in kernels)
     packing = _aligned(max(needed, default=0))
     barriers = _barriers(kernels, places, chains, machine, threads)
-    shared = max((shared_bytes(lowered.kernel) for lowered in kernels), default=0)
+    told = [shared_bytes(lowered.kernel) for lowered in kernels if lowered.kernel.parted and threads > 1]
+    shared = max(told[0::2], default=0), max(told[1::2], default=0)
     return Plan(places, barriers, arena, packing + handed_on, in_place, ranges, copies, chains, packing, shared)
 
 

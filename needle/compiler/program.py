@@ -78,7 +78,7 @@ class Program:
         del text
         self.address = self.library.addresses["step"]
         self.team = team(threads)
-        self.scratch = aligned_empty(max((plan.scratch_bytes + 2 * plan.shared_bytes) * threads, 1))
+        self.scratch = aligned_empty(max(plan.bytes_of_threads(threads), 1))
         self.numbers = np.zeros(1 + _numbers(graph), dtype=np.float64)
         self.words = np.zeros(callback_word(graph) + 1, dtype=np.int64)
         self.words[ARENA] = self.arena.ctypes.data

@@ -107,7 +107,7 @@ class _Step:
         head += ["  %all = load ptr, ptr %ps", f"  %own = mul i64 %tid, {plan.scratch_bytes}"]
         head += ["  %scratch = getelementptr i8, ptr %all, i64 %own", "  %first = icmp eq i64 %tid, 0"]
         for turn in (0, 1):
-            at = self.threads * (plan.scratch_bytes + turn * plan.shared_bytes)
+            at = self.threads * (plan.scratch_bytes + sum(plan.shared_bytes[:turn]))
             head.append(f"  %shared{turn} = getelementptr i8, ptr %all, i64 {at}")
         if plan.chains:
             head += [f"  %handed = getelementptr i8, ptr %scratch, i64 {plan.packing_bytes}", "  %batch = alloca i64"]
@@ -136,8 +136,8 @@ class _Step:
             arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
             arguments += [f"i64 {extra}" for extra in (length, first_draw(kernel)) if extra is not None]
             if self._is_parted(kernel):
-                self.told += 1  # what the last such kernel has told may still be read
                 arguments += ["ptr %sync", f"ptr %shared{self.told % 2}"]
+                self.told += 1  # while the next such kernel tells, this one's may still be read
             call = f"  call void @{name}({', '.join(arguments)})"
             self._by_first_thread([call]) if is_serial(kernel) and self.threads > 1 else self.lines.append(call)
 

@@ -24,7 +24,7 @@ PRUNING = 16
 ABANDONED = 3600
 """Seconds after which a file that nobody finished writing is removed."""
 
-_DIGEST = 32
+_DIGEST, _PART = 32, 1 << 16
 
 
 def folder() -> Path:
@@ -34,7 +34,10 @@ def folder() -> Path:
 
 def key(text: str, identity: str) -> str:
     """The name for this text on this kind of machine."""
-    return hashlib.sha256(f"{identity}\n{text}".encode()).hexdigest()
+    found = hashlib.sha256(f"{identity}\n".encode())
+    for start in range(0, len(text), _PART):  # all at once would take as much memory as a small network
+        found.update(text[start : start + _PART].encode())
+    return found.hexdigest()
 
 
 def _digest(name: str, image: bytes) -> bytes:
