@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from needle.dtype import in_native_order
 from needle.errors import TraceError
 from needle.tensor import Tensor
 
@@ -62,8 +63,9 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
     if kind is float:  # nan != nan, and 0.0 == -0.0
         return (kind, thing if thing == thing and thing else repr(thing))
     if isinstance(thing, np.ndarray):
-        leaves.append(thing)
-        return (np.ndarray, thing.shape, thing.dtype)  # pyright: ignore[reportUnknownMemberType]
+        array = in_native_order(cast("Any", thing))
+        leaves.append(array)
+        return (np.ndarray, array.shape, array.dtype)
     if kind is dict:
         return (kind, *[(Same(k) if _is_object(k) else (type(k), k), flatten(t, leaves)) for k, t in thing.items()])
     if kind is slice:

@@ -10,9 +10,11 @@ read afresh on each call; a Tensor written (`.data =`, an optimizer, running sta
 
 import functools
 import logging
+import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from itertools import chain
 from operator import attrgetter
@@ -300,6 +302,7 @@ class Step:
         self.function, self.keep_grads, self.check = function, keep_grads, check
         self.compiled: dict[Any, list[Compiled]] = {}
         self.lock = threading.RLock()
+        _steps.add(self)
         self.last: Compiled | None = None
         self.seconds = 0.0
         """Time spent on compiling, in all."""
@@ -492,6 +495,19 @@ def _flushed(array: Array) -> Array:
     """In float64, with numbers that a compiled function takes for 0 as 0."""
     tiny = np.finfo(array.dtype).tiny if array.dtype in ("float32", "float64") else 0
     return np.where(np.abs(array) < tiny, 0, array).astype("float64")
+
+
+_steps: weakref.WeakSet[Step] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held a lock; it does not exist here."""
+    for step in list(_steps):
+        step.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:

@@ -57,6 +57,11 @@ def as_array(values: Any, dtype: Any = None) -> Array:
     return array if array.dtype in _SUPPORTED else array.astype(as_supported(array.dtype))
 
 
+def in_native_order(array: Array) -> Array:
+    """The same array, or a copy where its bytes are in the order of another machine."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def as_supported(dtype: DType) -> DType:
     """`dtype` in this machine's byte order. Raises `DTypeError` where a Tensor cannot hold it."""
     native = dtype.newbyteorder("=")

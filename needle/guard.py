@@ -369,7 +369,9 @@ class Guard:
 
     def freeze(self) -> None:
         """The trace is over: leave out what does not count, and prepare `holds`."""
-        counting = [n for n in self.objects.values() if isinstance(n.thing, _INNER) or any(map(n.count, n.before))]
+        counting = [
+            n for n in self.objects.values() if isinstance(n.thing, _INNER) or any(map(n.count, _attributes(n)))
+        ]
         self.objects = {id(note.thing): note for note in counting}
         self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
         self._cells = [note.thing for note in self.cells if note.before[0] is not MISSING]
@@ -428,6 +430,12 @@ class Guard:
             for what, _, _ in note.differences(everything=False):
                 return what
         return next((what for what, array, content in self.arrays if _content_of(array) != content), "")
+
+
+def _attributes(note: Note) -> Iterable[Any]:
+    """The names of an object's attributes, and of those of its classes, which it may get itself."""
+    kinds: tuple[type, ...] = type(note.thing).__mro__
+    return chain(note.before, *(vars(kind) for kind in kinds if _owner_of_class(kind) is USER))
 
 
 def _chosen(space: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from needle import ops
 from needle.backward import compute_gradient_of_variables, recording
 from needle.device import Device, as_device, default_device
-from needle.dtype import Array, DType, as_array, as_supported
+from needle.dtype import Array, DType, as_array, as_supported, in_native_order
 from needle.errors import ArgumentError, DeviceError, DTypeError, GraphError, IndexRangeError, NeedleError, ShapeError
 from needle.tracing import HostNumber, Symbol, active
 from needle.value import Axes, Op, Shape, Value, as_axes, explain
@@ -86,8 +86,8 @@ class Tensor(Value):
 
     @staticmethod
     def from_numpy(array: Array, *, device: Device | None = None, requires_grad: bool = False) -> "Tensor":
-        """A Tensor that shares the memory of `array`: no copy, no check."""
-        return _make(Tensor, None, (), array, device or default_device(), requires_grad)
+        """A Tensor that shares the memory of `array`: no copy (but of bytes in another machine's order), no check."""
+        return _make(Tensor, None, (), in_native_order(array), device or default_device(), requires_grad)
 
     @staticmethod
     def from_op(op: Op, inputs: tuple[Any, ...]) -> Any:

@@ -453,6 +453,44 @@ def lists_grow_and_shrink(c: Any) -> Any:
 
 
 @row()
+def an_attribute_that_hides_that_of_the_class(c: Any) -> Any:
+    class Settings:
+        factor = 3.0
+
+    class More(Settings):
+        pass
+
+    class Method(Settings):
+        @c
+        def scaled(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    found = []
+    for settings in Settings(), More():
+        f = c(lambda x, settings=settings: x * settings.factor)
+        inner = c(lambda x: x * settings.factor)  # noqa: B023  # called before the next one is made
+        found += [f(X), inner(X)]
+        settings.factor = 4.0
+        found += [f(X), inner(X)]
+        del settings.factor
+        found += [f(X), inner(X)]
+    method = Method()
+    found.append(method.scaled(X))
+    method.factor = 5.0
+    return found, method.scaled(X)
+
+
+@row()
+def bytes_in_the_order_of_another_machine(c: Any) -> Any:
+    found, w = [], t(1, 2)
+    for kind in ">i2", ">i8", ">f4", ">f8":
+        array = np.array([1, 2], kind)
+        f = c(lambda x: x * w + 1)
+        found += [f(array), f(Tensor.from_numpy(array)), f(array.astype(array.dtype.newbyteorder("<")))]
+    return found
+
+
+@row()
 def a_closure_number_of_another_type(c: Any) -> Any:
     scale: Any = 1
     f, found = c(lambda x: x * scale), []
