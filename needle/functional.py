@@ -9,10 +9,24 @@ from typing import Any, cast
 
 import numpy as np
 
-from needle.dtype import Array, in_range
+from needle.dtype import Array, in_range, is_float
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, NeedleError, ShapeError
 from needle.init import one_hot, randb
-from needle.ops import LogSumExp, absolute, equal, log, logsoftmax, logsumexp, not_equal, softplus, split, stack, where
+from needle.ops import (
+    LogSumExp,
+    absolute,
+    clip,
+    equal,
+    log,
+    logsoftmax,
+    logsumexp,
+    not_equal,
+    softplus,
+    split,
+    stack,
+    where,
+)
+from needle.ops.reduce import finite_range
 from needle.tensor import Tensor
 from needle.value import Shape, as_axis, check_tensor
 
@@ -39,8 +53,10 @@ _POSITIVE = "{name}: {argument} must be a number above 0, not {value!r}"
 def softmax(logits: Tensor, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along `axis`: same shape, each line adds up to 1. Large logits do not overflow."""
     axis = as_axis("softmax", axis, logits)
-    kept = tuple(1 if i == axis else n for i, n in enumerate(logits.shape))
-    return (logits - logsumexp(logits, axis).reshape(kept)).exp()
+    logits = logits if is_float(logits.dtype) else logits.astype("float64")
+    largest = logits.detach().max(axis, keepdims=True)
+    powers = (logits - clip(largest, *finite_range(logits))).exp()
+    return powers / powers.sum(axis, keepdims=True)
 
 
 def log_softmax(logits: Tensor, axis: int = -1) -> Tensor:

@@ -149,21 +149,19 @@ classify
     v23: float32[] = Negate() v22
     v24: float32[4, 5] = BroadcastTo(shape=(4, 5)) v23
     v25: float32[4, 5] = Multiply() v24 v16
-    v26: float32[4, 1] = Full(scalar=1, shape=(4, 1), dtype='float32')
-    v27: float32[4, 1] = Divide() v26 v8
-    v28: float32[4, 5] = Multiply() v6 v27
-    v29: float32[4] = Summation(axes=(1,), keepdims=False) v25
-    v30: float32[4, 1] = Reshape(shape=(4, 1)) v29
-    v31: float32[4, 5] = Multiply() v28 v30
-    v32: float32[4, 5] = Negate() v31
-    v33: float32[4, 5] = Add() v25 v32
-    v34: float32[5] = Summation(axes=(0,), keepdims=False) v33
-    v35: float32[5] = MulScalar(scalar=$0) v34
-    v36: float32[5] = Negate() v35
-    v37: float32[5] = Add() x2 v36
-    return v20 v33
-    x2 <- v37
-    x3 <- v34
+    v26: float32[4, 5] = Exp() v12
+    v27: float32[4] = Summation(axes=(1,), keepdims=False) v25
+    v28: float32[4, 1] = Reshape(shape=(4, 1)) v27
+    v29: float32[4, 5] = Multiply() v26 v28
+    v30: float32[4, 5] = Negate() v29
+    v31: float32[4, 5] = Add() v25 v30
+    v32: float32[5] = Summation(axes=(0,), keepdims=False) v31
+    v33: float32[5] = MulScalar(scalar=$0) v32
+    v34: float32[5] = Negate() v33
+    v35: float32[5] = Add() x2 v34
+    return v20 v31
+    x2 <- v35
+    x3 <- v32
 """
 
 EXPECTED = read(GRAPHS)

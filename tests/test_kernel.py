@@ -93,12 +93,11 @@ classify
       b2[i] = r0
       over j < 5:
         t0 = max(r0, -3.40282e+38)
-        t1 = exp(((b0[i*5 + j] + b1[j]) + neg(where((t0 > 3.40282e+38), 3.40282e+38, t0))))
-        r1 = add t1
-        kept0 = t1
+        r1 = add exp(((b0[i*5 + j] + b1[j]) + neg(where((t0 > 3.40282e+38), 3.40282e+38, t0))))
       b3[i] = r1
       over j < 5:
-        b5[i*5 + j] = ((neg((1 / 4)) * float32((b4[i] == (j)))) + neg(((kept0 * (1 / r1)) * r2)))
+        t1 = max(r0, -3.40282e+38)
+        b5[i*5 + j] = ((neg((1 / 4)) * float32((b4[i] == (j)))) + neg((exp(((b0[i*5 + j] + b1[j]) + neg((log(r1) + where((t1 > 3.40282e+38), 3.40282e+38, t1))))) * r2)))
     for once:
       over i < 4, j < 5:
         t0 = max(b3[i], -3.40282e+38)

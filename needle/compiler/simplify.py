@@ -1,8 +1,7 @@
 """Simplify: the same results from fewer nodes.
 
 In: a Graph. Out: a new Graph. Invariant: each rule keeps shapes and dtypes exactly, and values up to the order of a
-sum and to rounding; a rule is a line of the table `RULES`. Common subexpressions are merged because ops compare by
-their fields.
+sum; a rule is a line of the table `RULES`. Common subexpressions are merged because ops compare by their fields.
 Next: fuse.py.
 """
 
@@ -17,13 +16,9 @@ from needle.ops import (
     Assemble,
     BroadcastTo,
     Cast,
-    Clip,
     Contract,
-    Divide,
     DivScalar,
     Embed,
-    Exp,
-    Log,
     MatMul,
     Max,
     MulScalar,
@@ -40,7 +35,6 @@ from needle.ops import (
 from needle.ops.create import Creation, Full
 from needle.ops.join import places
 from needle.ops.movement import Range
-from needle.ops.reduce import finite_range
 from needle.tracing import HostNumber
 from needle.value import Elementwise, Op, Shape, Spec
 
@@ -254,33 +248,6 @@ def _double_negate(_: Builder, op: Any, inputs: tuple[Node, ...], like: Node) ->
     return inputs[0].inputs[0] if isinstance(inputs[0].op, Negate) else None
 
 
-def _softmax(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
-    """exp(a - logsumexp(a)) as exp(a - m) times 1 / s, if logsumexp(a) is log(s) + m: the powers are known."""
-    for a, total in _differences(inputs[0]):
-        for log, m in (total.inputs, total.inputs[::-1]) if isinstance(total.op, Add) else ():
-            s = _bare(log.inputs[0]) if isinstance(log.op, Log) else log
-            powers = s.inputs[0] if isinstance(s.op, Summation) else s
-            if isinstance(powers.op, Exp) and (a, m) in _differences(powers.inputs[0]) and powers.spec == like.spec:
-                largest = _bare(m.inputs[0] if m.op == Clip(*finite_range(like)) else m)
-                if isinstance(s.op, Summation) and largest.op == Max(s.op.axes) and largest.inputs[0] is a:
-                    one = build.make(Full(1, m.shape, m.dtype.name), (), m)  # s is 1 or more, if it is a number
-                    share = build.make(Divide(), (one, log.inputs[0]), m)
-                    return build.make(Multiply(), (powers, share), like)
-    return None
-
-
-def _differences(node: Node) -> list[tuple[Node, Node]]:
-    """a and b, where a node is a - b."""
-    pairs = (node.inputs, node.inputs[::-1]) if isinstance(node.op, Add) else ()
-    return [(a, b.inputs[0]) for a, b in pairs if isinstance(b.op, Negate)]
-
-
-def _bare(node: Node) -> Node:
-    while isinstance(node.op, Reshape):
-        (node,) = node.inputs
-    return node
-
-
 def _square_root(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
     half = not isinstance(op.scalar, HostNumber) and op.scalar == 0.5 and inputs[0].dtype == like.dtype
     return build.make(Sqrt(), inputs, like) if half else None
@@ -347,7 +314,6 @@ RULES: list[tuple[type[Op], Rule]] = [
     (PowerScalar, _scalar_identity(1)),
     (PowerScalar, _square_root),
     (Negate, _double_negate),
-    (Exp, _softmax),
     (Summation, _reduces_nothing),
     (Summation, _drops_axes),
     (Summation, _reduced_later),

@@ -155,8 +155,11 @@ class LogSumExp(Reduction):
         return result if self.keepdims else result.squeeze(self.axes)
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
-        (a,) = node.inputs
-        return self.align(out_grad, a.shape) * Exp()(a - self.align(node, a.shape))
+        # As exp(a - node) it would lose digits where a is large.
+        a = _as_float(node.inputs[0])
+        largest = Clip(*finite_range(a))(Max(self.axes, keepdims=True)(a.detach()))
+        powers = Exp()(a - largest)
+        return self.align(out_grad, a.shape) * (powers / powers.sum(self.axes, keepdims=True))
 
     def decompose(self, *inputs: Any) -> Any:
         a = _as_float(inputs[0])
