@@ -62,8 +62,6 @@ _KIND = "which is {found} where the uncompiled one is {wanted}"
 _TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
 
 _BEYOND = Beyond(BEYOND_RESULT)
-_FUSED = Tensor.from_numpy(np.empty(0))
-_FUSED.cached_data = Symbol(None, Spec((), np.dtype("float32")), None, _FUSED_GRADIENT)
 _UNSIGNED = {np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)}
 _get_data = attrgetter("cached_data")
 _get_requires_grad = attrgetter("requires_grad")
@@ -81,8 +79,8 @@ class Compiled:
         self._known: dict[int, Place] = {}
         self.result = rebuild(result, self._place)
         grads = self._gradients(keep_grads)
-        self.used_up = [tensor for tensor, grad in grads if grad is _FUSED and isinstance(tensor, Tensor)]
-        self.grads = [(o, grad) for o, grad in grads if grad is not _FUSED or isinstance(o, int)]
+        self.used_up = [(o, grad) for o, grad in grads if isinstance(grad, Tensor) and isinstance(o, Tensor)]
+        self.grads = [(o, grad) for o, grad in grads if not isinstance(grad, Tensor) or isinstance(o, int)]
         updates = trace.updates()
         self.reshaped = [(before, len(self.outputs) + i) for i, (before, _) in enumerate(_reshaped(updates))]
         nodes = [node for node, _ in self.outputs] + [after for _, after in _reshaped(updates)]
@@ -127,7 +125,7 @@ class Compiled:
             if grad is None:
                 found.append((owner, None))
             elif id(shadow.tensor) in consumed and not keep_grads and id(grad) not in self._known:
-                found.append((owner, _FUSED))
+                found.append((owner, _used_up(Spec(shadow.tensor.shape, shadow.tensor.dtype))))
             else:
                 found.append((owner, self._place(grad)))
         return found
@@ -224,8 +222,8 @@ class Compiled:
         for before, index in self.reshaped:
             self._write(leaves, before.op.index, outputs[index])
         fresh = list(map(_fresh, outputs, self.requiring))
-        for tensor in self.used_up:
-            tensor.grad = _FUSED
+        for tensor, grad in self.used_up:
+            tensor.grad = grad
         for owner, requires_grad in self.frozen:
             (leaves[owner] if isinstance(owner, int) else owner).requires_grad = requires_grad
         for owner, grad in self.grads:
@@ -253,6 +251,14 @@ def _whole_states(states: list[tuple[Optimizer, int, int]]) -> list[Optimizer] |
     optimizers = list({id(o): o for o, _, _ in states}.values())
     every = [(o, i, j) for o in optimizers for i in range(len(o.params)) for j in range(len(o.state_names))]
     return optimizers if every == states else None
+
+
+@functools.cache
+def _used_up(spec: Spec) -> Tensor:
+    """A gradient that nobody has stored: it says so where its values are read."""
+    mark = Tensor.from_numpy(np.empty(0))
+    mark.cached_data = Symbol(None, spec, None, _FUSED_GRADIENT)
+    return mark
 
 
 def _owner(shadow: Shadow) -> Owner:
