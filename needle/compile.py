@@ -59,6 +59,14 @@ _DIFFERENT = (
 _BY_UP_TO = "by up to {error:.2g} where {tolerance:.0e} is allowed (relative to the largest element)"
 _ELSEWHERE = "which has {found:.4g} at index {index} where the uncompiled one has {wanted:.4g}"
 _KIND = "which is {found} where the uncompiled one is {wanted}"
+_OFTEN = (
+    "{name} was compiled {count} times, the last time for this reason: {reason}. Numbers that change from call to call "
+    "are better given as Tensors, and shapes that change padded to a few; at logging.INFO each compilation says why"
+)
+
+MANY = 16
+"""After so many compilations of one function there is a warning."""
+
 _TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
 
 _BEYOND = Beyond(BEYOND_RESULT)
@@ -365,17 +373,25 @@ class Step:
 
     def _compile(self, args: Any, kwargs: Any, leaves: list[Any], key: Any) -> Compiled:
         start = time.perf_counter()
-        reason = "first call" if not self.compiled else "new shapes"
-        if key in self.compiled:
-            reason = self.compiled[key][-1].trace.guard.changed() or "state"
+        reason = self._reason(key, leaves)
         trace, result = self._trace(args, kwargs, leaves)
         entry = Compiled(trace, result, len(leaves), self.keep_grads, reason)
         entry.seconds = time.perf_counter() - start
         self.seconds += entry.seconds
         self.compiled.setdefault(key, []).append(entry)
         self.last = entry
+        if sum(map(len, self.compiled.values())) == MANY:
+            _LOG.warning(_OFTEN.format(name=self.name, count=MANY, reason=reason))
         self._tell(entry, leaves)
         return entry
+
+    def _reason(self, key: Any, leaves: list[Any]) -> str:
+        """Why no compilation serves this call."""
+        if key in self.compiled:
+            return self.compiled[key][-1].trace.guard.changed() or "state"
+        specs = [Spec(leaf.shape, leaf.dtype) for leaf in leaves]
+        known = [[node.spec for node in e.trace.inputs[: e.arguments]] for row in self.compiled.values() for e in row]
+        return "first call" if not known else "other Python arguments" if specs in known else "new shapes"
 
     def _tell(self, entry: Compiled, leaves: list[Any]) -> None:
         """One log line for each compilation; and what NEEDLE_DEBUG asks for, on stderr."""

@@ -29,6 +29,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
+from needle.compile import MANY
 from needle.errors import IndexRangeError, TraceError
 
 EQUAL = "equal"
@@ -630,6 +631,19 @@ def test_the_log_names_what_changed(caplog: Any) -> None:
     with caplog.at_level("INFO", logger="needle"):
         f(X)
     assert "(mask)" in caplog.records[0].getMessage()
+
+
+def test_the_log_names_numbers_and_warns_of_many(caplog: Any) -> None:
+    f = ndl.compile(lambda x, k: x * k)
+    with caplog.at_level("INFO", logger="needle"):
+        for number in range(MANY + 1):
+            f(X, float(number))
+        f(t(1, 2, 3), 0.0)
+    reasons = [r.getMessage() for r in caplog.records if r.levelname == "INFO"]
+    assert ["first call" in reasons[0], "new shapes" in reasons[-1]] == [True, True]
+    assert all("other Python arguments" in reason for reason in reasons[1:-1])
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert f"compiled {MANY} times" in warning
 
 
 # ------------------------------------------------------------------------------------------------- 6: side effects
