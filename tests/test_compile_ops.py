@@ -163,3 +163,20 @@ def test_what_an_op_refuses_is_refused_when_it_is_made_of_others(shape: tuple[in
     for function in (ndl.logsoftmax, compile_module.compile(ndl.logsoftmax)):
         with pytest.raises(ShapeError, match=r"LogSoftmax\(\): takes logits of shape \(batch, classes\)"):
             function(a)
+
+
+BEYOND: dict[str, Any] = {
+    "a slice": ndl.ops.Slice(((3, 9, 1),)),
+    "a slice from below": ndl.ops.Slice(((-3, 2, 1),)),
+    "an embed": ndl.ops.Embed(((3, 5, 1),), (5,)),
+    "a far embed": ndl.ops.Embed(((3_000_000, 5, 1),), (5,)),
+    "an embed of another shape": ndl.ops.Embed(((0, 3, 1),), (5,)),
+    "windows": ndl.ops.Windows(0, (9,), (3,), (1,), (1,)),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_no_op_reads_or_writes_beyond_its_array(name: str) -> None:
+    """Ops that are made by hand: nothing is compiled that would touch foreign memory."""
+    with pytest.raises(ShapeError):
+        ndl.compile(lambda x: BEYOND[name](x))(ndl.ones(5))

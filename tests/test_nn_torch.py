@@ -113,3 +113,12 @@ def test_loaded_arrays_lie_in_order() -> None:
     model = nn.Linear(3, 4)
     model.load_state_dict({"weight": np.ones((4, 3), "float32").T, "bias": np.ones((1, 4), "float32")})
     assert model.weight.numpy().flags.c_contiguous
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5)])
+def test_weights_of_norms_over_several_axes_are_not_turned(norm: str, shape: tuple[int, ...]) -> None:
+    theirs, ours = getattr(torch.nn, norm)(shape), getattr(nn, norm)(shape)
+    state = {name: torch.arange(value.numel()).float().reshape(shape) for name, value in theirs.state_dict().items()}
+    nn.load_torch(ours, state)
+    np.testing.assert_array_equal(ours.weight.numpy(), state["weight"].numpy())

@@ -18,7 +18,7 @@ from needle.extras import load_extra
 from needle.files import as_path, replacing
 from needle.nn.attention import MultiHeadAttention, TransformerDecoderLayer, TransformerEncoderLayer
 from needle.nn.module import Module, Sequential
-from needle.nn.norm import BatchNorm1d
+from needle.nn.norm import BatchNorm1d, LayerNorm, RMSNorm
 from needle.nn.recurrent import GRU, LSTM, RNN
 from needle.tensor import Tensor
 
@@ -164,7 +164,7 @@ def _places(module: Module) -> dict[str, list[_Place]]:
             name = re.sub(r"[qkv]_proj_bias$", "in_proj_bias", name)
             kind = "bias" if part.name == "bias" else "weight" if part.thing.ndim > 1 else ""
             kind = "" if type(part.owner).__name__ == "Embedding" else kind
-            kind = "" if isinstance(part.owner, BatchNorm1d) else kind
+            kind = "" if isinstance(part.owner, BatchNorm1d | LayerNorm | RMSNorm) else kind
             kind = "" if part.name not in ("weight", "bias", *_NAMES) else kind
             places.setdefault(name, []).append(_Place(part.path, part.thing, kind))
     return places

@@ -30,6 +30,9 @@ _BROADCAST_TO = (
     "use reshape to insert axes of length 1"
 )
 _LAST_TWO = "{op}: axis -2 does not exist in shape {shape}; it swaps the last two axes, so it needs two"
+_RANGES = "{op}: (start, count, step) for each axis must lie within shape {shape}"
+_COUNTS = "{op}: puts {counts} elements, but was given shape {shape}"
+_FOREIGN = "{op}: a window would read beyond shape {shape}"
 _TWO_AXES = "{op}: swaps two axes, but was given {axes}; use permute to reorder all axes"
 _DILATION = "{name}: dilation is the number of zeros between elements, a whole number of at least 0, not {dilation!r}"
 _WIDTHS = "pad: widths must be a whole number of at least 0, or (before, after) for each axis, not {widths!r}"
@@ -154,6 +157,16 @@ def _slice(selected: Range) -> slice:
     return slice(start, stop if stop >= 0 else None, step) if count else slice(0, 0)
 
 
+def _check_ranges(op: Any, ranges: tuple[Range, ...], shape: Shape) -> None:
+    """Raise `ShapeError` where an element would lie outside: machine code would read foreign memory."""
+    fits = len(ranges) == len(shape) and all(count >= 0 for _, count, _ in ranges)
+    ends = (
+        (start, start + (count - 1) * step, n) for (start, count, step), n in zip(ranges, shape, strict=False) if count
+    )
+    if not (fits and all(0 <= first < n and 0 <= last < n for first, last, n in ends)):
+        raise ShapeError(_RANGES.format(op=op, shape=shape))
+
+
 @dataclass(frozen=True)
 class Slice(Movement):
     """Every `step`-th element along each axis: `ranges` holds (start, count, step) for each."""
@@ -161,6 +174,7 @@ class Slice(Movement):
     ranges: tuple[Range, ...]
 
     def out_shape(self, shape: Shape) -> Shape:
+        _check_ranges(self, self.ranges, shape)
         return tuple(count for _, count, _ in self.ranges)
 
     def compute(self, a: Any) -> Any:
@@ -178,6 +192,9 @@ class Embed(Movement):
     shape: Shape
 
     def out_shape(self, shape: Shape) -> Shape:
+        _check_ranges(self, self.ranges, self.shape)
+        if shape != (counts := tuple(count for _, count, _ in self.ranges)):
+            raise ShapeError(_COUNTS.format(op=self, counts=counts, shape=shape))
         return self.shape
 
     def compute(self, a: Any) -> Any:
@@ -204,13 +221,14 @@ class Windows(Movement):
     dilation: Shape
 
     def out_shape(self, shape: Shape) -> Shape:
-        return (*shape[: self.first], *self.out, *self.kernel, *shape[self.first + len(self.out) :])
+        last = self.first + len(self.out)
+        numbers = zip(shape[self.first : last], self.out, self.kernel, self.stride, self.dilation, strict=True)
+        if any(min(s, d) < 0 or (i - 1) * s + (k - 1) * d >= n for n, i, k, s, d in numbers):
+            raise ShapeError(_FOREIGN.format(op=self, shape=shape))
+        return (*shape[: self.first], *self.out, *self.kernel, *shape[last:])
 
     def compute(self, a: Any) -> Any:
         last = self.first + len(self.out)
-        numbers = zip(a.shape[self.first : last], self.out, self.kernel, self.stride, self.dilation, strict=True)
-        if any((i - 1) * s + (k - 1) * d >= n for n, i, k, s, d in numbers):
-            raise ValueError("a window would read foreign memory")
         along = a.strides[self.first : last]
         places = [n * s for n, s in zip(along, self.stride, strict=True)]
         taps = [n * d for n, d in zip(along, self.dilation, strict=True)]
