@@ -15,9 +15,10 @@ FEW, MUCH = 32, 1 << 20
 """Rows below which a barrier costs more than it saves; and bytes of all arrays above which a thread's rows do not stay
 in its cache from pass to pass, so that columns, one after the other through all passes, are better."""
 
-LONG, SMALL, SIDE = 4, 1 << 16, 1 << 17
+LONG, SMALL, SIDE, LONGEST = 4, 1 << 16, 1 << 17, 1 << 11
 """A product of so many times more terms than rows or columns, of so few bytes, whose right side has so many: it is less
-to tell what each thread has added up than to read the whole right side on every thread."""
+to tell what each thread has added up than to read the whole right side on every thread. More terms than LONGEST are
+multiplied in blocks, which threads do not share."""
 
 
 @dataclass
@@ -95,4 +96,4 @@ def _is_long(kernel: Kernel, p: Product) -> bool:
     rows, columns = prod(kernel.shape[: p.rows]), prod(kernel.shape[p.rows :])
     size = p.dtype.itemsize
     small = rows * columns * size <= SMALL and p.length * columns * size >= SIDE
-    return plain and small and p.length >= LONG * max(rows, columns)
+    return plain and small and LONG * max(rows, columns) <= p.length <= LONGEST

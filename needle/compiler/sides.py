@@ -130,7 +130,7 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
         right = p.b.strides[of.column.source] != 1 or p.length * of.column.extent * size > PACK_BYTES
     first = of.inner[0].extent
     step = max(BLOCK * first // max(p.length, 1), 1)
-    long = p.length >= 2 * BLOCK + (not left) and p.bound is None and not kernel.parted
+    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
     block = step if right and long and step < first else 0
     length = block * p.length // first if block else p.length
     vectors = -(-of.column.extent * size // 64)
