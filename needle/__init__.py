@@ -11,7 +11,7 @@ from needle.backward import no_grad
 from needle.compile import compile
 from needle.data import DataLoader, Dataset
 from needle.device import Device, all_devices, cpu, cuda, default_device
-from needle.functional import cross_entropy, scan, softmax
+from needle.functional import cross_entropy, softmax
 from needle.init import ones, ones_like, rand, randn, zeros, zeros_like
 from needle.nn.summary import summary
 from needle.ops import (
@@ -88,6 +88,7 @@ from needle.ops import (
     undilate,
     where,
 )
+from needle.scan import scan
 from needle.tensor import Tensor, TensorTuple, from_dlpack
 
 __version__ = "0.1.0"

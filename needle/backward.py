@@ -7,6 +7,7 @@ Next: ops/elementwise.py, for the rules that this walk applies.
 """
 
 import threading
+from collections.abc import Sequence
 from contextlib import ContextDecorator
 from typing import Any
 
@@ -69,12 +70,29 @@ def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
     _check(output_tensor, out_grad)
     order = find_topo_sort([output_tensor, out_grad])
     stands = _stand_ins(order)
-    pending: dict[Value, Any] = {output_tensor: stands.get(out_grad, out_grad)}
+    pending = {output_tensor: stands.get(out_grad, out_grad)}
+    for owner, grad in _walk(order[: order.index(output_tensor) + 1], stands, pending).items():
+        owner.grad = grad
+
+
+def gradients_of(outputs: Sequence[tuple[Any, Any]], inputs: Sequence[Value]) -> list[Any]:
+    """The gradients of `inputs`, or None, from (output, its gradient) of several outputs; no `.grad` is set."""
+    order = find_topo_sort([value for pair in outputs for value in pair])
+    stands = _stand_ins(order)
+    pending: dict[Value, Any] = {}
+    for output, grad in outputs:
+        pending[output] = _total(pending.get(output), stands.get(grad, grad))
+    found = _walk(order, stands, pending)
+    return [found.get(value) for value in inputs]
+
+
+def _walk(order: list[Value], stands: dict[Value, Value], pending: dict[Value, Any]) -> dict[Value, Any]:
+    """The gradient of each Value that is reached from those that are pending, users first."""
     grads: dict[Value, Any] = {}
     members: dict[
         Value, tuple[Any, dict[int, Any]]
     ] = {}  # of tuples: to add up n tuples, one for each member, costs n ** 2
-    for node in reversed(order[: order.index(output_tensor) + 1]):
+    for node in reversed(order):
         if not node.requires_grad:
             continue
         grad = pending.pop(node, None)
@@ -94,8 +112,7 @@ def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
         for value, share in zip(node.inputs, node.op.gradient_as_tuple(grad, stands[node]), strict=True):
             if value.requires_grad:
                 pending[value] = _total(pending.get(value), share)
-    for owner, grad in grads.items():
-        owner.grad = grad
+    return grads
 
 
 def _total(sofar: Any, share: Any) -> Any:

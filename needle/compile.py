@@ -95,6 +95,7 @@ class Compiled:
         trace.sort(arguments)
         same_spec = {before.op.index: after for before, after in updates if before.spec == after.spec}
         self.graph = Graph(trace.inputs, nodes, same_spec)
+        trace.check_complete(self.graph)
         self._prepare_reading(trace)
         self._prepare_checks(trace)
         self.steps = list(trace.steps.values())

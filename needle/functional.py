@@ -1,10 +1,9 @@
 """Functions made of several ops: softmax, dropout, and the losses.
 
 In: Tensors. Out: Tensors. Invariant: no new op and no NumPy on values, so each is differentiable to any order.
-Next: attention.py.
+Next: tape.py.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -22,8 +21,6 @@ from needle.ops import (
     logsumexp,
     not_equal,
     softplus,
-    split,
-    stack,
     where,
 )
 from needle.ops.reduce import finite_range
@@ -44,9 +41,6 @@ _SAME_SHAPE = (
 )
 _REDUCTION = "{name}: reduction must be {allowed}, not {found!r}"
 _PROBABILITY = "dropout: p is the probability of dropping an element, from 0 up to but not including 1, not {p!r}"
-_PAIR = "scan: step must return the pair (new state, output), not {found}"
-_STEP = "scan: step must be a function of (state, input), not a {kind}"
-_STEPS = "scan: inputs need one number of steps on axis 0, at least 1, but have the shapes {shapes}"
 _POSITIVE = "{name}: {argument} must be a number above 0, not {value!r}"
 
 
@@ -63,40 +57,6 @@ def log_softmax(logits: Tensor, axis: int = -1) -> Tensor:
     """log(softmax(x)) along `axis`, without overflow; `logsoftmax` is the same for axis 1 of (batch, classes)."""
     axis = as_axis("log_softmax", axis, logits)
     return logits - LogSumExp(axis, keepdims=True)(logits)
-
-
-def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], state: Any, inputs: Any, reverse: bool = False
-) -> tuple[Any, Any]:
-    """`state, outputs[t] = step(state, inputs[t])` for one t after the other: the last state, and all outputs.
-
-    `inputs` is a Tensor (steps, ...) or a tuple of them, and so are the outputs; the state may be anything. With
-    `reverse` the last step comes first, and outputs stay in the order of inputs. In a compiled function the steps are
-    written out one after the other, but their equal kernels are compiled once.
-
-        total, sums = scan(lambda s, x: (s + x, s + x), ndl.zeros(4), x)  # cumulative sums of x (steps, 4)
-    """
-    if not callable(step):  # pyright: ignore[reportUnnecessaryComparison]
-        raise ArgumentError(_STEP.format(kind=type(step).__name__))
-    several = isinstance(inputs, tuple | list)
-    arrays: list[Any] = list(cast("Any", inputs)) if several else [inputs]
-    for x in arrays:
-        check_tensor("scan", x)
-    lengths = {x.shape[0] if x.ndim else 0 for x in arrays}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ShapeError(_STEPS.format(shapes=[x.shape for x in arrays]))
-    each = list(zip(*(split(x, 0) for x in arrays), strict=True))
-    found: list[Any] = []
-    for x in each[:: -1 if reverse else 1]:
-        pair: Any = step(state, tuple(x) if several else x[0])
-        if not isinstance(pair, tuple | list) or len(cast("list[Any]", pair)) != 2:
-            raise ArgumentError(_PAIR.format(found=type(cast("Any", pair)).__name__))
-        state, output = cast("list[Any]", pair)
-        found.append(output)
-    found = found[:: -1 if reverse else 1]
-    if isinstance(found[0], tuple):
-        return state, tuple(stack(part) for part in zip(*found, strict=True))
-    return state, stack(found)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

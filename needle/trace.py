@@ -20,6 +20,7 @@ import numpy as np
 
 from needle.backward import no_grad, recording
 from needle.compiler.graph import Graph, Input, Node, infer
+from needle.compiler.loop import Placeholder
 from needle.compiler.opaque import as_opaque, is_native
 from needle.device import default_device
 from needle.dtype import Array, as_dtype
@@ -29,6 +30,7 @@ from needle.nn.module import Module
 from needle.ops import Cast, Equal, Gather, equal, gather, where
 from needle.ops.create import Arange, Full, Uniform
 from needle.optim import Optimizer
+from needle.tape import Tape
 from needle.tensor import Tensor, TensorTuple, as_values
 from needle.tracing import HostNumber, Symbol, active, user_site
 from needle.value import Op, Spec, TensorOp, TensorTupleOp, Value
@@ -56,6 +58,11 @@ _BEYOND_ARGUMENT = (
 )
 _BEYOND_GRAD = (
     "backward reaches a gradient that was made outside of the compiled function; call backward() outside, or detach it"
+)
+
+_KEPT = (
+    "{site}: a Tensor ({spec}) that was made in a step of ndl.scan was kept outside of it; "
+    "return it from the step, as the state or as an output"
 )
 
 _DATA, _GRAD, _REQUIRES = (vars(Value)[name] for name in ("cached_data", "grad", "requires_grad"))
@@ -150,6 +157,7 @@ class Trace:
         self.own: dict[int, Any] = {}  # optimizers that the function made, or that the trace made for itself
         self.stands: dict[int, int] = {}  # what the function gets in place of arrays -> which argument it is
         self.labels: list[tuple[Node, int, str]] = []  # (whole numbers, classes, line), checked before each call
+        self.tape: Tape | None = None  # while a step of a loop is recorded
         self.guard = Guard()
 
     # ------------------------------------------------------------------------------------ inputs, and what they are
@@ -265,6 +273,17 @@ class Trace:
 
     def _record(self, op: Op, inputs: tuple[Any, ...]) -> Any:
         values = inputs if all([isinstance(v, Value) for v in inputs]) else as_values(inputs)  # noqa: C419 - quicker
+        if self.tape is None:
+            return self._result(op, values)
+        tape, self.tape = self.tape, None  # what an op is made of is no concern of it
+        try:
+            result = self._result(op, values)
+        finally:
+            self.tape = tape
+        tape.note(op, values, result)
+        return result
+
+    def _result(self, op: Op, values: Any) -> Any:
         requires_grad = recording.enabled and any([v.requires_grad for v in values])  # noqa: C419
         kept = (op, tuple(values)) if requires_grad else (None, ())
         kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
@@ -349,6 +368,54 @@ class Trace:
     def visit(self, module: Module) -> None:
         """A module is used: its attributes and its mode are guards."""
         self.guard.reach(type(module).__name__, module)
+
+    # ------------------------------------------------------------------------------------------- steps of loops
+
+    def placeholder(self, spec: Spec, requires_grad: bool) -> Tensor:
+        """What a step of a loop gets in place of a Tensor that differs from step to step."""
+        return self._wrap(Tensor, (None, ()), Symbol(Node(Placeholder(), (), spec), spec, self), requires_grad)
+
+    def changes(self) -> Any:
+        """What was changed so far, other than by making Tensors."""
+        shadows = {i: (s.data, s.grad, s.requires_grad, s.differentiated) for i, s in self.shadows.items()}
+        return shadows, dict(self.states), dict(self.steps), len(self.labels), self.draws
+
+    def undo(self, before: Any) -> bool:
+        """Go back to what `changes` gave; returns whether there was anything."""
+        shadows, states, steps, labels, draws = before
+        changed = (self.states, self.steps, len(self.labels), self.draws) != (states, steps, labels, draws)
+        self.states, self.steps, self.draws = states, steps, draws
+        del self.labels[labels:]
+        for i, shadow in self.shadows.items():
+            data, grad, requires_grad, differentiated = shadows.get(i, (None, _UNKNOWN, _UNKNOWN, False))
+            if data is None and shadow.input is not None:  # reading it is no change
+                data = shadow.data if shadow.data.node is shadow.input else Symbol(shadow.input, shadow.input.spec, self)
+            if grad is _UNKNOWN and not shadow.wrote_grad:
+                grad = shadow.grad
+            found = shadow.data, shadow.grad, shadow.requires_grad
+            changed = changed or any(a is not b for a, b in zip(found, (data, grad, requires_grad), strict=True))
+            shadow.data, shadow.grad, shadow.requires_grad, shadow.differentiated = (
+                data,
+                grad,
+                requires_grad,
+                differentiated,
+            )
+        return changed
+
+    def is_same_constant(self, a: Node, b: Node) -> bool:
+        """Whether two inputs are arrays from outside with the same elements."""
+        found: list[Array] = []
+        for node in (a, b):
+            number = next((i for i, n in enumerate(self.inputs) if n is node), -1)
+            cell = self.cells[number] if number >= 0 else None
+            found += [self.arrays[number]] if cell is not None and cell.kind == "constant" else []
+        return len(found) == 2 and found[0].dtype == found[1].dtype and np.array_equal(*found, equal_nan=True)
+
+    def check_complete(self, graph: Graph) -> None:
+        """Raise `TraceError` where a result depends on a Tensor that belongs to a step of a loop."""
+        for node in graph.nodes():
+            if isinstance(node.op, Placeholder):
+                raise TraceError(_KEPT.format(site=node.site or user_site(), spec=node.spec))
 
     # ------------------------------------------------------------------------------------------------- optimizers
 

@@ -18,11 +18,11 @@ from needle.compiler.chain import chain
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph, Input
 from needle.compiler.interpret import interpret
+from needle.compiler.loop import settle
 from needle.compiler.lower import lower
 from needle.compiler.plan import Place, plan
 from needle.compiler.recompute import recompute
 from needle.compiler.reroll import reroll
-from needle.compiler.simplify import simplify
 from needle.dtype import Array
 from needle.value import Spec
 
@@ -61,7 +61,7 @@ class Interpreted(Evaluated):
 
     def __init__(self, graph: Graph, *_: Any) -> None:
         super().__init__(graph)
-        simple = recompute(reroll(simplify(graph)))
+        simple = recompute(reroll(settle(graph)))
         simple.verify()
         self.simple = simple
         self.kernels, chains = chain(bundle(lower(fuse(simple))), simple)
@@ -72,14 +72,28 @@ class Interpreted(Evaluated):
     def compute(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
         """Run every kernel in order."""
         memory = _Memory(self, arrays)
-        for lowered, places in zip(self.kernels, self.plan.places, strict=True):
-            slots = [memory.at(p, n.spec).reshape(-1) for p, n in zip(places, lowered.memory, strict=True)]
+        for at, s in self._order():
+            lowered, places = self.kernels[at], self.plan.places[at]
+            slots = [memory.at(p, n.spec, s).reshape(-1) for p, n in zip(places, lowered.memory, strict=True)]
             interpret(lowered.kernel, slots, numbers)
         for place, node in self.plan.copies:
             source = ("input", node.op.index) if isinstance(node.op, Input) else memory.home(node)
             memory.at(place, node.spec)[...] = memory.at(source, node.spec)
         outputs = [memory.at(("output", i), n.spec) for i, n in enumerate(self.simple.outputs)]
         return outputs, {i: memory.at(("update", i), n.spec) for i, n in self.simple.updates.items()}
+
+
+    def _order(self) -> Iterator[tuple[int, int]]:
+        """The kernels as they are run, and in which step of a loop."""
+        spans = {span.first: span for span in self.plan.spans}
+        at = 0
+        while at < len(self.kernels):
+            span = spans.get(at)
+            if span is None:
+                yield at, 0
+            for s in range(span.repeat.length if span is not None else 0):
+                yield from ((inside, s) for inside in range(at, span.stop if span is not None else at))
+            at = at + 1 if span is None else span.stop
 
 
 class _Memory:
@@ -92,9 +106,13 @@ class _Memory:
         self.inputs = [a.copy() if i in program.plan.in_place else a for i, a in enumerate(self.inputs)]
         self.results: dict[tuple[Place, Spec], Array] = {}
 
-    def at(self, place: Place, spec: Spec) -> Array:
-        """The array that lives at `place`."""
+    def at(self, place: Place, spec: Spec, s: int = 0) -> Array:
+        """The array that lives at `place`, in step s of a loop."""
         kind, number = place
+        if kind == "piece":
+            moving = self.program.plan.pieces[number]
+            number = moving.piece.at(s)
+            return self.at(moving.whole, moving.stack.spec)[number : number + 1].reshape(spec.shape)
         if kind == "arena":
             size = int(np.prod(spec.shape)) * spec.dtype.itemsize
             return self.arena[number : number + size].view(spec.dtype).reshape(spec.shape)

@@ -10,19 +10,19 @@ from needle.compiler.bundle import bundle
 from needle.compiler.chain import chain
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph
+from needle.compiler.loop import settle
 from needle.compiler.lower import lower
 from needle.compiler.plan import plan
 from needle.compiler.program import Program, host_machine
 from needle.compiler.recompute import recompute
 from needle.compiler.reroll import reroll
-from needle.compiler.simplify import simplify
 from needle.config import thread_count
 
 __all__ = ["Program", "build"]
 
 
 def build(graph: Graph, threads: int | None = None) -> Program:
-    """Simplify, reroll, recompute, fuse, lower, bundle, chain, plan, emit."""
+    """Settle (which simplifies), reroll, recompute, fuse, lower, bundle, chain, plan, emit."""
     collects = gc.isenabled()
     gc.disable()  # nothing becomes garbage before all is done
     try:
@@ -34,7 +34,7 @@ def build(graph: Graph, threads: int | None = None) -> Program:
 
 def _build(graph: Graph, threads: int | None) -> Program:
     graph.verify()
-    graph = recompute(reroll(simplify(graph)))
+    graph = recompute(reroll(settle(graph)))
     graph.verify()
     grouping = fuse(graph)
     kernels, chains = chain(bundle(lower(grouping)), graph)

@@ -10,19 +10,21 @@ update of all of them is one kernel, compiled once, that runs over one row after
 """
 
 from math import prod
+from typing import Any
 
 from needle.compiler.graph import Node
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, identity, reachable, starts
+from needle.compiler.loop import under
 from needle.compiler.lower import Lowered, row_major
 
 
 def bundle(kernels: list[Lowered]) -> list[Lowered]:
-    """Merge equal kernels over rows of numbers."""
-    alike: dict[str, list[int]] = {}
+    """Merge equal kernels over rows of numbers, of the same loop if they are of one."""
+    alike: dict[Any, list[int]] = {}
     for at, lowered in enumerate(kernels):
         if is_row(lowered.kernel):
             row = _as_row(lowered.kernel)
-            alike.setdefault(f"{identity(row)} from {starts(row)}", []).append(at)
+            alike.setdefault((f"{identity(row)} from {starts(row)}", lowered.repeat), []).append(at)
     result: dict[int, Lowered] = dict(enumerate(kernels))
     for members in alike.values():
         last = members[-1]
@@ -79,8 +81,8 @@ def _as_row(kernel: Kernel) -> Kernel:
 
 def _is_read(writer: Lowered, others: list[Lowered]) -> bool:
     """Whether others need what `writer` makes."""
-    made = {id(node) for node, written in zip(writer.memory, writer.kernel.written, strict=True) if written}
-    return any(id(node) in made for other in others for node in other.memory)
+    made = {id(under(node)) for node, written in zip(writer.memory, writer.kernel.written, strict=True) if written}
+    return any(id(under(node)) in made for other in others for node in other.memory)
 
 
 def _merged(members: list[Lowered]) -> Lowered:
@@ -89,4 +91,4 @@ def _merged(members: list[Lowered]) -> Lowered:
     row.lengths = tuple([prod(m.kernel.shape) for m in members])
     row.shape = (sum(row.lengths),)
     row.slots, row.written = row.slots * len(members), row.written * len(members)
-    return Lowered(row, memory, members[-1].group)
+    return Lowered(row, memory, members[-1].group, members[-1].repeat)

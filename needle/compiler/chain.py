@@ -66,7 +66,7 @@ def _from_first(rest: list[Lowered], state: set[int]) -> tuple[list[Lowered], li
         if _may_join(lowered, count, state) and all(_in_step(lowered, m, count) for m in members):
             members.append(lowered)
             moved, stop = len(apart), at + 1
-        elif len(apart) == APART or lowered.kernel.call or any(_depends(lowered, m) for m in members):
+        elif len(apart) == APART or lowered.kernel.call or lowered.repeat or any(_depends(lowered, m) for m in members):
             break
         else:
             apart.append(lowered)
@@ -90,7 +90,7 @@ def _leading(kernel: Kernel, count: int) -> int:
 def _may_join(lowered: Lowered, count: int, state: set[int]) -> bool:
     kernel = lowered.kernel
     leading = _leading(kernel, count)
-    special = kernel.call or kernel.lengths or kernel.scattered or is_serial(kernel)
+    special = lowered.repeat or kernel.call or kernel.lengths or kernel.scattered or is_serial(kernel)
     special = special or any(s.kind == "gather" for s in scalars(kernel))
     apart = not leading or any(axis < leading for axis in kernel.reduced) or prod(kernel.shape[leading:]) < 2
     # A right side that is the same for all batches is better packed once.

@@ -22,6 +22,7 @@ from math import prod
 from typing import Any
 
 from needle.compiler.graph import Graph, Input, Later, Node
+from needle.compiler.loop import LoopResult
 from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
@@ -107,7 +108,9 @@ class Group:
     total: Node | None = None  # the sum of the product's right side: then some roots stand once for each column
     into: Node | None = None  # what these loops add into, or fill with zeros: nothing else joins
     fill: bool = False
-    part: int = 0  # which of those that are assembled
+    part: int = 0  # which of those that are assembled, or of the carries whose first state is written here
+    body: "Grouping | None" = None  # of a loop: the groups of a step
+    results: list[Node] = field(default_factory=list[Node])  # of a loop: where its carries and outputs are
     reads: set[int] = field(default_factory=set[int])  # arrays as large as the domain
     before: int = 0  # bit set of the groups that this one depends on, directly or not
 
@@ -146,7 +149,7 @@ class Group:
         over = f" over axes {self.reduced}" if self.reduced else ""
         names = ", ".join(type(r.op).__name__ for r in self.roots)
         if self.into is not None:
-            names = "zeros" if self.fill else type(self.into.op).__name__
+            names = "zeros" if self.fill else "steps" if self.body is not None else type(self.into.op).__name__
         return f"group {self.number}: {list(self.shape)}{over}: {names}  ({self.reason})"
 
 
@@ -171,6 +174,8 @@ class Grouping:
     placed: dict[int, tuple[Node, int]] = field(default_factory=dict[int, tuple[Node, int]])
     """Roots that live in the memory of what they are a part of: the Assemble or Embed, and which part; or of their
     Permute, which needs no loops then."""
+    loops: dict[tuple[int, ...], list[Node]] = field(default_factory=dict[tuple[int, ...], list[Node]])
+    """The results of each loop that are read."""
     by_shape: dict[Shape, list[Group]] = field(default_factory=dict[Shape, list[Group]])
     """The groups in whose loops an array of this shape has a place."""
 
@@ -182,7 +187,11 @@ class Grouping:
                 alike.append(group)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.groups))
+        lines: list[str] = []
+        for group in self.groups:
+            lines.append(str(group))
+            lines += ["    " + line for line in str(group.body).splitlines()] if group.body is not None else []
+        return "\n".join(lines)
 
 
 def is_unit_reshape(node: Node) -> bool:
@@ -287,6 +296,8 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
             roots.add(id(node))
         elif isinstance(node.op, Opaque):
             roots |= {id(node), *map(id, node.inputs)}
+        elif isinstance(node.op, LoopResult):
+            roots |= {id(node), *map(id, node.inputs[node.op.loop.carries :])}
         elif isinstance(node.op, Add) and _adds_products(node, roots, users):
             roots.add(id(node))
         elif not isinstance(node.op, Elementwise | Movement | Creation):
@@ -295,7 +306,7 @@ def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
     arrays: dict[int, set[int]] = {}
     huge: set[int] = set()
     for node in nodes:
-        own = LONG if isinstance(node.op, EXPENSIVE) or _is_pow(node.op) else 1
+        own = LONG if is_costly(node.op) else 1
         own = DEEP if isinstance(node.op, Erf) else own
         weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
         arrays[id(node)] = _arrays(node, arrays, roots | huge)
@@ -348,7 +359,7 @@ def _read_in_order(graph: Graph, roots: set[int]) -> set[int]:
     """The roots under general reshapes, and what is read at indices or by Python."""
     found: set[int] = set()
     for node in graph.nodes():
-        if isinstance(node.op, Opaque):
+        if isinstance(node.op, Opaque | LoopResult):
             found |= set(map(id, node.inputs))
         elif isinstance(node.op, Gather) or (isinstance(node.op, Reshape) and not is_unit_reshape(node)):
             found.add(id(storage(node.inputs[0], roots)))
@@ -374,14 +385,18 @@ def _arrays(node: Node, arrays: dict[int, set[int]], roots: set[int]) -> set[int
     return found
 
 
-def _is_pow(op: Op) -> bool:
-    return isinstance(op, PowerScalar) and op.scalar not in (2, 0.5, -1, -0.5)
+def is_costly(op: Op) -> bool:
+    """Whether an elementwise op takes far longer than a multiplication."""
+    return isinstance(op, EXPENSIVE) or (isinstance(op, PowerScalar) and op.scalar not in (2, 0.5, -1, -0.5))
 
 
 def fuse(graph: Graph) -> Grouping:
     """Put every root into a group."""
     roots, huge = find_roots(graph)
     result = Grouping(graph, [], {}, roots, huge, _read_in_order(graph, roots))
+    for node in graph.nodes():
+        if isinstance(node.op, LoopResult):
+            result.loops.setdefault(_loop_key(node), []).append(node)
     for node in graph.nodes():
         if id(node) in roots and _is_free(result, node):
             result.free[id(node)] = node
@@ -428,7 +443,9 @@ def _is_free(result: Grouping, node: Node) -> bool:
 
 def _place(result: Grouping, node: Node) -> None:
     result.free.pop(id(node), None)
-    if isinstance(node.op, ScatterAdd | Embed | Assemble | Opaque):
+    if isinstance(node.op, LoopResult) and id(node) in result.owner:
+        return  # placed with another result of its loop
+    if isinstance(node.op, ScatterAdd | Embed | Assemble | Opaque | LoopResult):
         for leaf, _ in list(leaves(result, node, None)):
             if id(leaf) in result.free:
                 _place(result, leaf)
@@ -492,6 +509,9 @@ def _place_into(result: Grouping, node: Node) -> None:
         result.owner[id(node)] = group
         _depend(result, group, node)
         return
+    if isinstance(node.op, LoopResult):
+        _place_loop(result, node)
+        return
     before = 0
     if not _covers(node):
         result.groups.append(Group(number, node.shape, (), "zeros under what follows", into=node, fill=True))
@@ -511,6 +531,34 @@ def _place_into(result: Grouping, node: Node) -> None:
         _depend(result, group, node, None if last else part)
         if last:
             group.before |= sum(1 << g.number for g in result.groups[number:-1])
+
+
+def _loop_key(node: Node) -> tuple[int, ...]:
+    return (id(node.op.loop), *map(id, node.inputs))
+
+
+def _place_loop(result: Grouping, node: Node) -> None:
+    """The first states, and then the steps, which have groups of their own."""
+    loop = node.op.loop
+    found = {n.op.index: n for n in result.loops[_loop_key(node)]}
+    for index in range(loop.carries):
+        if index not in found:  # read by steps alone
+            op = LoopResult(loop, index, kept=False)
+            found[index] = Node(op, node.inputs, op.infer(), node.site)
+    before = 0
+    for index in range(loop.carries):
+        group = Group(len(result.groups), node.inputs[index].shape, (), "a loop begins with it", into=found[index])
+        group.part = index
+        result.groups.append(group)
+        _depend(result, group, found[index], index)
+        before |= group.before | 1 << group.number
+    steps = Group(len(result.groups), (loop.length,), (), "the steps of a loop", into=node, before=before)
+    steps.body = fuse(loop.graph)
+    steps.results = [found[index] for index in range(len(loop.graph.outputs))]
+    result.groups.append(steps)
+    for root in found.values():
+        result.owner[id(root)] = steps
+    _depend(result, steps, node)
 
 
 def _covers(node: Node) -> bool:
@@ -638,7 +686,7 @@ def _walk(result: Grouping, node: Node, where: tuple[Where, ...] | None) -> Iter
     if isinstance(node.op, Gather):
         yield storage(node.inputs[0], result.roots), None
         pending: list[Leaf] = [(i, gather_index(node, i, where)) for i in node.inputs[1:]]
-    elif isinstance(node.op, ScatterAdd | Embed | Assemble):
+    elif isinstance(node.op, ScatterAdd | Embed | Assemble | LoopResult):
         pending = [(a, None) for a in node.inputs]
     elif isinstance(node.op, Reduction):
         pending = [(node.inputs[0], where)]
@@ -724,8 +772,8 @@ def _ordered(result: Grouping) -> list[Group]:
 def _reads(result: Grouping, group: Group) -> dict[int, int]:
     """The arrays that a group reads and others make, and their sizes."""
     found: dict[int, int] = {}
-    assembled = group.into is not None and isinstance(group.into.op, Assemble) and not group.fill
-    if assembled and group.into is not None:
+    parts = group.into is not None and isinstance(group.into.op, Assemble | LoopResult)
+    if parts and group.into is not None and not group.fill and group.body is None:
         own: list[Leaf] = [(group.into.inputs[group.part], None)]
         return {id(x): _bytes(x) for x, _ in _expand(result, own)}
     for root in group.roots if group.into is None else [group.into]:

@@ -90,13 +90,19 @@ class Graph:
     def __str__(self) -> str:
         names = {id(node): f"x{i}" for i, node in enumerate(self.inputs)}
         lines = [f"{names[id(n)]}: {n.spec}" for n in self.inputs]
+        loops: list[Any] = []
         for i, node in enumerate(self.nodes()):
             names[id(node)] = f"v{i}"
             used = " ".join(names[id(n)] for n in node.inputs)
             site = f"  # {node.site.rsplit('/', 1)[-1]}" if node.site else ""
-            lines.append(f"v{i}: {node.spec} = {node.op} {used}{site}")
+            loop = getattr(node.op, "loop", None)
+            loops += [loop] if loop is not None and loop not in loops else []
+            of = "" if loop is None else f" of loop {loops.index(loop)},"
+            lines.append(f"v{i}: {node.spec} = {node.op}{of} {used}{site}")
         lines.append("return " + " ".join(names[id(n)] for n in self.outputs))
         lines += [f"x{i} <- {names[id(n)]}" for i, n in self.updates.items()]
+        for i, loop in enumerate(loops):
+            lines += [f"loop {i}: " + str(loop).replace("\n", "\n    ")]
         return "\n".join(lines)
 
     def verify(self) -> None:
@@ -105,6 +111,8 @@ class Graph:
             found = infer(node.op, [n.spec for n in node.inputs])
             if found != node.spec:
                 raise NeedleError(f"graph: {node.op} has {node.spec}, but its rule gives {found}")
+        for loop in {id(n.op): n.op.loop for n in self.nodes() if hasattr(n.op, "loop")}.values():
+            loop.graph.verify()
         for i, node in self.updates.items():
             if node.spec != self.inputs[i].spec:
                 raise NeedleError(f"graph: update of x{i} ({self.inputs[i].spec}) has {node.spec}")
@@ -142,7 +150,7 @@ def infer(op: Op, inputs: Sequence[Spec]) -> Spec:
     scalar = getattr(op, "scalar", None)
     if isinstance(scalar, HostNumber):
         op, scalar = with_scalar(op, 1.0), 1.0
-    if not type(op).__module__.startswith("needle."):
+    if not type(op).__module__.startswith("needle.") or hasattr(op, "loop"):  # which is not to be kept for its hash
         return op.infer(*inputs)
     try:
         return _inferred(op, str(cast("Any", type(scalar))), repr(scalar), tuple(inputs))

@@ -45,6 +45,7 @@ from needle.compiler.kernel import (
     Store,
     scalars,
 )
+from needle.compiler.loop import LoopResult, Piece, Repeat
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
 from needle.ops import Contract, Embed, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
@@ -61,6 +62,7 @@ class Lowered:
     kernel: Kernel
     memory: list[Node]
     group: Group
+    repeat: Repeat | None = None  # where it belongs to the steps of a loop
 
     def forget(self) -> None:
         """No Scalar is made any more: the table by which equal ones were found may go."""
@@ -68,14 +70,17 @@ class Lowered:
             s.pool.known.clear()
 
 
-def lower(grouping: Grouping) -> list[Lowered]:
-    """One kernel for each group, in order."""
+def lower(grouping: Grouping, repeated: bool = False) -> list[Lowered]:
+    """One kernel for each group, in order; those of the steps of a loop, where it is `repeated`, are not parted."""
     stored = find_stored(grouping)
     kernels: list[Lowered] = []
     for group in grouping.groups:
+        if group.body is not None:
+            kernels += _steps(group, group.body)
+            continue
         called = group.into is not None and isinstance(group.into.op, Opaque)
         count = sum(lowered.kernel.call is not None for lowered in kernels)
-        kernels.append(_call(group, count) if called else _Lowering(grouping, group, stored).run())
+        kernels.append(_call(group, count) if called else _Lowering(grouping, group, stored, repeated).run())
     return kernels
 
 
@@ -87,6 +92,41 @@ def _call(group: Group, number: int) -> Lowered:
     call = Call(node.op, [n.shape for n in memory], number)
     written = [n is node for n in memory]
     return Lowered(Kernel(node.shape, (), [], [n.dtype for n in memory], written, call=call), memory, group)
+
+
+def _steps(group: Group, body: Grouping) -> list[Lowered]:
+    """The kernels of a loop's steps, in the memory of what is around the loop."""
+    node = group.into
+    assert node is not None  # noqa: S101
+    loop = node.op.loop
+    s, t = (-1, loop.length - 1) if loop.reverse else (1, 0)
+    places: dict[int, Node] = {}
+
+    def piece(inner: Node, outer: Node, *at: Any) -> None:
+        places[id(inner)] = Node(Piece(*at), (outer,), inner.spec, inner.site)
+
+    for i, (inner, outer) in enumerate(zip(loop.graph.inputs, [*group.results[: loop.carries], *node.inputs[loop.carries :]], strict=True)):
+        if i >= loop.fixed:
+            places[id(inner)] = outer
+        elif i >= loop.carries:
+            piece(inner, outer, s, t + loop.firsts[i - loop.carries])
+        elif outer.op.kept:
+            piece(inner, outer, s, outer.op.first())
+        else:
+            piece(inner, outer, 1, 0, True)
+    for inner, outer in zip(loop.graph.outputs, group.results, strict=True):
+        if outer.op.index >= loop.carries:
+            piece(inner, outer, s, t)
+        elif outer.op.kept:
+            piece(inner, outer, s, outer.op.first() + s)
+        else:
+            piece(inner, outer, 1, 1, True)
+    repeat = Repeat(loop.length, {id(n) for n in places.values()})
+    kernels = lower(body, repeated=True)
+    for lowered in kernels:
+        lowered.memory = [places.get(id(n), n) for n in lowered.memory]
+        lowered.repeat = repeat
+    return kernels
 
 
 def find_stored(grouping: Grouping) -> set[int]:
@@ -113,8 +153,8 @@ def accumulator(dtype: DType) -> DType:
 
 
 class _Lowering:
-    def __init__(self, grouping: Grouping, group: Group, stored: set[int]) -> None:
-        self.grouping, self.group, self.stored = grouping, group, stored
+    def __init__(self, grouping: Grouping, group: Group, stored: set[int], repeated: bool) -> None:
+        self.grouping, self.group, self.stored, self.repeated = grouping, group, stored, repeated
         self.axes = len(group.shape) + (0 if group.product is None else len(inner_shape(group.product)))
         self.rows = 0 if group.product is None else sum(sides(group.product))
         self.pool = Pool()
@@ -150,7 +190,7 @@ class _Lowering:
             product,
             scattered,
         )
-        kernel.parted = is_parted(kernel)
+        kernel.parted = is_parted(kernel) and not self.repeated
         keep(kernel)
         return Lowered(kernel, self.memory, self.group)
 
@@ -165,6 +205,10 @@ class _Lowering:
             return ()
         value = self.value(node.inputs[self.group.part], here)
         own = row_major(node.shape)
+        if isinstance(node.op, LoopResult):
+            strides, offset = self._strides(own, (((), node.op.first()), *here))
+            self.passes[0].full.append(Store(Access(self._slot(node, True), strides, offset), value))
+            return ()
         if not isinstance(node.op, ScatterAdd):
             ranges = places(node.op)[self.group.part]
             value = self.pool.cast(value, node.dtype)

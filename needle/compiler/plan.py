@@ -15,6 +15,7 @@ from needle.compiler.chain import Chain
 from needle.compiler.emit import AVX512, Machine
 from needle.compiler.graph import Graph, Input, Node
 from needle.compiler.kernel import Access, Kernel, Pass, Scatter, Statement, Store, accesses, scalars
+from needle.compiler.loop import LoopResult, Piece, Repeat, loops, under
 from needle.compiler.lower import Lowered
 from needle.compiler.parted import parted_slots, shared_bytes
 from needle.compiler.sides import scratch_bytes, sides, split
@@ -26,12 +27,42 @@ PAGE, SKEW = 4096, 9 * LINE
 """Bytes. A processor takes a load for one of what a store under way writes if their places within a page are equal: so
 arrays of whole pages, at whose equal places loops work, do not begin at equal places."""
 
+ALIKE = 4
+"""Steps of a loop after which what threads have to wait for is the same in all others, but for the last ones."""
+
 ALONE = -1
 """Instead of a number of rows: one thread, and always the same one, does it all."""
 
 Place = tuple[str, int]
-"""("arena", byte offset), ("batch", byte offset in each thread's memory), ("input", index), ("output", index) or
-("update", input index)."""
+"""("arena", byte offset), ("batch", byte offset in each thread's memory), ("input", index), ("output", index),
+("update", input index), or ("piece", index in Plan.pieces)."""
+
+
+@dataclass
+class Moving:
+    """A place that is another one in each step of a loop."""
+
+    whole: Place
+    stack: Node
+    piece: Piece
+
+    def bytes_at(self, s: int) -> int:
+        """Bytes from the beginning of the stack, in step s."""
+        return self.piece.at(s) * self.size
+
+    @property
+    def size(self) -> int:
+        """Bytes of a piece."""
+        return size_of(self.stack) // self.stack.shape[0]
+
+
+@dataclass
+class Span:
+    """The kernels `first` to `stop` - 1, which are those of a loop."""
+
+    first: int
+    stop: int
+    repeat: Repeat
 
 
 @dataclass
@@ -48,6 +79,8 @@ class Plan:
     chains: list[Chain] = field(default_factory=list[Chain])
     packing_bytes: int = 0  # of the scratch; the rest is what chains hand on, of one batch
     shared_bytes: tuple[int, int] = (0, 0)  # for each thread: what it tells the others, in turns
+    pieces: list[Moving] = field(default_factory=list[Moving])
+    spans: list[Span] = field(default_factory=list[Span])
 
     def bytes_of_threads(self, threads: int) -> int:
         """Memory that is theirs, and in which they tell each other."""
@@ -61,6 +94,7 @@ class Plan:
         ]
         together = "kernels {0.first} to {1} pass over {0.count} batches together, one after the other"
         lines += [together.format(c, c.stop - 1) for c in self.chains]
+        lines += [f"kernels {s.first} to {s.stop - 1} run {s.repeat.length} times, together" for s in self.spans]
         if self.scratch_bytes > packing:
             lines.append(f"and hand on {self.scratch_bytes - packing:,} bytes a thread")
         return "\n".join(lines)
@@ -75,26 +109,43 @@ def plan(
 ) -> Plan:
     """Decide places, barriers, and what is updated in place."""
     chains = chains or []
+    spans = _spans(kernels)
     homes, copies = _homes(graph, kernels)
-    arena, handed_on = _arena(kernels, chains, homes)
+    arena, handed_on = _arena(kernels, chains, spans, homes)
     copied = {id(node) for _, node in copies}  # what is copied after the call must not be overwritten in it
     once = {i for i, new in graph.updates.items() if id(new) not in copied and id(graph.inputs[i]) not in copied}
     ranges, known = _index_ranges(graph)  # an index that turns out wrong too late must find the state unchanged
     called = any(lowered.kernel.call is not None for lowered in kernels)  # so does an exception in a call of Python
     in_place = _overwritten({i: graph.updates[i] for i in once}, kernels) if known and not called else set[int]()
-    places = [[_place(node, homes) for node in lowered.memory] for lowered in kernels]
+    pieces: list[Moving] = []
+    places = [[_place(node, homes, pieces) for node in lowered.memory] for lowered in kernels]
     needed = (max(scratch_bytes(lowered.kernel), turned_bytes(lowered.kernel)) for lowered in kernels)
     packing = _aligned(max(needed, default=0))
-    barriers = _barriers(kernels, places, chains, machine, threads)
+    barriers = _Barriers(kernels, places, pieces, machine, threads).run(chains, spans)
     told = [shared_bytes(lowered.kernel) for lowered in kernels if lowered.kernel.parted and threads > 1]
     shared = max(told[0::2], default=0), max(told[1::2], default=0)
-    return Plan(places, barriers, arena, packing + handed_on, in_place, ranges, copies, chains, packing, shared)
+    scratch = packing + handed_on
+    return Plan(
+        places, barriers, arena, scratch, in_place, ranges, copies, chains, packing, shared, pieces, spans
+    )
+
+
+def _spans(kernels: list[Lowered]) -> list[Span]:
+    """The loops among the kernels."""
+    found: list[Span] = []
+    for at, lowered in enumerate(kernels):
+        if lowered.repeat is not None and found and found[-1].repeat is lowered.repeat:
+            found[-1].stop = at + 1
+        elif lowered.repeat is not None:
+            found.append(Span(at, at + 1, lowered.repeat))
+    return found
 
 
 def _index_ranges(graph: Graph) -> tuple[list[tuple[int, int, Node]], bool]:
     """For each index array that is an input, the axis and the node that it indexes; and whether these are all."""
     found: dict[tuple[int, int, bool], tuple[int, int, Node]] = {}
-    known = True
+    inside = [n for loop in loops(graph) for n in loop.graph.nodes()]
+    known = not any(isinstance(n.op, Gather | ScatterAdd) for n in inside)
     for node in graph.nodes():
         if isinstance(node.op, Gather | ScatterAdd):
             for axis, index in zip(node.op.axes, node.inputs[1:], strict=True):
@@ -139,7 +190,10 @@ def _homes(graph: Graph, kernels: list[Lowered]) -> tuple[dict[int, Place], list
     return homes, copies
 
 
-def _place(node: Node, homes: dict[int, Place]) -> Place:
+def _place(node: Node, homes: dict[int, Place], pieces: list[Moving]) -> Place:
+    if isinstance(node.op, Piece):
+        pieces.append(Moving(_place(under(node), homes, pieces), under(node), node.op))
+        return ("piece", len(pieces) - 1)
     return ("input", node.op.index) if isinstance(node.op, Input) else homes[id(node)]
 
 
@@ -167,21 +221,27 @@ class _Space:
         self.top = max(self.top, offset + size)
 
 
-def _arena(kernels: list[Lowered], chains: list[Chain], homes: dict[int, Place]) -> tuple[int, int]:
+def _arena(
+    kernels: list[Lowered], chains: list[Chain], spans: list[Span], homes: dict[int, Place]
+) -> tuple[int, int]:
     """Offsets for everything else: each array over one that its kernel reads for the last time, where that is safe;
     else at the lowest place that is free for its whole life. What only one chain touches is in each thread's own
-    memory, one batch of it; for everything else, a chain is one moment."""
+    memory, one batch of it; for everything else, a chain is one moment. So is a loop, for what is there before or after
+    a step."""
     touched: dict[int, list[int]] = {}
     nodes: dict[int, Node] = {}
+    span_of = {at: s for s in spans for at in range(s.first, s.stop)}
     for at, lowered in enumerate(kernels):
-        for node in lowered.memory:
+        for inner in lowered.memory:
+            node = under(inner)
             if not isinstance(node.op, Input) and homes.get(id(node), ("arena",))[0] == "arena":
                 nodes[id(node)] = node
-                touched.setdefault(id(node), []).append(at)
+                outside = lowered.repeat is not None and id(inner) in lowered.repeat.outside
+                touched.setdefault(id(node), []).extend([span_of[at].first, span_of[at].stop - 1] if outside else [at])
     chain_of = {at: c for c in chains for at in range(c.first, c.stop)}
     arena, batch = _Space(), _Space()
     replaced: set[int] = set()
-    for name, node in nodes.items():
+    for name, node in sorted(nodes.items(), key=lambda item: touched[item[0]][0]):
         born, dies = touched[name][0], touched[name][-1]
         chain = chain_of.get(born)
         inside = chain is not None and dies < chain.stop
@@ -190,6 +250,8 @@ def _arena(kernels: list[Lowered], chains: list[Chain], homes: dict[int, Place])
             continue
         death = chain_of[dies].stop - 1 if dies in chain_of else dies
         dying = {id(n) for n in kernels[born].memory if touched.get(id(n), [-1])[-1] == born} - replaced
+        if born in span_of:  # what is outside of a step is read again in the next
+            dying -= span_of[born].repeat.outside
         if chain is not None:  # another batch may still be read
             dying = {old for old in dying if touched[old][0] < born and touched[old][-2] < chain.first}
         old = _replaceable(node, kernels[born], dying)
@@ -246,10 +308,10 @@ def _overwritten(updates: dict[int, Node], kernels: list[Lowered]) -> set[int]:
     last_read: dict[int, int] = {}
     writer: dict[int, int] = {}
     for at, lowered in enumerate(kernels):
-        for node, written in zip(lowered.memory, lowered.kernel.written, strict=True):
+        for node, written in zip(map(under, lowered.memory), lowered.kernel.written, strict=True):
             if isinstance(node.op, Input):
                 last_read[node.op.index] = at
-            elif written:
+            elif written and not isinstance(node.op, LoopResult):
                 writer.setdefault(id(node), at)
     found: set[int] = set()
     for index, new in updates.items():
@@ -283,14 +345,6 @@ def _slots(kernel: Kernel, statements: Sequence[Statement]) -> set[int]:
     return {a.slot for a in accesses(replace(kernel, passes=[Pass(full=[*statements])]))}
 
 
-def _region(place: Place, size: int) -> tuple[str, int, int]:
-    """What memory a place is: an input and its update may be the same."""
-    kind, number = place
-    if kind == "arena":
-        return ("arena", number, number + size)
-    return ("input" if kind == "update" else kind, number, number + 1)
-
-
 def _overlap(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
     return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
 
@@ -310,32 +364,67 @@ class _Touched:
         return (self.written or other.written) and not own and _overlap(self.region, other.region)
 
 
-def _barriers(
-    kernels: list[Lowered], places: list[list[Place]], chains: list[Chain], machine: Machine, threads: int
-) -> list[bool]:
+class _Barriers:
     """True before each kernel, or chain, that another thread's recent work could disturb, or be disturbed by."""
-    stops = {c.first: c.stop for c in chains}
-    result: list[bool] = []
-    recent: list[_Touched] = []
-    while len(result) < len(kernels):
-        first = len(result)
-        stop = stops.get(first, first + 1)
+
+    def __init__(
+        self,
+        kernels: list[Lowered],
+        places: list[list[Place]],
+        pieces: list[Moving],
+        machine: Machine,
+        threads: int,
+    ) -> None:
+        self.kernels, self.places, self.pieces, self.threads = kernels, places, pieces, threads
+        self.shares = [_shares(lowered, machine, threads) for lowered in kernels]
+        self.result = [False] * len(kernels)
+        self.recent: list[_Touched] = []
+
+    def run(self, chains: list[Chain], spans: list[Span]) -> list[bool]:
+        """Look at everything in the order in which it runs: of a loop, at the first steps and the last ones."""
+        stops = {part.first: part.stop for part in (*chains, *spans)}
+        loops = {span.first: span.repeat.length for span in spans}
+        at = 0
+        while at < len(self.kernels):
+            stop = stops.get(at, at + 1)
+            if at in loops:
+                length = loops[at]
+                for s in sorted({*range(min(ALIKE, length)), *range(max(length - 2, 0), length)}):
+                    for inside in range(at, stop):
+                        self._next(inside, inside + 1, s)
+            else:
+                self._next(at, stop, 0)
+            at = stop
+        return self.result
+
+    def _next(self, first: int, stop: int, s: int) -> None:
         begins: list[_Touched] = []
         ends: list[_Touched] = []
-        for lowered, at in zip(kernels[first:stop], places[first:stop], strict=True):
-            shares = _shares(lowered, machine, threads)
-            parted = lowered.kernel.parted and threads > 1
+        for at in range(first, stop):
+            lowered = self.kernels[at]
+            parted = lowered.kernel.parted and self.threads > 1
             early, late = parted_slots(lowered.kernel) if parted else (set[int](), set[int]())
-            for slot, (node, place) in enumerate(zip(lowered.memory, at, strict=True)):
-                touched = _Touched(_region(place, size_of(node)), lowered.kernel.written[slot], shares[slot])
+            for slot, (node, place) in enumerate(zip(lowered.memory, self.places[at], strict=True)):
+                region = self._region(place, size_of(node), s)
+                touched = _Touched(region, lowered.kernel.written[slot], self.shares[at][slot])
                 if place[0] != "batch":
                     begins += [touched] * (not parted or slot in early)
                     ends += [touched] * (not parted or slot in late)
-        clash = any(touched.disturbs(earlier) for touched in begins for earlier in recent)
-        result += [clash] + [False] * (stop - first - 1)
-        waits = kernels[first].kernel.parted and threads > 1  # in the middle of it
-        recent = ends if clash or waits else recent + ends
-    return result
+        clash = any(touched.disturbs(earlier) for touched in begins for earlier in self.recent)
+        self.result[first] = self.result[first] or clash
+        waits = self.kernels[first].kernel.parted and self.threads > 1  # in the middle of it
+        self.recent = ends if self.result[first] or waits else self.recent + ends
+
+    def _region(self, place: Place, size: int, s: int) -> tuple[str, int, int]:
+        """What memory a place is: an input and its update may be the same."""
+        kind, number = place
+        if kind == "piece":
+            moving = self.pieces[number]
+            name, start, _ = self._region(moving.whole, 0, s)
+            return (name, start + moving.bytes_at(s), start + moving.bytes_at(s) + size)
+        if kind == "arena":
+            return (kind, number, number + size)
+        return (f"{'input' if kind == 'update' else kind} {number}", 0, size)
 
 
 def _shares(lowered: Lowered, machine: Machine, threads: int) -> list[int]:

@@ -14,7 +14,7 @@ from needle.compiler.graph import Graph, Node
 from needle.compiler.kernel import Kernel, first_draw, identity, starts
 from needle.compiler.lower import Lowered
 from needle.compiler.parted import emit_parted
-from needle.compiler.plan import Place, Plan, size_of
+from needle.compiler.plan import Place, Plan, Span, size_of
 from needle.compiler.tile import Emitter, emit_product
 from needle.compiler.turned import across, emit_turned
 from needle.runtime.barrier import barrier_text
@@ -80,8 +80,14 @@ class _Step:
     def text(self) -> str:
         """Declarations, kernels, and the function that calls them."""
         chains = {c.first: c for c in self.plan.chains}
+        spans = {span.first: span for span in self.plan.spans}
         at = 0
         while at < len(self.kernels):
+            span = spans.get(at)
+            if span is not None:
+                self._loop(span)
+                at = span.stop
+                continue
             if self.plan.barriers[at] and self.threads > 1:
                 self.lines.append("  call void @barrier(ptr %sync, i64 %tid)")
             chain = chains.get(at)
@@ -109,6 +115,8 @@ class _Step:
         for turn in (0, 1):
             at = self.threads * (plan.scratch_bytes + sum(plan.shared_bytes[:turn]))
             head.append(f"  %shared{turn} = getelementptr i8, ptr %all, i64 {at}")
+        if plan.spans:
+            head += ["  %steps = alloca i64"]
         if plan.chains:
             head += [f"  %handed = getelementptr i8, ptr %scratch, i64 {plan.packing_bytes}", "  %batch = alloca i64"]
         if self.profiled:
@@ -118,8 +126,8 @@ class _Step:
 
     # ------------------------------------------------------------------------------------------------- kernels
 
-    def _kernel(self, at: int, number: str, chain: Chain | None = None) -> None:
-        """Call a kernel; `number` is that of the thread, or in a chain that of the batch."""
+    def _kernel(self, at: int, number: str, chain: Chain | None = None, now: str = "") -> None:
+        """Call a kernel; `number` is that of the thread, or in a chain that of the batch; `now` is the step of a loop."""
         lowered, places = self.kernels[at], self.plan.places[at]
         kernel = lowered.kernel
         if kernel.call is not None:
@@ -130,7 +138,7 @@ class _Step:
             part = slice(row * kernel.width, (row + 1) * kernel.width)
             first = starts(kernel)
             pointers = [
-                self._pointer(node, place, number, chain, first.get(slot, 0) * node.dtype.itemsize)
+                self._pointer(node, place, number, chain, first.get(slot, 0) * node.dtype.itemsize, now)
                 for slot, (node, place) in enumerate(zip(lowered.memory[part], places[part], strict=True))
             ]
             arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
@@ -162,12 +170,25 @@ class _Step:
     def _is_parted(self, kernel: Kernel) -> bool:
         return kernel.parted and self.threads > 1
 
-    def _pointer(self, node: Node, place: Place, number: str, chain: Chain | None, first: int) -> str:
+    def _pointer(self, node: Node, place: Place, number: str, chain: Chain | None, first: int, now: str) -> str:
         """Where the array of a node is, `first` bytes behind its beginning."""
-        at = f"%c{len(self.lines)}"
         kind, offset = place
+        whole = ""
+        if kind == "piece":
+            moving = self.plan.pieces[offset]
+            whole = self._pointer(moving.stack, moving.whole, number, chain, first, now)
+        at = f"%c{len(self.lines)}"
         if kind == "arena":
             self.lines.append(f"  {at} = getelementptr i8, ptr %arena, i64 {offset + first}")
+        elif kind == "piece":
+            moving = self.plan.pieces[offset]
+            self.lines += [
+                f"  {at}m = mul i64 {now}, {moving.piece.step}",
+                f"  {at}n = add i64 {at}m, {moving.piece.first}",
+                f"  {at}r = {'and' if moving.piece.turns else 'or'} i64 {at}n, {1 if moving.piece.turns else 0}",
+                f"  {at}b = mul i64 {at}r, {moving.size}",
+                f"  {at} = getelementptr i8, ptr {whole}, i64 {at}b",
+            ]
         elif kind == "batch" and chain is not None:  # the kernel counts from the first batch, but there is one only
             self.lines.append(f"  {at}b = mul i64 {number}, {-(size_of(node) // chain.count)}")
             self.lines.append(f"  {at}o = add i64 {at}b, {offset + first}")
@@ -220,6 +241,31 @@ class _Step:
             f"  store i64 %after{at}, ptr %batch",
             f"  %more{at} = icmp ult i64 %after{at}, %high{at}",
             f"  br i1 %more{at}, label %chain{at}, label %end{at}",
+            f"end{at}:",
+        ]
+        self._lay_out_times(kernels)
+
+    # --------------------------------------------------------------------------------------------------- loops
+
+    def _loop(self, span: Span) -> None:
+        """All steps, each of which is all kernels."""
+        at, kernels = span.first, range(span.first, span.stop)
+        self._note_time(2 * at)
+        for kernel in kernels:
+            self._note_time(2 * kernel + 1, "i64 0")
+        self.lines += ["  store i64 0, ptr %steps", f"  br label %loop{at}", f"loop{at}:"]
+        self.lines += [f"  %now{at} = load i64, ptr %steps"]
+        for kernel in kernels:
+            if self.plan.barriers[kernel] and self.threads > 1:
+                self.lines.append("  call void @barrier(ptr %sync, i64 %tid)")
+            start = self._time()
+            self._kernel(kernel, "%tid", now=f"%now{at}")
+            self._add_time(2 * kernel + 1, start)
+        self.lines += [
+            f"  %after{at} = add i64 %now{at}, 1",
+            f"  store i64 %after{at}, ptr %steps",
+            f"  %more{at} = icmp ult i64 %after{at}, {span.repeat.length}",
+            f"  br i1 %more{at}, label %loop{at}, label %end{at}",
             f"end{at}:",
         ]
         self._lay_out_times(kernels)

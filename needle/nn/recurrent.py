@@ -1,8 +1,8 @@
 """Recurrent layers: one cell for each layer, applied to one step of a sequence after the other.
 
 In: (steps, batch, input_size), and the state before the first step. Out: the outputs of all steps, and the last state.
-Invariant: the products with W_ih are made for all steps at once. The loop over steps is `scan`, which a compiled
-function writes out: it has no Python in it, but grows with the number of steps.
+Invariant: the products with W_ih are made for all steps at once. The loop over steps is `scan`: in a compiled function
+a loop, with no Python in it, whose body is compiled once.
 Next: attention.py.
 """
 
@@ -14,9 +14,9 @@ from needle import init
 from needle.device import Device
 from needle.dtype import as_float_dtype
 from needle.errors import ArgumentError, ShapeError
-from needle.functional import scan
 from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import concatenate, relu, sigmoid, split, stack, tanh
+from needle.scan import scan
 from needle.tensor import Tensor
 from needle.value import as_tuple
 

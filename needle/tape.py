@@ -1,0 +1,155 @@
+"""Tape: what a function does to Values while it is traced, so that it can be done again to others.
+
+In: ops as they are recorded. Out: Bodies: the ops between some Values and others. Invariants: each Value has a number,
+in the order in which they were made; what is done again has the same gradients, and none where there was none.
+Next: scan.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from needle.compiler.graph import Node
+from needle.ops.create import Creation
+from needle.tensor import Tensor
+from needle.tracing import active
+from needle.value import Elementwise, Op, TensorTupleOp
+
+
+class Entry(NamedTuple):
+    """An op applied to Values that are known by their numbers; or a Value from outside, where op is None."""
+
+    op: Op | None
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Detach(Elementwise):
+    """Its input, without gradient."""
+
+    def compute(self, a: Any) -> Any:
+        return a
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return None
+
+
+class Body:
+    """Ops as they were applied, the last of which make the outputs. Values have numbers: inputs first."""
+
+    def __init__(self, inputs: int, entries: list[Entry], outputs: list[int]) -> None:
+        self.inputs, self.entries, self.outputs = inputs, entries, outputs
+
+    def apply(self, inputs: Sequence[Any]) -> list[Any]:
+        """The outputs for these inputs."""
+        values = list(inputs)
+        for op, used in self.entries:
+            if isinstance(op, Creation):
+                values.append(active.tracer.create(op))
+            else:
+                assert op is not None  # noqa: S101
+                values.append(op(*[values[i] for i in used]))
+        return [values[i] for i in self.outputs]
+
+
+class Tape:
+    """What was recorded, in order; each Value has a number, and a level: that of the latest input it depends on."""
+
+    def __init__(self, inputs: Sequence[tuple[Any, int]]) -> None:
+        self.entries: list[Entry] = []
+        self.values: list[Any] = []
+        self.levels: list[int] = []
+        self.numbers: dict[int, int] = {}
+        self.of_data: dict[Any, int] = {}
+        self.lost: set[int] = set()  # tuples whose members have no gradient
+        for value, level in inputs:
+            self.add_input(value, level)
+
+    def _add(self, value: Any, entry: Entry, level: int) -> int:
+        number = len(self.entries)
+        self.entries.append(entry)
+        self.values.append(value)
+        self.levels.append(level)
+        self.numbers[id(value)] = self.of_data[_data_of(value)] = number
+        return number
+
+    def add_input(self, value: Any, level: int) -> Any:
+        """One more Value from outside; returns it."""
+        self._add(value, Entry(None, ()), level)
+        return value
+
+    def note(self, op: Op, inputs: Sequence[Any], result: Any) -> None:
+        """Record an op."""
+        used = tuple([self.number(value) for value in inputs])
+        level = max([self.levels[i] for i in used], default=0)
+        lost = any(v.requires_grad or i in self.lost for v, i in zip(inputs, used, strict=True))
+        number = self._add(result, Entry(op, used), level)
+        if lost and not result.requires_grad:  # under no_grad
+            if isinstance(op, TensorTupleOp):
+                self.lost.add(number)
+            else:
+                self._add(result, Entry(Detach(), (number,)), level)
+
+    def number(self, value: Any) -> int:
+        """The number of a Value. One for the same array stands in its place, but without gradient if it has none."""
+        found = self.numbers.get(id(value))
+        if found is not None:
+            return found
+        found = self.of_data.get(_data_of(value))
+        if found is not None:
+            if self.values[found].requires_grad and not value.requires_grad:
+                data = self.of_data[_data_of(value)]
+                found = self._add(value, Entry(Detach(), (found,)), self.levels[found])
+                self.of_data[_data_of(value)] = data
+            return found
+        op = value.cached_data.node.op if isinstance(value, Tensor) else None
+        return self._add(value, Entry(op if isinstance(op, Creation) else None, ()), 0)
+
+    def body(self, inputs: Sequence[int], outputs: Sequence[int]) -> Body:
+        """From some Values to others, which depend on nothing else."""
+        place = {number: i for i, number in enumerate(inputs)}
+        entries: list[Entry] = []
+        for number in self.between(inputs, outputs):
+            op, used = self.entries[number]
+            place[number] = len(inputs) + len(entries)
+            entries.append(Entry(op, tuple([place[i] for i in used])))
+        return Body(len(inputs), entries, [place[i] for i in outputs])
+
+    def between(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[int]:
+        """What the outputs are made of, in order."""
+        seen, pending = set(inputs), list(outputs)
+        found: list[int] = []
+        while pending:
+            number = pending.pop()
+            if number not in seen:
+                seen.add(number)
+                found.append(number)
+                pending += self.entries[number].inputs
+        return sorted(found)
+
+    def nodes(self, numbers: Sequence[int]) -> list[Node]:
+        """The nodes of some Values."""
+        return [active.tracer.node_of(self.values[i]) for i in numbers]
+
+    def frontier(self, outputs: Sequence[int], stops: Callable[[int], bool]) -> list[int]:
+        """The Values at which a walk back from the outputs stops, in order."""
+        seen, pending = set[int](), list(outputs)
+        found: list[int] = []
+        while pending:
+            number = pending.pop()
+            if number not in seen:
+                seen.add(number)
+                if stops(number):
+                    found.append(number)
+                else:
+                    pending += self.entries[number].inputs
+        return sorted(found)
+
+    def is_fixed(self, number: int) -> bool:
+        """Whether a Value is the same in all steps, and is to be given to them."""
+        return self.levels[number] == 0 and not isinstance(self.entries[number].op, Creation)
+
+
+def _data_of(value: Any) -> Any:
+    data = value.cached_data
+    return tuple([id(s.node) for s in data]) if type(data) is tuple else id(data.node)
