@@ -46,6 +46,10 @@ class Row:
     what: str
 
 
+def _often(lowered: Lowered) -> str:
+    return f"in each of {steps(lowered)} steps " if lowered.repeat is not None else ""
+
+
 class Explanation:
     """Every artefact of one compilation; `str()` shows all but the LLVM IR."""
 
@@ -82,7 +86,7 @@ class Explanation:
     @property
     def kernels(self) -> str:
         """The kernels as loops."""
-        return "\n\n".join(f"kernel {i}: {low.kernel}" for i, low in enumerate(self.program.kernels))
+        return "\n\n".join(f"kernel {i}: {_often(low)}{low.kernel}" for i, low in enumerate(self.program.kernels))
 
     @property
     def plan(self) -> str:
@@ -145,16 +149,21 @@ def measure(program: Program, arrays: list[Array], numbers: list[float]) -> list
     return [
         Row(
             i,
-            max(len(low.kernel.lengths), 1),
+            max(len(low.kernel.lengths), 1) * steps(low),
             float(ran[i]),
             float(ran[i] / total),
             float(waited[i]),
-            traffic(low) / max(float(ran[i]), 1e-3) / 1e3,
-            arithmetic(low.kernel) / max(float(ran[i]), 1e-3) / 1e3,
+            steps(low) * traffic(low) / max(float(ran[i]), 1e-3) / 1e3,
+            steps(low) * arithmetic(low.kernel) / max(float(ran[i]), 1e-3) / 1e3,
             label(low),
         )
         for i, low in enumerate(program.kernels)
     ]
+
+
+def steps(lowered: Lowered) -> int:
+    """How often a kernel runs: once, or in each step of a loop."""
+    return lowered.repeat.length if lowered.repeat is not None else 1
 
 
 def traffic(lowered: Lowered) -> int:

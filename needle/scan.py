@@ -23,7 +23,7 @@ from needle.ops.create import Creation, Full, Uniform
 from needle.ops.tuples import MakeTensorTuple
 from needle.tape import Body, Tape
 from needle.tensor import Tensor
-from needle.tracing import HostNumber, active
+from needle.tracing import HostNumber, active, user_site
 from needle.value import Contraction, Elementwise, Movement, Spec, TensorTupleOp, TupleMember, check_tensor
 
 FEW = 4
@@ -35,6 +35,10 @@ _STEPS = "scan: inputs need one number of steps on axis 0, at least 1, but have 
 _NO_GRADIENT = (
     "scan: the gradient of its step needs {op}, which calls Python; a compiled loop cannot: "
     "write the steps as a Python loop, or call the function outside of ndl.compile"
+)
+_CHANGED = (
+    "{site}: backward goes through ndl.scan, but a Tensor that its steps read was changed since; "
+    "call backward before the change, or give the steps a copy (x * 1)"
 )
 
 
@@ -136,6 +140,10 @@ class Scan(TensorTupleOp):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         tracer, enabled = active.tracer, recording.enabled
+        result = node.cached_data[-1].node
+        given = result.inputs if isinstance(result.op, LoopResult) else result.inputs[0].inputs
+        if any(tracer.node_of(v) is not n for v, n in zip(node.inputs, given, strict=True)):
+            raise TraceError(_CHANGED.format(site=user_site()))
         outer, recording.enabled = tracer.tape, True
         try:
             back = _Backward(self, out_grad, node)

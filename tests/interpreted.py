@@ -18,7 +18,7 @@ from needle.compiler.chain import chain
 from needle.compiler.fuse import fuse
 from needle.compiler.graph import Graph, Input
 from needle.compiler.interpret import interpret
-from needle.compiler.loop import settle
+from needle.compiler.loop import settle, under
 from needle.compiler.lower import lower
 from needle.compiler.plan import Place, plan
 from needle.compiler.recompute import recompute
@@ -128,8 +128,8 @@ class _Memory:
         """Where a kernel wrote `node`."""
         for lowered, places in zip(self.program.kernels, self.program.plan.places, strict=True):
             for place, known, written in zip(places, lowered.memory, lowered.kernel.written, strict=True):
-                if known is node and written:
-                    return place
+                if under(known) is node and written:
+                    return self.program.plan.pieces[place[1]].whole if place[0] == "piece" else place
         raise LookupError(f"no kernel writes {node.op}")
 
 

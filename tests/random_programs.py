@@ -35,6 +35,8 @@ axes_module, chain_module, fuse_module, recompute_module, reroll_module, sides_m
     for name in ("axes", "chain", "fuse", "recompute", "reroll", "sides", "turned")
 )
 
+scan_module = importlib.import_module("needle.scan")
+
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 19)
 MOST_ELEMENTS = 700
 LARGE_LENGTHS = (1, 2, 3, 16, 31, 33, 50, 64, 65, 100, 129)
@@ -491,6 +493,37 @@ def _uses_twice(m: Maker) -> str:
     return m.random.choice(forms).format(a=a, one=(*shape[:-1], 1), back="::-1")
 
 
+def _scan(m: Maker) -> str | None:
+    """A loop over the first axis: of its steps, some are long, some make several things, some swap what they carry."""
+    a = m.real(1)
+    steps, *shape = m.env[a].shape
+    if not steps:
+        return None
+    b = m.pick(lambda t: t.shape == (*shape,) and t.dtype == m.env[a].dtype) or m.give((*shape,), str(m.env[a].dtype))
+    a, b = (m.add(f"{x} * 1") or x if x[0] in "sp" else x for x in (a, b))  # it may change before the gradient is made
+    forms = [
+        "lambda s, x: (s * 0.5 + x, s)",
+        f"lambda s, x: (ndl.tanh(s * {b} + x), s - x)",
+        f"lambda s, x: (ndl.tanh(s + x), (x * s).sum() + {b})",
+        f"lambda s, x: (ndl.tanh(s.detach() + x * s), ndl.tanh(x - x.mean()) * {b})",
+    ]
+    state, member = f"{b} * 0.5", "[1]"
+    if shape:
+        w = m.give((shape[-1], shape[-1]), str(m.env[a].dtype))
+        w = m.add(f"ndl.tanh({w})") or w
+        matrix = "{0}.reshape((-1, " + str(shape[-1]) + "))"
+        product = f"({matrix} @ {w})".format("s")
+        forms += [f"lambda s, x: (ndl.tanh({product}.reshape({(*shape,)}) + x), {product} * 0.25)"] * 3 * all(shape)
+    if m.random.random() < 0.4:
+        forms = ["lambda s, x: ((s[1], ndl.tanh(s[0] * x + s[1])), s[0] + 1)"]
+        forms += ["lambda s, x: ((s[0] * 0.5 + x, ndl.tanh(s[1] + s[0])), (s[1] * x, x))[0:2]"]
+        state, member = f"({b}, {b} * 0)", m.random.choice(("[0][0]", "[0][1]"))
+    elif m.random.random() < 0.3:
+        member = "[0]"
+    reverse = ", True" if m.random.random() < 0.3 else ""
+    return f"ndl.scan({m.random.choice(forms)}, {state}, {a}{reverse}){member}"
+
+
 LINES: tuple[tuple[int, Line], ...] = (
     (6, _unary),
     (6, _binary),
@@ -506,6 +539,7 @@ LINES: tuple[tuple[int, Line], ...] = (
     (1, _join),
     (1, _convolve),
     (1, _attend),
+    (1, _scan),
     (2, _uses_twice),
 )
 
@@ -590,6 +624,7 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (axes_module, "LONG", 1),
     (axes_module, "SIDE", 1),
     (reroll_module, "FEW", 2),
+    (scan_module, "FEW", 2),
     (recompute_module, "KEPT", 1),
     (recompute_module, "WORTH", 1),
     (sides_module, "MANY", 1),

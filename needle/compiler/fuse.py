@@ -22,7 +22,7 @@ from math import prod
 from typing import Any
 
 from needle.compiler.graph import Graph, Input, Later, Node
-from needle.compiler.loop import LoopResult
+from needle.compiler.loop import LoopResult, consecutive
 from needle.compiler.opaque import Opaque
 from needle.errors import TraceError
 from needle.ops import (
@@ -266,13 +266,6 @@ def inner_shape(node: Node) -> Shape:
     """The lengths of the axes that a product sums over."""
     a = node.inputs[0].shape
     return a[len(a) - (node.op.inner if isinstance(node.op, Contract) else 1) :]
-
-
-def consecutive(node: Node) -> Node:
-    """The node whose elements, in the same order, are those of a chain of reshapes."""
-    while isinstance(node.op, Reshape):
-        node = node.inputs[0]
-    return node
 
 
 def find_roots(graph: Graph) -> tuple[set[int], set[int]]:

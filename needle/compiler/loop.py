@@ -7,7 +7,7 @@ Python and draws no random numbers; its results are as many different nodes, non
 Next: simplify.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from needle.compiler.graph import Graph, Input, Later, Node
 from needle.compiler.simplify import simplify
 from needle.dtype import Array
 from needle.errors import NeedleError
-from needle.ops import Slice
+from needle.ops import Reshape, Slice
 from needle.value import Op, Spec, TensorOp
 
 
@@ -157,13 +157,11 @@ def settle(graph: Graph) -> Graph:
     return simplify(_mapped(graph, _settled(graph)))
 
 
-def _mapped(graph: Graph, op_of: Any) -> Graph:
-    """The graph with other nodes in place of results of loops: op_of(node, its new inputs) gives op and inputs."""
+def _mapped(graph: Graph, make: Callable[[Node, tuple[Node, ...]], Node]) -> Graph:
+    """The graph with other nodes: make(node, its new inputs)."""
     new = {id(n): n for n in graph.inputs}
     for node in graph.nodes():
-        inputs = tuple([new[id(a)] for a in node.inputs])
-        op, inputs, spec = op_of(node, inputs)
-        new[id(node)] = Node(op, inputs, spec, node.site)
+        new[id(node)] = make(node, tuple([new[id(a)] for a in node.inputs]))
     return Graph(graph.inputs, [new[id(n)] for n in graph.outputs], {i: new[id(n)] for i, n in graph.updates.items()})
 
 
@@ -174,13 +172,13 @@ def _extended(graph: Graph) -> Any:
         if isinstance(node.op, LoopResult) and node.op.loop.base is not None:
             larger[(id(node.op.loop.base), *map(id, node.inputs))] = node.op.loop
 
-    def op_of(node: Node, inputs: tuple[Node, ...]) -> Any:
+    def make(node: Node, inputs: tuple[Node, ...]) -> Node:
         op = node.op
         while isinstance(op, LoopResult) and (id(op.loop), *map(id, node.inputs)) in larger:
             op = replace(op, loop=larger[(id(op.loop), *map(id, node.inputs))])
-        return op, inputs, node.spec
+        return Node(op, inputs, node.spec, node.site)
 
-    return op_of
+    return make
 
 
 def _settled(graph: Graph) -> Any:
@@ -193,20 +191,23 @@ def _settled(graph: Graph) -> Any:
         whole |= {id(a) for a in node.inputs if isinstance(a.op, LoopResult) and not _reads_last(node, a.op)}
     pruned: dict[tuple[int, ...], _Pruned] = {}
 
-    def op_of(node: Node, inputs: tuple[Node, ...]) -> Any:
+    def make(node: Node, inputs: tuple[Node, ...]) -> Node:
         op = node.op
         if isinstance(op, Slice) and isinstance(inputs[0].op, LoopResult) and not inputs[0].op.kept:
             final = inputs[0].op.final()
-            return Slice(((final, 1, 1), *op.ranges[1:])), inputs, node.spec
+            return Node(Slice(((final, 1, 1), *op.ranges[1:])), inputs, node.spec, node.site)
         if not isinstance(op, LoopResult):
-            return op, inputs, node.spec
+            return Node(op, inputs, node.spec, node.site)
         key = (id(op.loop), *map(id, node.inputs))
         if key not in pruned:
             pruned[key] = _Pruned(op.loop, inputs, wanted[key])
-        made = LoopResult(pruned[key].loop, pruned[key].places[op.index], op.index >= op.loop.carries or id(node) in whole)
-        return made, pruned[key].inputs, made.infer()
+        kept = op.index >= op.loop.carries or id(node) in whole
+        made = LoopResult(pruned[key].loop, pruned[key].places[op.index], kept)
+        result = Node(made, pruned[key].inputs, made.infer(), node.site)
+        same = not kept or result.spec == node.spec
+        return result if same else Node(Reshape(node.shape), (result,), node.spec, node.site)
 
-    return op_of
+    return make
 
 
 def _reads_last(user: Node, result: LoopResult) -> bool:
@@ -244,8 +245,16 @@ class _Pruned:
         self.inputs += tuple([inputs[i] for i in fixed])
         order = [*carries, *sliced, *fixed]
         small = simplify(cut([graph.inputs[i] for i in order], [graph.outputs[k] for k in kept]))
-        small = Graph(small.inputs, _different(small.outputs))
+        outputs = [n if k < loop.carries else consecutive(n) for k, n in zip(kept, small.outputs, strict=True)]
+        small = Graph(small.inputs, _different(outputs))
         self.loop = Loop(small, loop.length, loop.reverse, len(carries), tuple(firsts))
+
+
+def consecutive(node: Node) -> Node:
+    """The node whose elements, in the same order, are those of a chain of reshapes."""
+    while isinstance(node.op, Reshape):
+        (node,) = node.inputs
+    return node
 
 
 def _uncut(node: Node, first: int) -> tuple[Node, int]:

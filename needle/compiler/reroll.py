@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from needle.compiler.fuse import consecutive
 from needle.compiler.graph import Graph, Node, infer
+from needle.compiler.loop import consecutive
 from needle.compiler.simplify import simplify
 from needle.ops import Add, Assemble, Contract, MatMul, Permute, Reshape, Slice, Summation
 
