@@ -70,18 +70,22 @@ def scan(
             raise ArgumentError(_PAIR.format(found=type(cast("Any", pair)).__name__))
         return cast("tuple[Any, Any]", tuple(cast("list[Any]", pair)))
 
+    recorded: list[_Step] = []
     if active.tracer is not None and min(lengths) >= FEW:
-        found = _looped(checked, state, arrays, reverse)
-        if found is not None:
-            return found
-    return _written_out(checked, state, arrays, reverse)
+        recorded = _recorded(checked, state, arrays)
+        if len(recorded) == 2 and recorded[0].equals(recorded[1]):
+            return recorded[0].scan(reverse)
+    return _written_out(checked, state, arrays, reverse, recorded)
 
 
-def _written_out(step: Any, state: Any, arrays: list[Any], reverse: bool) -> tuple[Any, Any]:
+def _written_out(
+    step: Any, state: Any, arrays: list[Any], reverse: bool, recorded: "list[_Step]"
+) -> tuple[Any, Any]:
+    """One step after the other; the first ones may be recorded already."""
     each = list(zip(*(split(x, 0) for x in arrays), strict=True))
     found: list[Any] = []
-    for x in each[:: -1 if reverse else 1]:
-        state, output = step(state, x)
+    for i, x in enumerate(each[:: -1 if reverse else 1]):
+        state, output = recorded[i].bound(x) if i < len(recorded) else step(state, x)
         found.append(output)
     found = found[:: -1 if reverse else 1]
     if isinstance(found[0], tuple):
@@ -172,24 +176,13 @@ def _checked_graph(inputs: list[Node], outputs: list[Node]) -> Any:
 # ----------------------------------------------------------------------------------------------------- forward
 
 
-def _looped(step: Any, state: Any, arrays: list[Any], reverse: bool) -> tuple[Any, Any] | None:
-    """The results by a Scan, or None where the steps must be written out."""
-    tracer = active.tracer
+def _recorded(step: Any, state: Any, arrays: list[Any]) -> "list[_Step]":
+    """The first step, and the second if the first may be one of a loop."""
     leaves: list[Any] = []
-    if tracer.tape is not None or not _flatten(state, leaves):
-        return None
-    before = tracer.changes()
-    recorded: list[_Step] = []
-    try:
-        for _ in range(2):
-            recorded.append(_Step(step, state, leaves, arrays))
-    finally:
-        tracer.tape = None
-        changed = tracer.undo(before)
-    first, second = recorded
-    if changed or not first.is_loop or not first.equals(second):
-        return None
-    return first.scan(reverse)
+    if active.tracer.tape is not None or not _flatten(state, leaves):
+        return []
+    first = _Step(step, state, leaves, arrays)
+    return [first, _Step(step, first.new, first.made, arrays)] if first.is_loop else [first]
 
 
 def _flatten(state: Any, leaves: list[Any]) -> bool:
@@ -227,29 +220,42 @@ class _Step:
     def __init__(self, step: Any, state: Any, leaves: list[Any], arrays: list[Any]) -> None:
         tracer = active.tracer
         self.state, self.leaves, self.arrays = state, leaves, arrays
-        differentiable = recording.enabled
-        carries = [tracer.placeholder(x.spec, differentiable and is_float(x.dtype)) for x in leaves]
-        pieces = [tracer.placeholder(_piece(x), differentiable and x.requires_grad) for x in arrays]
-        tape = self.tape = tracer.tape = Tape([(p, 1) for p in (*carries, *pieces)])
-        new, output = step(_rebuild(state, iter(carries)), pieces)
-        tracer.tape = None
-        self.several = isinstance(output, tuple)
-        made: list[Any] = []
-        whole = _flatten(new, made) and _structure(new) == _structure(state)
-        outputs: list[Any] = list(cast("Any", output)) if self.several else [output]
-        alike = whole and [m.cached_data for m in made] and all(isinstance(o, Tensor) for o in outputs)
-        self.is_loop = bool(alike) and [m.spec for m in made] == [leaf.spec for leaf in leaves]
-        if not self.is_loop:
-            return
-        self.next = [tape.number(m) for m in made]
+        self.carries = [tracer.placeholder(x.spec, x.requires_grad) for x in leaves]
+        self.pieces = [tracer.placeholder(_piece(x), x.requires_grad) for x in arrays]
+        before = tracer.changes()
+        self.tape = tracer.tape = Tape([(p, 1) for p in (*self.carries, *self.pieces)])
+        try:
+            self.new, self.output = step(_rebuild(state, iter(self.carries)), self.pieces)
+        finally:
+            tracer.tape = None
+        self.several = isinstance(self.output, tuple)
+        self.made: list[Any] = []
+        outputs: list[Any] = list(self.output) if self.several else [self.output]
+        self.is_loop = tracer.changes() == before and _flatten(self.new, self.made)
+        self.is_loop = self.is_loop and _structure(self.new) == _structure(state)
+        self.is_loop = self.is_loop and [m.spec for m in self.made] == [x.spec for x in leaves]
+        self.is_loop = self.is_loop and all(isinstance(o, Tensor) for o in outputs)
+        if self.is_loop:
+            self._look(outputs)
+
+    def _look(self, outputs: list[Any]) -> None:
+        """Find the ops between what the step gets and what it gives."""
+        tape = self.tape
+        self.next = [tape.number(m) for m in self.made]
         self.outputs = [tape.number(o) for o in outputs]
         self.own = [n for n in dict.fromkeys(self.outputs) if n not in self.next]  # others are the states anyway
         wanted = [*self.next, *self.own]
         self.fixed = tape.frontier(wanted, tape.is_fixed)
-        self.inputs = [*range(len(leaves) + len(arrays)), *self.fixed]
+        self.inputs = [*range(len(self.leaves) + len(self.arrays)), *self.fixed]
         self.graph, problem = _checked_graph(tape.nodes(self.inputs), tape.nodes(wanted))
         self.is_loop = problem is None
         self.body = tape.body(self.inputs, wanted)
+
+    def bound(self, x: Any) -> tuple[Any, Any]:
+        """What the step gives, as one that is written out: for its own state, and `x`."""
+        for placeholder, tensor in zip((*self.carries, *self.pieces), (*self.leaves, *x), strict=True):
+            active.tracer.bind(placeholder, tensor)
+        return self.new, self.output
 
     def equals(self, other: "_Step") -> bool:
         """Whether another recording is the same."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from needle.backward import recording
 from needle.compiler.graph import Node
 from needle.ops.create import Creation
 from needle.tensor import Tensor
@@ -32,6 +33,17 @@ class Detach(Elementwise):
 
     def gradient(self, out_grad: Any, node: Any) -> Any:
         return None
+
+
+@dataclass(frozen=True)
+class Same(Elementwise):
+    """Its input."""
+
+    def compute(self, a: Any) -> Any:
+        return a
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return out_grad
 
 
 class Body:
@@ -62,6 +74,7 @@ class Tape:
         self.numbers: dict[int, int] = {}
         self.of_data: dict[Any, int] = {}
         self.lost: set[int] = set()  # tuples whose members have no gradient
+        self.enabled = recording.enabled
         for value, level in inputs:
             self.add_input(value, level)
 
@@ -82,9 +95,8 @@ class Tape:
         """Record an op."""
         used = tuple([self.number(value) for value in inputs])
         level = max([self.levels[i] for i in used], default=0)
-        lost = any(v.requires_grad or i in self.lost for v, i in zip(inputs, used, strict=True))
         number = self._add(result, Entry(op, used), level)
-        if lost and not result.requires_grad:  # under no_grad
+        if not self.lost.isdisjoint(used) or recording.enabled < self.enabled:
             if isinstance(op, TensorTupleOp):
                 self.lost.add(number)
             else:
@@ -97,7 +109,7 @@ class Tape:
             return found
         found = self.of_data.get(_data_of(value))
         if found is not None:
-            if self.values[found].requires_grad and not value.requires_grad:
+            if value.op is None and not value.requires_grad:
                 data = self.of_data[_data_of(value)]
                 found = self._add(value, Entry(Detach(), (found,)), self.levels[found])
                 self.of_data[_data_of(value)] = data

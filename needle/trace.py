@@ -30,7 +30,7 @@ from needle.nn.module import Module
 from needle.ops import Cast, Equal, Gather, equal, gather, where
 from needle.ops.create import Arange, Full, Uniform
 from needle.optim import Optimizer
-from needle.tape import Tape
+from needle.tape import Same, Tape
 from needle.tensor import Tensor, TensorTuple, as_values
 from needle.tracing import HostNumber, Symbol, active, user_site
 from needle.value import Op, Spec, TensorOp, TensorTupleOp, Value
@@ -375,32 +375,21 @@ class Trace:
         """What a step of a loop gets in place of a Tensor that differs from step to step."""
         return self._wrap(Tensor, (None, ()), Symbol(Node(Placeholder(), (), spec), spec, self), requires_grad)
 
+    def bind(self, placeholder: Tensor, tensor: Tensor) -> None:
+        """Let a Tensor stand where its placeholder was."""
+        node: Node = placeholder.cached_data.node
+        node.op, node.inputs = Same(), (self.node_of(tensor),)
+        placeholder.op, placeholder.inputs = (Same(), (tensor,)) if tensor.requires_grad else (None, ())
+
     def changes(self) -> Any:
         """What was changed so far, other than by making Tensors."""
-        shadows = {i: (s.data, s.grad, s.requires_grad, s.differentiated) for i, s in self.shadows.items()}
-        return shadows, dict(self.states), dict(self.steps), len(self.labels), self.draws
-
-    def undo(self, before: Any) -> bool:
-        """Go back to what `changes` gave; returns whether there was anything."""
-        shadows, states, steps, labels, draws = before
-        changed = (self.states, self.steps, len(self.labels), self.draws) != (states, steps, labels, draws)
-        self.states, self.steps, self.draws = states, steps, draws
-        del self.labels[labels:]
-        for i, shadow in self.shadows.items():
-            data, grad, requires_grad, differentiated = shadows.get(i, (None, _UNKNOWN, _UNKNOWN, False))
-            if data is None and shadow.input is not None:  # reading it is no change
-                data = shadow.data if shadow.data.node is shadow.input else Symbol(shadow.input, shadow.input.spec, self)
-            if grad is _UNKNOWN and not shadow.wrote_grad:
-                grad = shadow.grad
-            found = shadow.data, shadow.grad, shadow.requires_grad
-            changed = changed or any(a is not b for a, b in zip(found, (data, grad, requires_grad), strict=True))
-            shadow.data, shadow.grad, shadow.requires_grad, shadow.differentiated = (
-                data,
-                grad,
-                requires_grad,
-                differentiated,
-            )
-        return changed
+        shadows = self.shadows.values()
+        data = {id(s): id(s.data.node) for s in shadows if s.data is not None and s.data.node is not s.input}
+        grads = {id(s): id(s.grad) for s in shadows if s.wrote_grad}
+        requires = {id(s): s.requires_grad for s in shadows if s.wrote_requires_grad}
+        states = {key: id(tensor) for key, (_, tensor) in self.states.items()}
+        counts = {key: count for key, (_, count) in self.steps.items()}
+        return data, grads, requires, states, counts, len(self.labels), self.draws
 
     def is_same_constant(self, a: Node, b: Node) -> bool:
         """Whether two inputs are arrays from outside with the same elements."""

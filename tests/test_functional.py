@@ -34,49 +34,6 @@ def test_softmax(axis: int) -> None:
     np.testing.assert_allclose(x.grad.numpy(), expected * (weights - inner), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_scan(reverse: bool, compiled: bool) -> None:
-    x = np.random.randn(5, 3)
-
-    def sums(x: ndl.Tensor) -> tuple[ndl.Tensor, tuple[ndl.Tensor, ndl.Tensor], ndl.Tensor]:
-        x.grad = None
-        total, found = ndl.scan(
-            lambda s, xy: (s + xy[0] * xy[1], (s + xy[0], s * 2)), ndl.zeros(3, dtype="float64"), (x, x), reverse
-        )
-        (total + (found[1] * found[1]).sum(0)).sum().backward()
-        return total, found, x.grad
-
-    def reference(x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        state, first, second = np.zeros(3), [np.zeros(3)] * 5, [np.zeros(3)] * 5
-        for t in range(4, -1, -1) if reverse else range(5):
-            first[t], second[t], state = state + x[t], state * 2, state + x[t] ** 2
-        return state, first, second
-
-    total, found, grad = (ndl.compile(sums) if compiled else sums)(ndl.Tensor(x))
-    wanted = reference(x)
-    np.testing.assert_allclose(total.numpy(), wanted[0])
-    for part, rows in zip(found, wanted[1:], strict=True):
-        np.testing.assert_allclose(part.numpy(), rows)
-
-    def loss(x: np.ndarray) -> float:
-        state, _, doubled = reference(x)
-        return float((state + np.square(doubled).sum(0)).sum())
-
-    for at in ((0, 0), (3, 1), (4, 2)):
-        ahead, behind = x.copy(), x.copy()
-        ahead[at] += 1e-6
-        behind[at] -= 1e-6
-        np.testing.assert_allclose(grad.numpy()[at], (loss(ahead) - loss(behind)) / 2e-6, rtol=1e-6)
-
-
-def test_scan_says_what_it_needs() -> None:
-    with pytest.raises(ShapeError, match="one number of steps on axis 0, at least 1"):
-        ndl.scan(lambda s, x: (s, x), 0, (ndl.zeros(2, 3), ndl.zeros(3, 3)))
-    with pytest.raises(ShapeError, match="one number of steps"):
-        ndl.scan(lambda s, x: (s, x), 0, ndl.zeros(0, 3))
-
-
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e300])
 def test_large_logits_do_not_overflow(scale: float) -> None:
     x = ndl.Tensor([[scale, -scale, 0.0]])
