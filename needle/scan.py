@@ -1,10 +1,9 @@
 """Scan: a function applied to one step of a sequence after the other.
 
-In: a step function, a state, and Tensors whose first axis is the sequence. Out: the last state, and the stacked outputs.
-Invariants: the numbers are those of a Python loop. While a function is compiled, the step is recorded once, and becomes
-one op with a loop inside; so is its gradient, which reads what the forward loop has stacked, and no step of it twice.
-What cannot be recorded once is written out step by step: a step that draws random numbers, that changes a parameter,
-or that does not do the same each time.
+In: a step function, a state, and Tensors whose first axis is the sequence. Out: the last state, and stacked outputs.
+Invariants: the numbers are those of a Python loop. While a function is compiled, the first two steps are recorded; if
+they are the same, they become one op with a loop inside; so does its gradient, which reads what the forward loop has
+stacked. Otherwise all steps are written out, these two among them: each is called once.
 Next: attention.py.
 """
 
@@ -78,9 +77,7 @@ def scan(
     return _written_out(checked, state, arrays, reverse, recorded)
 
 
-def _written_out(
-    step: Any, state: Any, arrays: list[Any], reverse: bool, recorded: "list[_Step]"
-) -> tuple[Any, Any]:
+def _written_out(step: Any, state: Any, arrays: list[Any], reverse: bool, recorded: "list[_Step]") -> tuple[Any, Any]:
     """One step after the other; the first ones may be recorded already."""
     each = list(zip(*(split(x, 0) for x in arrays), strict=True))
     found: list[Any] = []
@@ -191,7 +188,7 @@ def _flatten(state: Any, leaves: list[Any]) -> bool:
         leaves.append(state)
         return True
     if type(state) in (tuple, list, dict):
-        parts = state.values() if type(state) is dict else state
+        parts: list[Any] = list(cast("Any", state.values() if type(state) is dict else state))
         return all([_flatten(part, leaves) for part in parts])  # noqa: C419 - all of them
     return state is None
 

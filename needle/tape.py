@@ -7,7 +7,7 @@ Next: scan.py.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from needle.backward import recording
 from needle.compiler.graph import Node
@@ -163,5 +163,5 @@ class Tape:
 
 
 def _data_of(value: Any) -> Any:
-    data = value.cached_data
-    return tuple([id(s.node) for s in data]) if type(data) is tuple else id(data.node)
+    data: Any = value.cached_data
+    return tuple([id(s.node) for s in cast("Any", data)]) if type(data) is tuple else id(data.node)

@@ -82,7 +82,6 @@ class Interpreted(Evaluated):
         outputs = [memory.at(("output", i), n.spec) for i, n in enumerate(self.simple.outputs)]
         return outputs, {i: memory.at(("update", i), n.spec) for i, n in self.simple.updates.items()}
 
-
     def _order(self) -> Iterator[tuple[int, int]]:
         """The kernels as they are run, and in which step of a loop."""
         spans = {span.first: span for span in self.plan.spans}

@@ -12,7 +12,6 @@ import pytest
 
 import needle as ndl
 from needle import nn
-from needle.errors import ShapeError
 
 LOGITS = np.random.RandomState(2).randn(5, 4) * 3
 LABELS = np.array([3, 0, 1, 1, 2])

@@ -133,6 +133,29 @@ def under(node: Node) -> Node:
     return node.inputs[0] if isinstance(node.op, Piece) else node
 
 
+def pieces(loop: Loop, inputs: Sequence[Node], results: Sequence[Node]) -> dict[int, Node]:
+    """Where the inputs and results of a step are, by the ids of their nodes in its graph."""
+    s, t = (-1, loop.length - 1) if loop.reverse else (1, 0)
+    found: dict[int, Node] = {}
+
+    def note(inner: Node, outer: Node, piece: Piece) -> None:
+        found[id(inner)] = Node(piece, (outer,), inner.spec, inner.site)
+
+    def state(outer: Node, after: int) -> Piece:
+        return Piece(s, outer.op.first() + s * after) if outer.op.kept else Piece(1, after, turns=True)
+
+    steps = loop.graph.inputs
+    for inner, outer in zip(steps[: loop.carries], results, strict=False):
+        note(inner, outer, state(outer, 0))
+    for inner, outer, first in zip(steps[loop.carries :], inputs[loop.carries :], loop.firsts, strict=False):
+        note(inner, outer, Piece(s, t + first))
+    for inner, outer in zip(steps[loop.fixed :], inputs[loop.fixed :], strict=True):
+        found[id(inner)] = outer
+    for k, (inner, outer) in enumerate(zip(loop.graph.outputs, results, strict=True)):
+        note(inner, outer, state(outer, 1) if k < loop.carries else Piece(s, t))
+    return found
+
+
 def cut(inputs: Sequence[Node], outputs: Sequence[Node]) -> Graph:
     """The graph between nodes of another one: `inputs` are its inputs."""
     fresh = [Node(Input(i), (), n.spec) for i, n in enumerate(inputs)]

@@ -45,7 +45,7 @@ from needle.compiler.kernel import (
     Store,
     scalars,
 )
-from needle.compiler.loop import LoopResult, Piece, Repeat
+from needle.compiler.loop import LoopResult, Repeat, pieces
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
 from needle.ops import Contract, Embed, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
@@ -98,30 +98,8 @@ def _steps(group: Group, body: Grouping) -> list[Lowered]:
     """The kernels of a loop's steps, in the memory of what is around the loop."""
     node = group.into
     assert node is not None  # noqa: S101
-    loop = node.op.loop
-    s, t = (-1, loop.length - 1) if loop.reverse else (1, 0)
-    places: dict[int, Node] = {}
-
-    def piece(inner: Node, outer: Node, *at: Any) -> None:
-        places[id(inner)] = Node(Piece(*at), (outer,), inner.spec, inner.site)
-
-    for i, (inner, outer) in enumerate(zip(loop.graph.inputs, [*group.results[: loop.carries], *node.inputs[loop.carries :]], strict=True)):
-        if i >= loop.fixed:
-            places[id(inner)] = outer
-        elif i >= loop.carries:
-            piece(inner, outer, s, t + loop.firsts[i - loop.carries])
-        elif outer.op.kept:
-            piece(inner, outer, s, outer.op.first())
-        else:
-            piece(inner, outer, 1, 0, True)
-    for inner, outer in zip(loop.graph.outputs, group.results, strict=True):
-        if outer.op.index >= loop.carries:
-            piece(inner, outer, s, t)
-        elif outer.op.kept:
-            piece(inner, outer, s, outer.op.first() + s)
-        else:
-            piece(inner, outer, 1, 1, True)
-    repeat = Repeat(loop.length, {id(n) for n in places.values()})
+    places = pieces(node.op.loop, node.inputs, group.results)
+    repeat = Repeat(node.op.loop.length, {id(n) for n in places.values()})
     kernels = lower(body, repeated=True)
     for lowered in kernels:
         lowered.memory = [places.get(id(n), n) for n in lowered.memory]

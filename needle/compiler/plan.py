@@ -125,9 +125,7 @@ def plan(
     told = [shared_bytes(lowered.kernel) for lowered in kernels if lowered.kernel.parted and threads > 1]
     shared = max(told[0::2], default=0), max(told[1::2], default=0)
     scratch = packing + handed_on
-    return Plan(
-        places, barriers, arena, scratch, in_place, ranges, copies, chains, packing, shared, pieces, spans
-    )
+    return Plan(places, barriers, arena, scratch, in_place, ranges, copies, chains, packing, shared, pieces, spans)
 
 
 def _spans(kernels: list[Lowered]) -> list[Span]:
@@ -221,9 +219,7 @@ class _Space:
         self.top = max(self.top, offset + size)
 
 
-def _arena(
-    kernels: list[Lowered], chains: list[Chain], spans: list[Span], homes: dict[int, Place]
-) -> tuple[int, int]:
+def _arena(kernels: list[Lowered], chains: list[Chain], spans: list[Span], homes: dict[int, Place]) -> tuple[int, int]:
     """Offsets for everything else: each array over one that its kernel reads for the last time, where that is safe;
     else at the lowest place that is free for its whole life. What only one chain touches is in each thread's own
     memory, one batch of it; for everything else, a chain is one moment. So is a loop, for what is there before or after

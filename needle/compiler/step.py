@@ -127,7 +127,7 @@ class _Step:
     # ------------------------------------------------------------------------------------------------- kernels
 
     def _kernel(self, at: int, number: str, chain: Chain | None = None, now: str = "") -> None:
-        """Call a kernel; `number` is that of the thread, or in a chain that of the batch; `now` is the step of a loop."""
+        """Call a kernel; `number` is that of the thread, or in a chain that of the batch; `now` is a loop's step."""
         lowered, places = self.kernels[at], self.plan.places[at]
         kernel = lowered.kernel
         if kernel.call is not None:
