@@ -178,18 +178,31 @@ class Conv(TensorOp):
         each = outputs // groups
         a = Reshape((*a.shape[:-1], groups, channels))(a)
         b = Reshape((*geometry.kernel, channels, groups, each))(b)
-        if (
-            each == 1 and a.dtype == b.dtype and a.dtype.kind == "f"
-        ):  # a product with a single column would use one lane of each vector
-            kernel_axes = tuple(range(count + 1, 2 * count + 2))
-            lines = _all_windows(Permute((*range(count + 1), count + 2, count + 1))(a), 1, geometry)
-            weights = Reshape((*geometry.kernel, channels, groups))(b)
-            return Summation(kernel_axes)(Multiply()(lines, BroadcastTo(lines.shape)(weights)))
+        if each == 1 and a.dtype == b.dtype and a.dtype.kind == "f":
+            return _one_by_one(a, Reshape((*geometry.kernel, channels, groups))(b), geometry)
         a = Permute((count + 1, *range(count + 1), count + 2))(a)
         b = Permute((count + 1, *range(count + 1), count + 2))(b)
         found = Contract(1, count + 1)(_all_windows(a, 2, geometry), b)  # (groups, batch, *out, each)
         joined = Permute((*range(1, count + 2), 0, count + 2))(found)
         return Reshape((*joined.shape[:-2], outputs))(joined)
+
+
+def _one_by_one(a: Any, b: Any, geometry: _Geometry) -> Any:
+    """The convolution where each group has one output, without products: one of a single column would use one lane of
+    each vector. `a` is (batch, ..., groups, channels), and `b` (..., channels, groups)."""
+    count = len(geometry.size)
+    sliding = range(1, count + 1)
+    if prod(geometry.kernel) <= prod(geometry.out):
+        lines = _all_windows(Permute((0, *sliding, count + 2, count + 1))(a), 1, geometry)
+        return Summation(tuple(range(count + 1, 2 * count + 2)))(Multiply()(lines, BroadcastTo(lines.shape)(b)))
+    # Few windows, each large: the gradient of a kernel. All windows go over a line before the next line is read.
+    turned = Permute((count + 2, *sliding, 0, count + 1))(a)  # (channels, ..., batch, groups)
+    lines = Windows(1, geometry.kernel, geometry.out, geometry.dilation, geometry.stride)(turned)
+    b = Permute((count, *range(count), count + 1))(b)
+    b = Reshape((*b.shape[:-1], *(1,) * (count + 1), b.shape[-1]))(b)
+    of_lines = Summation(count)(Multiply()(lines, BroadcastTo(lines.shape)(b)))  # (channels, ..., *out, batch, groups)
+    found = Summation(tuple(range(count)))(of_lines)
+    return Permute((count, *range(count), count + 1))(found)
 
 
 def _windows(a: Any, geometry: _Geometry, groups: int) -> Any:
