@@ -9,6 +9,7 @@ Next: pool.py.
 windows, which is not laid out anywhere, and a Contract.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -145,9 +146,14 @@ class Conv(TensorOp):
 
     def compute(self, a: Any, b: Any) -> Any:
         spec = self.infer(Spec(a.shape, a.dtype), Spec(b.shape, b.dtype))  # a wrong stride would read foreign memory
-        windows = _windows(a, self.geometry(a.shape, b.shape), self.groups)  # (groups, batch, *out, *kernel, c)
-        groups, each = self.groups, spec.shape[-1] // self.groups
+        geometry, groups, each = self.geometry(a.shape, b.shape), self.groups, spec.shape[-1] // self.groups
         depth = prod(b.shape[:-1])
+        a = _padded(a, geometry)
+        if prod(geometry.kernel) > prod(geometry.out):
+            return _window_by_window(a, b, geometry, groups, spec)
+        if each == b.shape[-2] == 1 < groups:
+            return _tap_by_tap(a, b, geometry, spec)
+        windows = _windows(a, geometry, groups)  # (groups, batch, *out, *kernel, c)
         kernels = b.reshape((depth, groups, each)).swapaxes(0, 1)  # (groups, depth, each)
         places = prod(spec.shape[1:-1])
         out = np.empty((groups, spec.shape[0] * places, each), spec.dtype)
@@ -205,14 +211,60 @@ def _one_by_one(a: Any, b: Any, geometry: _Geometry) -> Any:
     return Permute((count, *range(count), count + 1))(found)
 
 
+def _padded(a: Any, geometry: _Geometry) -> Any:
+    """The array with its padding."""
+    if all(pair == (0, 0) for pair in geometry.padding):
+        return a
+    kept, placed = geometry.ranges()
+    out = np.zeros((a.shape[0], *geometry.padded, a.shape[-1]), a.dtype)
+    target = tuple(slice(start, start + n) for start, n, _ in placed)
+    out[:, *target] = a[:, *(slice(start, start + n) for start, n, _ in kept)]
+    return out
+
+
+def _reached(at: Sequence[int], jumps: Sequence[int], counts: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
+    """Of each axis, `counts` elements, `steps` apart, from at * jump on."""
+    known = zip(at, jumps, counts, steps, strict=True)
+    return tuple(slice(p * j, p * j + (n - 1) * s + 1, s) for p, j, n, s in known)
+
+
+def _window_by_window(a: Any, b: Any, geometry: _Geometry, groups: int, spec: Spec) -> Any:
+    """Few windows, each large, as in the gradient of a kernel: one product for each."""
+    batch, *size, channels = a.shape
+    count, each = len(size), spec.shape[-1] // groups
+    a = np.moveaxis(a.reshape((batch, *size, groups, channels // groups)), (-2, -1, 0), (0, 1, -1))
+    b = np.moveaxis(b.reshape((*geometry.kernel, -1, groups, each)), (count + 1, count), (0, 1))
+    b = b.reshape((groups, -1, each))
+    if groups > 1:  # (groups, channels, ..., batch) and (groups, channels and ..., each), which lie across each other
+        a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    out = np.empty(spec.shape, spec.dtype)
+    for place in np.ndindex(geometry.out):
+        window = a[:, :, *_reached(place, geometry.stride, geometry.kernel, geometry.dilation)]
+        rows = window.reshape((groups, -1, batch))
+        if batch == each == 1 and spec.dtype.kind == "f":  # single dot products are slow as products of matrices
+            found = np.einsum("gn,gn->g", rows[:, :, 0], b[:, :, 0])[:, None, None]
+        else:
+            found = rows.swapaxes(1, 2) @ b  # (groups, batch, each)
+        out[:, *place] = np.moveaxis(found, 0, 1).reshape((batch, -1))
+    return out
+
+
+def _tap_by_tap(a: Any, b: Any, geometry: _Geometry, spec: Spec) -> Any:
+    """One channel and one output in each group: sums of arrays, of some pictures at a time."""
+    out = np.zeros(spec.shape, spec.dtype)
+    step = max(BLOCK // max(prod(spec.shape[1:]), 1), 1)
+    for start in range(0, spec.shape[0], step):
+        some, total = a[start : start + step], out[start : start + step]
+        term = np.empty_like(total)
+        for tap in np.ndindex(geometry.kernel):
+            reached = _reached(tap, geometry.dilation, geometry.out, geometry.stride)
+            np.multiply(some[:, *reached], b[*tap, 0], out=term)
+            total += term
+    return out
+
+
 def _windows(a: Any, geometry: _Geometry, groups: int) -> Any:
     """A view (groups, batch, *out, *kernel, channels / groups) of the padded input."""
-    kept, placed = geometry.ranges()
-    if any(pair != (0, 0) for pair in geometry.padding):
-        out = np.zeros((a.shape[0], *geometry.padded, a.shape[-1]), a.dtype)
-        target = tuple(slice(start, start + n) for start, n, _ in placed)
-        out[:, *target] = a[:, *(slice(start, start + n) for start, n, _ in kept)]
-        a = out
     batch, *along, last = a.strides
     channels = a.shape[-1] // groups
     jumps = [n * s for n, s in zip(along, geometry.stride, strict=True)]
