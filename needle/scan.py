@@ -32,7 +32,7 @@ _PAIR = "scan: step must return the pair (new state, output), not {found}"
 _STEP = "scan: step must be a function of (state, input), not a {kind}"
 _STEPS = "scan: inputs need one number of steps on axis 0, at least 1, but have the shapes {shapes}"
 _NO_GRADIENT = (
-    "scan: the gradient of its step needs {op}, which calls Python; a compiled loop cannot: "
+    "{site}: the gradient of a step of ndl.scan needs {op}, which calls Python; a compiled loop cannot: "
     "write the steps as a Python loop, or call the function outside of ndl.compile"
 )
 _CHANGED = (
@@ -71,7 +71,7 @@ def scan(
 
     recorded: list[_Step] = []
     if active.tracer is not None and min(lengths) >= FEW:
-        recorded = _recorded(checked, state, arrays)
+        recorded = _recorded(checked, state, arrays, reverse)
         if len(recorded) == 2 and recorded[0].equals(recorded[1]):
             return recorded[0].scan(reverse)
     return _written_out(checked, state, arrays, reverse, recorded)
@@ -82,7 +82,7 @@ def _written_out(step: Any, state: Any, arrays: list[Any], reverse: bool, record
     each = list(zip(*(split(x, 0) for x in arrays), strict=True))
     found: list[Any] = []
     for i, x in enumerate(each[:: -1 if reverse else 1]):
-        state, output = recorded[i].bound(x) if i < len(recorded) else step(state, x)
+        state, output = recorded[i].bound() if i < len(recorded) else step(state, x)
         found.append(output)
     found = found[:: -1 if reverse else 1]
     if isinstance(found[0], tuple):
@@ -173,13 +173,13 @@ def _checked_graph(inputs: list[Node], outputs: list[Node]) -> Any:
 # ----------------------------------------------------------------------------------------------------- forward
 
 
-def _recorded(step: Any, state: Any, arrays: list[Any]) -> "list[_Step]":
+def _recorded(step: Any, state: Any, arrays: list[Any], reverse: bool) -> "list[_Step]":
     """The first step, and the second if the first may be one of a loop."""
     leaves: list[Any] = []
     if active.tracer.tape is not None or not _flatten(state, leaves):
         return []
-    first = _Step(step, state, leaves, arrays)
-    return [first, _Step(step, first.new, first.made, arrays)] if first.is_loop else [first]
+    first = _Step(step, state, leaves, arrays, -1 if reverse else 0)
+    return [first, _Step(step, first.new, first.made, arrays, -2 if reverse else 1)] if first.is_loop else [first]
 
 
 def _flatten(state: Any, leaves: list[Any]) -> bool:
@@ -212,17 +212,17 @@ def _structure(state: Any) -> Any:
 
 
 class _Step:
-    """One recording of a step."""
+    """One recording of a step: for the state whose Tensors are `leaves`, and piece `at` of each of the arrays."""
 
-    def __init__(self, step: Any, state: Any, leaves: list[Any], arrays: list[Any]) -> None:
+    def __init__(self, step: Any, state: Any, leaves: list[Any], arrays: list[Any], at: int) -> None:
         tracer = active.tracer
         self.state, self.leaves, self.arrays = state, leaves, arrays
-        self.carries = [tracer.placeholder(x.spec, x.requires_grad) for x in leaves]
-        self.pieces = [tracer.placeholder(_piece(x), x.requires_grad) for x in arrays]
+        self.given = [*leaves, *[x[at] for x in arrays]]
+        self.stands = [tracer.stand_in_for(x) for x in self.given]
         before = tracer.changes()
-        self.tape = tracer.tape = Tape([(p, 1) for p in (*self.carries, *self.pieces)])
+        self.tape = tracer.tape = Tape([(p, 1) for p in self.stands])
         try:
-            self.new, self.output = step(_rebuild(state, iter(self.carries)), self.pieces)
+            self.new, self.output = step(_rebuild(state, iter(self.stands)), self.stands[len(leaves) :])
         finally:
             tracer.tape = None
         self.several = isinstance(self.output, tuple)
@@ -232,6 +232,7 @@ class _Step:
         self.is_loop = self.is_loop and _structure(self.new) == _structure(state)
         self.is_loop = self.is_loop and [m.spec for m in self.made] == [x.spec for x in leaves]
         self.is_loop = self.is_loop and all(isinstance(o, Tensor) for o in outputs)
+        self.is_loop = self.is_loop and all(p.grad is None for p in self.stands)  # a gradient goes beyond the step
         if self.is_loop:
             self._look(outputs)
 
@@ -241,16 +242,21 @@ class _Step:
         self.next = [tape.number(m) for m in self.made]
         self.outputs = [tape.number(o) for o in outputs]
         self.own = [n for n in dict.fromkeys(self.outputs) if n not in self.next]  # others are the states anyway
+        self.is_loop = tape.is_whole
+        if not self.is_loop:
+            return
         wanted = [*self.next, *self.own]
         self.fixed = tape.frontier(wanted, tape.is_fixed)
         self.inputs = [*range(len(self.leaves) + len(self.arrays)), *self.fixed]
         self.graph, problem = _checked_graph(tape.nodes(self.inputs), tape.nodes(wanted))
         self.is_loop = problem is None
         self.body = tape.body(self.inputs, wanted)
+        where = {n: i for i, n in reversed(list(enumerate(wanted)))}
+        self.results = [where[n] for n in self.outputs]
 
-    def bound(self, x: Any) -> tuple[Any, Any]:
-        """What the step gives, as one that is written out: for its own state, and `x`."""
-        for placeholder, tensor in zip((*self.carries, *self.pieces), (*self.leaves, *x), strict=True):
+    def bound(self) -> tuple[Any, Any]:
+        """What the step gives, as one that is written out."""
+        for placeholder, tensor in zip(self.stands, self.given, strict=True):
             active.tracer.bind(placeholder, tensor)
         return self.new, self.output
 
@@ -258,10 +264,10 @@ class _Step:
         """Whether another recording is the same."""
         if not other.is_loop or len(self.fixed) != len(other.fixed):
             return False
-        shapes = [(s.next, s.outputs, s.several, s.body.outputs) for s in (self, other)]
+        forms = [(s.results, s.several, s.body.outputs) for s in (self, other)]
         entries = [[(op, _number_of(op), used) for op, used in s.body.entries] for s in (self, other)]
         fixed = zip(self.tape.nodes(self.fixed), other.tape.nodes(other.fixed), strict=True)
-        return shapes[0][1:] == shapes[1][1:] and entries[0] == entries[1] and all(_alike(a, b) for a, b in fixed)
+        return forms[0] == forms[1] and entries[0] == entries[1] and all(_alike(a, b) for a, b in fixed)
 
     def scan(self, reverse: bool) -> tuple[Any, Any]:
         """The op, applied."""
@@ -269,9 +275,7 @@ class _Step:
         loop = Loop(self.graph, self.arrays[0].shape[0], reverse, carries, (0,) * len(self.arrays))
         whole = Scan(self.body, loop)(*self.leaves, *self.arrays, *[tape.values[i] for i in self.fixed])
         last = [ScanResult(i)(whole) for i in range(carries)]
-        where = {n: carries + i for i, n in reversed(list(enumerate(self.next)))}
-        where |= {n: 3 * carries + i for i, n in enumerate(self.own)}
-        outputs = [ScanResult(where[n])(whole) for n in self.outputs]
+        outputs = [ScanResult(i + (carries if i < carries else 2 * carries))(whole) for i in self.results]
         return _rebuild(self.state, iter(last)), tuple(outputs) if self.several else outputs[0]
 
 
@@ -468,5 +472,5 @@ def _loop_of(
     """The op for a step from some Values of a tape to others."""
     graph, problem = _checked_graph(tape.nodes(inputs), tape.nodes(outputs))
     if problem is not None:
-        raise TraceError(_NO_GRADIENT.format(op=problem))
+        raise TraceError(_NO_GRADIENT.format(site=user_site(), op=problem))
     return Scan(tape.body(inputs, outputs), Loop(graph, length, reverse, carries, (0,) * pieces, base))

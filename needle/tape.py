@@ -71,10 +71,12 @@ class Tape:
         self.entries: list[Entry] = []
         self.values: list[Any] = []
         self.levels: list[int] = []
+        self.data: list[Any] = []
         self.numbers: dict[int, int] = {}
         self.of_data: dict[Any, int] = {}
         self.lost: set[int] = set()  # tuples whose members have no gradient
         self.enabled = recording.enabled
+        self.is_whole = True  # no Value has got another array since it was made
         for value, level in inputs:
             self.add_input(value, level)
 
@@ -83,7 +85,8 @@ class Tape:
         self.entries.append(entry)
         self.values.append(value)
         self.levels.append(level)
-        self.numbers[id(value)] = self.of_data[_data_of(value)] = number
+        self.data.append(_data_of(value))
+        self.numbers[id(value)] = self.of_data[self.data[-1]] = number
         return number
 
     def add_input(self, value: Any, level: int) -> Any:
@@ -103,19 +106,25 @@ class Tape:
                 self._add(result, Entry(Detach(), (number,)), level)
 
     def number(self, value: Any) -> int:
-        """The number of a Value. One for the same array stands in its place, but without gradient if it has none."""
+        """The number of a Value; a leaf that shares the array of another one is that one, without its gradient."""
+        origin = value.origin() if value.origin is not None else None
+        value = value if origin is None else origin
+        data = _data_of(value)
         found = self.numbers.get(id(value))
         if found is not None:
+            self.is_whole = self.is_whole and self.data[found] == data
             return found
-        found = self.of_data.get(_data_of(value))
-        if found is not None:
-            if value.op is None and not value.requires_grad:
-                data = self.of_data[_data_of(value)]
-                found = self._add(value, Entry(Detach(), (found,)), self.levels[found])
-                self.of_data[_data_of(value)] = data
-            return found
-        op = value.cached_data.node.op if isinstance(value, Tensor) else None
-        return self._add(value, Entry(op if isinstance(op, Creation) else None, ()), 0)
+        found = self.of_data.get(data)
+        if found is None:
+            op = value.cached_data.node.op if isinstance(value, Tensor) else None
+            return self._add(value, Entry(op if isinstance(op, Creation) else None, ()), 0)
+        return found if value.op is not None else self._detached(value, found)
+
+    def _detached(self, value: Any, number: int) -> int:
+        data = _data_of(value)
+        found = self._add(value, Entry(Detach(), (number,)), self.levels[number])
+        self.of_data[data] = number
+        return found
 
     def body(self, inputs: Sequence[int], outputs: Sequence[int]) -> Body:
         """From some Values to others, which depend on nothing else."""

@@ -375,11 +375,16 @@ class Trace:
         """What a step of a loop gets in place of a Tensor that differs from step to step."""
         return self._wrap(Tensor, (None, ()), Symbol(Node(Placeholder(), (), spec), spec, self), requires_grad)
 
+    def stand_in_for(self, tensor: Tensor) -> Tensor:
+        """A placeholder that passes its gradient on to a Tensor."""
+        placeholder = self.placeholder(tensor.spec, tensor.requires_grad)
+        placeholder.op, placeholder.inputs = (Same(), (tensor,)) if tensor.requires_grad else (None, ())
+        return placeholder
+
     def bind(self, placeholder: Tensor, tensor: Tensor) -> None:
-        """Let a Tensor stand where its placeholder was."""
+        """Let the array of a Tensor stand where its placeholder was."""
         node: Node = placeholder.cached_data.node
         node.op, node.inputs = Same(), (self.node_of(tensor),)
-        placeholder.op, placeholder.inputs = (Same(), (tensor,)) if tensor.requires_grad else (None, ())
 
     def changes(self) -> Any:
         """What was changed so far, other than by making Tensors."""

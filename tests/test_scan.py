@@ -105,6 +105,24 @@ def _partly(s: Any, x: Any, w: Any, v: Any) -> Any:
     return ndl.tanh(s + x).detach() * x + far, parts[0] * s.detach() + s
 
 
+def _inner_gradient(s: Any, x: Any, w: Any, v: Any) -> Any:
+    leaf = (s * 0.5 + x).detach()
+    leaf.requires_grad = True
+    (ndl.tanh(leaf * v.detach()) ** 2).sum().backward()
+    return s - leaf.grad * 0.1, leaf * s
+
+
+def _gradient_of_a_parameter(s: Any, x: Any, w: Any, v: Any) -> Any:
+    ((s * v).sum() ** 2).backward()
+    return (s - v.grad * 0.1).detach(), s * v
+
+
+def _written_over(s: Any, x: Any, w: Any, v: Any) -> Any:
+    h = s * x
+    h.data = h * 0.5 + v
+    return ndl.tanh(h + s), h
+
+
 def _shifted(s: Any, x: Any, w: Any, v: Any) -> Any:
     new = ndl.tanh(x + s * 0.5)
     return ndl.concatenate([new[1:], new[:1]]), new[::-1] * v
@@ -128,6 +146,9 @@ KINDS = {
     ),
     "parts without gradient": Kind(_partly),
     "rows that move": Kind(_shifted),
+    "a gradient in it": Kind(_inner_gradient),
+    "a gradient that stays": Kind(_gradient_of_a_parameter, is_loop=False),
+    "an array that is replaced": Kind(_written_over, is_loop=False),
     "no state": Kind(_nothing_carried, lambda v: None),
     "a state that is not changed": Kind(lambda s, x, w, v: (s, s * x)),
     "a number in its state": Kind(lambda s, x, w, v: ((s[0] * x, s[1] + 1), s[0] * s[1]), lambda v: (v, 1.0), False),
