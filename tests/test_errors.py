@@ -464,13 +464,24 @@ NoForward()(T(2))
 ndl.summary(nn.ReLU(), 5)
     ArgumentError: summary: input_shape must be a tuple with the batch axis, such as (1, 784), not 5
 nn.SoftmaxLoss()(T(3), labels(0, 1, 2))
-    ShapeError: cross_entropy: logits must have shape (batch, classes), not (3,)
+    ShapeError: cross_entropy: logits must have shape (batch, classes) or (batch, classes, ...), not (3,)
 nn.SoftmaxLoss()(T(4, 3), labels(0, 1))
     ShapeError: cross_entropy: labels must have shape (4,), one class for each row of logits (4, 3), not (2,)
 nn.SoftmaxLoss()(T(2, 3), labels(0, 3))
     IndexRangeError: cross_entropy: label 3 is not a class of logits (2, 3); labels go from 0 to 2
 nn.SoftmaxLoss()(T(2, 3), labels(0, 1.5))
     DTypeError: cross_entropy: labels must be whole numbers, the index of a class, not float64 such as 1.5
+nn.CrossEntropyLoss(ignore_index=1.5)(T(2, 3), labels(0, 1))
+    ArgumentError: cross_entropy: ignore_index must be the index of a class, a whole number or None, not 1.5
+nn.CrossEntropyLoss(ignore_index=1)(T(2, 3), T(2, 3))
+    ArgumentError: cross_entropy: ignore_index names a class, but labels of shape (2, 3) are probabilities; leave it out
+nn.CrossEntropyLoss(reduction='all')(T(2, 3), labels(0, 1))
+    ArgumentError: cross_entropy: reduction must be 'mean' or 'sum' or 'none', not 'all'
+nn.CrossEntropyLoss()(T(2, 3), T(2, 3).astype('int64'))
+    DTypeError: cross_entropy: labels in the shape of the logits (2, 3) are probabilities, which are floats, not int64;
+    convert them with .astype('float32'), or give classes of shape (2,)
+nn.CrossEntropyLoss()(T(2, 3, 4), labels(0, 1))
+    ShapeError: cross_entropy: labels must have shape (2, 4), one class for each row of logits (2, 3, 4), not (2,)
 nn.SoftmaxLoss()(T(0, 3), labels())
     ShapeError: cross_entropy: the batch is empty
 # state_dicts
