@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.dtype import Array
+from needle.dtype import Array, is_float
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.contract import MatMul
 from needle.ops.conv import per_axis
@@ -68,7 +68,9 @@ def avg_pool(
 
     `count_padding` says whether these zeros count as elements.
     """
-    for axis, k, s, p, _, more in _numbers("avg_pool", a, kernel, stride, padding, 1, axes, ceil_mode):
+    windows = _numbers("avg_pool", a, kernel, stride, padding, 1, axes, ceil_mode)
+    a = a if is_float(a.dtype) else a.astype("float64")  # sums of small integers would wrap
+    for axis, k, s, p, _, more in windows:
         counted = p if count_padding else 0  # never what a last window lacks
         end = a.shape[axis] + counted
         a = _along(a, axis, k, s, (p, p + more), 1, 0, Add(), Summation)
