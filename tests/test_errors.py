@@ -554,6 +554,19 @@ optim.SGD([{'params': [T(2)], 'lr': -1}])
     ArgumentError: group 0 lr must be a finite number of at least 0, not -1
 optim.SGD([{'params': [T(2)]}, T(2)])
     ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 1 is a Tensor
+optim.SGD([T(2)]).param_groups[0].update(lr=float('nan'))
+    ArgumentError: group 0 lr must be a finite number of at least 0, not nan
+optim.SGD([T(2)]).param_groups[0].update(nesterov=True)
+    ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 0 has 'nesterov', which is no number of
+    SGD
+optim.SGD([T(2)]).param_groups[0].update(params=[T(2)])
+    ArgumentError: SGD: the parameters of a group cannot be changed; make another optimizer
+setattr(optim.SGD([T(2)]), 'lr', float('inf'))
+    ArgumentError: SGD: lr must be a finite number of at least 0, not inf
+setattr(ndl.MovingAverage([T(2)]), 'decay', float('nan'))
+    ArgumentError: MovingAverage: decay must be a number of at least 0 and below 1, not nan
+optim.SGD([T(2)]).clip_grad_norm(ndl.Tensor(-1.0))
+    ArgumentError: SGD: max_norm must be a finite number of at least 0, not -1.0
 optim.accumulate([T(2)], [])
     ArgumentError: accumulate: no loss was given; give at least one micro-batch
 ndl.MovingAverage([T(2)], decay=1)
