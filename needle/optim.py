@@ -30,6 +30,7 @@ _NO_GROUP = (
 )
 _MATRIX = "Muon: parameter {index} has shape {shape}, but only matrices have a direction; give it to another optimizer"
 _LOSSES = "accumulate: losses must be Tensors, such as (loss_of(part) for part in parts), not a {found}"
+_BETAS = "{name}: betas must be a pair of numbers, (beta1, beta2), not {value!r}"
 _NO_LOSSES = "accumulate: no loss was given; give at least one micro-batch"
 _TWICE = "{name}: parameter {index} is parameter {first} once more; give each Tensor once"
 _INTEGER = (
@@ -335,6 +336,14 @@ def _groups(name: str, params: list[Any]) -> list[dict[str, Any]]:
     return groups
 
 
+def _pair(name: str, betas: Any, beta1: float, beta2: float) -> tuple[float, float]:
+    """beta1 and beta2, also where they are written as a pair."""
+    pair = (beta1, beta2) if betas is None else betas
+    if not isinstance(pair, tuple | list) or len(cast("Any", pair)) != 2:
+        raise ArgumentError(_BETAS.format(name=name, value=betas))
+    return cast("Any", pair)
+
+
 class SGD(Optimizer):
     """Gradient descent with momentum (Polyak, 1964) and L2 decay.
 
@@ -364,6 +373,7 @@ class Adam(Optimizer):
 
     g = grad + weight_decay * p; m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g**2, from 0;
     p = p - lr * m_hat / (sqrt(v_hat) + eps) with m_hat = m / (1 - beta1**t), v_hat = v / (1 - beta2**t), t from 1.
+    `betas=(0.9, 0.999)`, as in PyTorch, gives both.
     """
 
     state_names = ("m", "v")
@@ -387,7 +397,9 @@ class Adam(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] | None = None,
     ) -> None:
+        beta1, beta2 = _pair(type(self).__name__, betas, beta1, beta2)
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
@@ -423,8 +435,9 @@ class AdamW(Adam):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        betas: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(params, lr, beta1, beta2, eps, weight_decay)
+        super().__init__(params, lr, beta1, beta2, eps, weight_decay, betas)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         kept = p * (1 - self.lr * self.weight_decay) if self.weight_decay else p
@@ -483,6 +496,10 @@ class RMSprop(Optimizer):
         return p - step * self.lr, v, u, *means
 
 
+RMSProp = RMSprop
+"""The same, as it is called in the paper."""
+
+
 class Adagrad(Optimizer):
     """Steps divided by the root of the sum of all squared gradients (Duchi et al., 2011).
 
@@ -538,7 +555,9 @@ class Lion(Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.99,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] | None = None,
     ) -> None:
+        beta1, beta2 = _pair(type(self).__name__, betas, beta1, beta2)
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:

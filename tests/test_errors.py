@@ -382,6 +382,14 @@ ndl.avg_pool(T(2, 3), 2, padding=2)
     ArgumentError: avg_pool: padding 2 is more than half of the window 2, so some windows would hold padding only
 nn.MaxPool2d(2, 0)(T(2, 3, 4, 4))
     ArgumentError: max_pool: stride must be a whole number of at least 1
+nn.MaxPool2d(2, 2, 0, 1, True)
+    ArgumentError: MaxPool2d: return_indices=True is not supported; leave it out
+nn.AvgPool2d(2, divisor_override=3)
+    ArgumentError: AvgPool2d: divisor_override=3 is not supported; leave it out
+nn.MultiHeadAttention(4, 2, batch_first=False)
+    ArgumentError: MultiHeadAttention: inputs have shape (batch, steps, features), which is batch_first=True, not False
+nn.TransformerEncoderLayer(4, 2, batch_first=False)
+    ArgumentError: TransformerEncoderLayer: inputs have shape (batch, steps, features), which is batch_first=True
 nn.AdaptiveAvgPool2d(0)(T(2, 3, 4, 4))
     ArgumentError: adaptive_avg_pool: sizes must be a whole number of at least 1
 nn.AdaptiveMaxPool2d(0)(T(2, 3, 4, 4))
@@ -554,6 +562,8 @@ optim.SGD([{'params': [T(2)], 'lr': -1}])
     ArgumentError: group 0 lr must be a finite number of at least 0, not -1
 optim.SGD([{'params': [T(2)]}, T(2)])
     ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 1 is a Tensor
+optim.Adam([T(2)], betas=0.9)
+    ArgumentError: Adam: betas must be a pair of numbers, (beta1, beta2), not 0.9
 optim.SGD([T(2)]).param_groups[0].update(lr=float('nan'))
     ArgumentError: group 0 lr must be a finite number of at least 0, not nan
 optim.SGD([T(2)]).param_groups[0].update(nesterov=True)

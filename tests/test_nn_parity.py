@@ -194,7 +194,7 @@ ROWS: list[Row] = [
     Row("SiLU", nn.SiLU, lambda t, F, p, x: F.silu(x), ((2, 3),)),
     Row("Softplus", nn.Softplus, lambda t, F, p, x: F.softplus(x), ((2, 3),)),
     Row("LeakyReLU", lambda: nn.LeakyReLU(0.2), lambda t, F, p, x: F.leaky_relu(x, 0.2), ((2, 3),)),
-    Row("Softmax", lambda: nn.Softmax(1), lambda t, F, p, x: F.softmax(x, 1), ((2, 3, 2),)),
+    Row("Softmax", lambda: nn.Softmax(dim=1), lambda t, F, p, x: F.softmax(x, 1), ((2, 3, 2),)),
     Row("LogSoftmax", nn.LogSoftmax, lambda t, F, p, x: F.log_softmax(x, -1), ((2, 3, 2),)),
     Row("Embedding", lambda: nn.Embedding(5, 3), lambda t, F, p, x: F.embedding(x, p["weight"]), (labels(5, 2, 4),)),
     Row(
@@ -281,8 +281,8 @@ ROWS: list[Row] = [
     ),
     Row(
         "MaxPool2d, over the end",
-        lambda: nn.MaxPool2d((3, 2), 2, (1, 0), ceil_mode=True),
-        lambda t, F, p, x: F.max_pool2d(x, (3, 2), 2, (1, 0), ceil_mode=True),
+        lambda: nn.MaxPool2d((3, 2), 2, (1, 0), 1, False, True),
+        lambda t, F, p, x: t.nn.MaxPool2d((3, 2), 2, (1, 0), 1, False, True)(x),
         ((2, 3, 6, 5),),
     ),
     Row(
@@ -299,7 +299,7 @@ ROWS: list[Row] = [
     ),
     Row(
         "AvgPool1d, over the end, without padding",
-        lambda: nn.AvgPool1d(4, 3, 2, count_include_pad=False, ceil_mode=True),
+        lambda: nn.AvgPool1d(4, 3, 2, True, False),
         lambda t, F, p, x: F.avg_pool1d(x, 4, 3, 2, True, False),
         ((2, 3, 6),),
     ),

@@ -145,9 +145,11 @@ def test_a_parameter_keeps_its_dtype_beside_numbers_of_numpy(kind: Any, numbers:
 # ---------------------------------------------------------------------- beside PyTorch, in groups, and when compiled
 
 DECAY = {"lr": 0.02, "weight_decay": 0.1}
-PEERS: list[tuple[str, dict[str, float], dict[str, Any]]] = [
+PEERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("AdamW", DECAY, DECAY),
     ("AdamW", {"beta1": 0.5, "beta2": 0.9}, {"betas": (0.5, 0.9)}),
+    ("AdamW", {"betas": (0.5, 0.9)}, {"betas": (0.5, 0.9)}),
+    ("Adam", {"betas": [0.5, 0.9]}, {"lr": 0.01, "betas": (0.5, 0.9)}),
     ("RMSprop", DECAY, DECAY),
     ("RMSprop", {"alpha": 0.9, "momentum": 0.8}, {"alpha": 0.9, "momentum": 0.8}),
     ("RMSprop", {**DECAY, "centered": True}, {**DECAY, "centered": True}),
@@ -157,7 +159,7 @@ PEERS: list[tuple[str, dict[str, float], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "numbers", "other_numbers"), PEERS)
-def test_steps_equal_those_of_torch(torch: Any, name: str, numbers: dict[str, float], other_numbers: Any) -> None:
+def test_steps_equal_those_of_torch(torch: Any, name: str, numbers: dict[str, Any], other_numbers: Any) -> None:
     start = np.random.randn(3, 2)
     p, q = ndl.Tensor(start), torch.tensor(start, requires_grad=True)
     optimizer, other = getattr(optim, name)([p], **numbers), getattr(torch.optim, name)([q], **other_numbers)
@@ -167,6 +169,12 @@ def test_steps_equal_those_of_torch(torch: Any, name: str, numbers: dict[str, fl
         optimizer.step()
         other.step()
     np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-10)
+
+
+def test_names_as_pytorch_spells_them() -> None:
+    assert optim.RMSProp is optim.RMSprop
+    lion = optim.Lion([ndl.Tensor([1.0])], betas=(0.5, 0.75))
+    assert (lion.beta1, lion.beta2) == (0.5, 0.75)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (2, 2, 3, 5)])
