@@ -355,10 +355,26 @@ nn.Conv(3, 4, 3)(T(2, 4, 8, 8))
     ShapeError: Conv: needs an input of shape (batch, 3, height, width), not (2, 4, 8, 8)
 nn.Conv1d(3, 4, 3)(T(2, 3))
     ShapeError: Conv1d: needs an input of shape (batch, 3, length), not (2, 3)
-nn.Conv2d(3, 4, 3, stride=0)(T(2, 3, 8, 8))
-    ArgumentError: conv: stride must be a whole number of at least 1, or one of them for each of the 2 sliding axes
-nn.Conv2d(3, 4, 3, padding=-1)(T(2, 3, 8, 8))
-    ArgumentError: conv: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
+nn.Conv2d(3, 4, 3, stride=0)
+    ArgumentError: Conv2d: stride must be a whole number of at least 1, or one of them for each of the 2 sliding axes
+nn.Conv1d(3, 4, 3, dilation=(1, 2))
+    ArgumentError: Conv1d: dilation must be a whole number of at least 1, or one of them for each of the 1 sliding axes
+nn.ConvTranspose2d(3, 4, 3, stride=2, output_padding=2)
+    ArgumentError: ConvTranspose2d: output_padding (2, 2) must be below the stride (2, 2)
+ndl.ops.Conv(dilation=-1)
+    ArgumentError: dilation must be a whole number of at least 1, or a tuple with one for each sliding axis
+ndl.ops.Conv(stride=(1, 0))
+    ArgumentError: stride must be a whole number of at least 1, or a tuple with one for each sliding axis
+ndl.ops.Conv(groups=0)
+    ArgumentError: groups must be a whole number of at least 1
+ndl.ops.Conv(padding=((1, 2, 3),))
+    ArgumentError: padding must be a whole number or a pair of them, or a tuple with one for each sliding axis
+ndl.ops.Conv(stride=(1, 2))(T(2, 5, 3), T(3, 3, 4))
+    ShapeError: stride has 2 numbers, but an input of shape (2, 5, 3) has 1 sliding axes; give one for each
+ndl.compile(ndl.ops.Conv(padding=(1, 2)))(T(2, 5, 3), T(3, 3, 4))
+    ShapeError: padding has 2 numbers, but an input of shape (2, 5, 3) has 1 sliding axes; give one for each
+nn.Conv2d(3, 4, 3, padding=-1)
+    ArgumentError: Conv2d: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
 nn.Conv2d(3, 4, 5)(T(2, 3, 4, 8))
     ShapeError: the kernel reaches over (5, 5) elements of the sliding axes, but the input has only (4, 8) there,
 ndl.compile(nn.Conv2d(3, 4, 5))(T(2, 3, 4, 8))
@@ -380,8 +396,16 @@ ndl.max_pool(T(2, 3), 4)
     ShapeError: max_pool: a window reaches over 4 elements of axis 0, but shape (2, 3) has only 2 there
 ndl.avg_pool(T(2, 3), 2, padding=2)
     ArgumentError: avg_pool: padding 2 is more than half of the window 2, so some windows would hold padding only
-nn.MaxPool2d(2, 0)(T(2, 3, 4, 4))
+nn.MaxPool2d(2, 0)
+    ArgumentError: MaxPool2d: stride must be a whole number of at least 1
+nn.MaxPool2d(0)
+    ArgumentError: MaxPool2d: kernel_size must be a whole number of at least 1
+nn.AvgPool1d(2, padding=2)
+    ArgumentError: AvgPool1d: padding 2 is more than half of the window 2, so some windows would hold padding only
+ndl.max_pool(T(2, 3, 4, 4), 2, 0)
     ArgumentError: max_pool: stride must be a whole number of at least 1
+nn.AdaptiveAvgPool1d((1, 2))
+    ArgumentError: AdaptiveAvgPool1d: output_size must be a whole number of at least 1
 nn.MaxPool2d(2, 2, 0, 1, True)
     ArgumentError: MaxPool2d: return_indices=True is not supported; leave it out
 nn.AvgPool2d(2, divisor_override=3)
@@ -390,10 +414,10 @@ nn.MultiHeadAttention(4, 2, batch_first=False)
     ArgumentError: MultiHeadAttention: inputs have shape (batch, steps, features), which is batch_first=True, not False
 nn.TransformerEncoderLayer(4, 2, batch_first=False)
     ArgumentError: TransformerEncoderLayer: inputs have shape (batch, steps, features), which is batch_first=True
-nn.AdaptiveAvgPool2d(0)(T(2, 3, 4, 4))
+ndl.adaptive_avg_pool(T(2, 3, 4, 4), 0)
     ArgumentError: adaptive_avg_pool: sizes must be a whole number of at least 1
-nn.AdaptiveMaxPool2d(0)(T(2, 3, 4, 4))
-    ArgumentError: adaptive_max_pool: sizes must be a whole number of at least 1
+nn.AdaptiveMaxPool2d(0)
+    ArgumentError: AdaptiveMaxPool2d: output_size must be a whole number of at least 1
 nn.MaxPool1d(4, 2, ceil_mode=True)(T(1, 1, 1))
     ShapeError: max_pool: a window reaches over 4 elements of axis 2, but shape (1, 1, 1) has only 1 there
 nn.LSTM(2, 3, bidirectional=True)(T(4, 5, 2), (T(1, 5, 3), T(1, 5, 3)))

@@ -9,6 +9,8 @@ from typing import Any
 from needle.errors import ArgumentError
 from needle.nn.module import Module
 from needle.ops import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
+from needle.ops.conv import per_axis
+from needle.ops.pool import as_windows
 from needle.tensor import Tensor
 
 _NOT_THERE = "{layer}: {argument}={value!r} is not supported; leave it out"
@@ -17,11 +19,15 @@ _NOT_THERE = "{layer}: {argument}={value!r} is not supported; leave it out"
 class _Pool(Module):
     axes: tuple[int, ...] = (-2, -1)
 
-    def __init__(self, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, **unsupported: Any) -> None:
+    def __init__(
+        self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, **unsupported: Any
+    ) -> None:
         super().__init__()
+        name, count = type(self).__name__, len(self.axes)
+        as_windows(name, count, per_axis(name, "kernel_size", kernel_size, count), stride, padding, dilation)
         for argument, value in unsupported.items():  # PyTorch has these in between
             if value:
-                raise ArgumentError(_NOT_THERE.format(layer=type(self).__name__, argument=argument, value=value))
+                raise ArgumentError(_NOT_THERE.format(layer=name, argument=argument, value=value))
         self.kernel_size, self.stride, self.padding, self.ceil_mode = kernel_size, stride, padding, ceil_mode
 
     def extra_repr(self) -> str:
@@ -47,7 +53,7 @@ class MaxPool2d(_Pool):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
-        super().__init__(kernel_size, stride, padding, ceil_mode, return_indices=return_indices)
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, return_indices=return_indices)
         self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ class AvgPool2d(_Pool):
         count_include_pad: bool = True,
         divisor_override: None = None,
     ) -> None:
-        super().__init__(kernel_size, stride, padding, ceil_mode, divisor_override=divisor_override)
+        super().__init__(kernel_size, stride, padding, 1, ceil_mode, divisor_override=divisor_override)
         self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,6 +100,7 @@ class _Adaptive(Module):
 
     def __init__(self, output_size: Any) -> None:
         super().__init__()
+        per_axis(type(self).__name__, "output_size", output_size, len(self.axes))
         self.output_size = output_size
 
     def extra_repr(self) -> str:
