@@ -102,6 +102,12 @@ def error_function(a: Array) -> Array:
     return np.array([math.erf(x) for x in a.ravel()], (a * 1.0).dtype).reshape(a.shape)
 
 
+def sorting(a: Array, axis: int, descending: int) -> Array:
+    """The positions that sort; the other way round, equal elements are, too."""
+    order = np.argsort(a, axis, kind="stable")
+    return np.flip(order, axis) if descending else order
+
+
 def center(a: Array, axes: Any) -> Any:
     return a - np.mean(a, tuple(axes) if isinstance(axes, list) else axes, keepdims=True)
 
@@ -361,6 +367,17 @@ CASES: list[Case] = [
         "ArgMax", ndl.argmax, np.argmax, ((0, [(3,), (2, 3)]), (-2, [(2, 3, 1)]), (None, [(2, 3), ()])), smooth=False
     ),
     *rows("ArgSort", ndl.argsort, lambda a, x: np.argsort(a, x, kind="stable"), SORTS, smooth=False),
+    *rows(
+        "ArgTop",
+        lambda a, x: ndl.topk(a, 2, *x)[1],
+        lambda a, x: sorting(a, *x).take(range(2), x[0]),
+        [
+            ((axis, largest), shapes)
+            for axis, shapes in ((0, [(7,), (5, 2)]), (1, [(3, 9), (0, 2)]))
+            for largest in (0, 1)
+        ],
+        smooth=False,
+    ),
     *rows("Gather", ndl.sort, np.sort, SORTS, samples=(distinct,)),
     Case(
         "Gather",
