@@ -481,10 +481,22 @@ nn.CrossEntropyLoss(weight=[1.0])(T(2, 3), labels(0, 1))
     ShapeError: cross_entropy: weight must have shape (3,), one number for each class of logits (2, 3), not (1,)
 ndl.einsum('ij,jk', T(2, 3))
     ArgumentError: einsum: 'ij,jk': it names 2 inputs, but 1 were given; write a letter for each axis
-ndl.einsum('ii', T(2, 2))
-    ArgumentError: einsum: 'ii': 'ii' has a letter twice
-ndl.einsum('...j', T(2, 2))
-    ArgumentError: einsum: '...j': '...j' is not letters only
+ndl.einsum('ij->ii', T(2, 2))
+    ArgumentError: einsum: 'ij->ii': the result 'ii' has a letter twice
+ndl.einsum('ii', T(2, 3))
+    ShapeError: einsum: 'ii': 'i' is an axis of length 2 and one of length 3; they must be equal
+ndl.einsum('i.j', T(2, 2))
+    ArgumentError: einsum: 'i.j': a '.' stands outside of '...'
+ndl.einsum('...i...', T(2, 2))
+    ArgumentError: einsum: '...i...': '...i...' has '...' twice
+ndl.einsum('i2', T(2, 2))
+    ArgumentError: einsum: 'i2': 'i2' is not letters only
+ndl.einsum('...ij', T(2))
+    ShapeError: einsum: '...ij': '...ij' names 2 axes, but its input has shape (2,)
+ndl.einsum('...i,...i', T(2, 3), T(4, 3))
+    ShapeError: einsum: '...i,...i': '...' is an axis of length 2 and one of length 4; they must be equal, or 1
+ndl.einsum('i->...', T(2))
+    ArgumentError: einsum: 'i->...': '...' is in no input
 ndl.einsum('ij->k', T(2, 2))
     ArgumentError: einsum: 'ij->k': 'k' is in no input
 ndl.einsum('ij,jk', T(2, 3), T(2, 3))
