@@ -109,12 +109,17 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     With p = 0 it is x itself, and nothing is drawn.
     """
-    if not in_range(p, 0, 1):
-        raise ArgumentError(_PROBABILITY.format(p=p))
+    check_dropped(p)
     check_tensor("dropout", x)
     if p == 0:
         return x
     return x * (randb(*x.shape, p=1 - p, device=x.device, dtype=x.dtype) / (1 - p))
+
+
+def check_dropped(p: Any) -> None:
+    """Raise `ArgumentError` unless elements can be dropped with this probability."""
+    if not in_range(p, 0, 1):
+        raise ArgumentError(_PROBABILITY.format(p=p))
 
 
 def cross_entropy(
