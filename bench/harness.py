@@ -33,7 +33,7 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-NO_TORCH = "torch is not installed: make bench EXTRAS=dev,parity"
+NO_TORCH = "torch is not installed: make bench installs it"
 NO_JAX = "jax is not installed: .venv/bin/pip install jax"
 NO_COMPILER = "torch.compile needs a C++ compiler: install g++, or name one in CXX"
 

@@ -2,7 +2,8 @@
 
 In: queries (..., steps, features), keys and values (..., others, features). Out: (..., steps, features). Invariants:
 differentiable to any order; what may not be seen has the weight 0, exactly; memory grows with steps and others, not
-with their product, unless weights are dropped, or the mask has a gradient. Next: nn/module.py.
+with their product, unless the mask has a gradient, or weights are dropped outside of a compiled function: then there is
+a byte for each. Next: nn/module.py.
 """
 
 import math
@@ -12,7 +13,8 @@ import numpy as np
 
 from needle.dtype import in_range, is_float, is_whole
 from needle.errors import ArgumentError, DTypeError, ShapeError
-from needle.functional import dropout, softmax
+from needle.functional import check_dropped, dropout, softmax
+from needle.init import randb
 from needle.ops import MatMul, TriangularMatMul, concatenate, where
 from needle.ops.attention import Attention
 from needle.ops.order import counting
@@ -49,7 +51,8 @@ def scaled_dot_product_attention(
         mask: broadcasts to (..., steps, others). Booleans: True where a query may see a key. Numbers are added to the
             logits. A query that may see nothing gets NaN.
         causal: query i sees the keys 0 to i, and no others.
-        dropout_p: the probability of dropping a weight.
+        dropout_p: the probability of dropping a weight. Of long sequences, one byte for each weight says whether it is
+            dropped; in a compiled function that is drawn where it is needed, and nothing is kept.
         scale: 1 / sqrt(features) where it is None.
     """
     _check(query, key, value)
@@ -58,9 +61,11 @@ def scaled_dot_product_attention(
     shape = MatMul().infer(query.spec, turned.spec).shape  # of the logits: (..., steps, others)
     mask = None if mask is None else _fitting(mask, shape)
     constant = mask is None or mask.dtype == bool or not mask.requires_grad
-    if min(shape[-2:]) > SHORT and constant and not dropout_p and _one_float(query, key, value):
+    check_dropped(dropout_p)
+    if min(shape[-2:]) > SHORT and constant and _one_float(query, key, value):
         MatMul().infer(Spec(shape, query.dtype), value.spec)
-        return _in_blocks(query * scale, key, value, mask, causal)
+        kept = [randb(*shape, p=1 - dropout_p, device=query.device)] if dropout_p else []
+        return _in_blocks(query * scale, key, value, mask, kept, causal, dropout_p)
     logits = (TriangularMatMul("row", "column")(query, turned) if causal else query @ turned) * scale
     if causal:
         steps, others = shape[-2:]
@@ -73,14 +78,16 @@ def scaled_dot_product_attention(
     return TriangularMatMul("row", "inner")(weights, value) if causal else weights @ value
 
 
-def _in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def _in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kept: list[Tensor], causal: bool, dropout_p: float
+) -> Tensor:
     """The same for long sequences, whose weights would be too many to keep."""
     steps, others = query.shape[-2], key.shape[-2]
-    masks = [] if mask is None else [mask.reshape((1,) * (2 - mask.ndim) + mask.shape)]
+    masks = [*([] if mask is None else [mask.reshape((1,) * (2 - mask.ndim) + mask.shape)]), *kept]
     if causal and steps < others:  # no query sees the other keys
         key, value = key[..., :steps, :], value[..., :steps, :]
         masks = [m if m.shape[-1] == 1 else m[..., :steps] for m in masks]
-    return Attention(bool(causal))(query, key, value, *masks)[0]
+    return Attention(bool(causal), dropout=dropout_p)(query, key, value, *masks)[0]
 
 
 def _one_float(*tensors: Tensor) -> bool:

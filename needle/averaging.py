@@ -13,9 +13,8 @@ import numpy as np
 from needle.backward import no_grad
 from needle.dtype import Array, in_range
 from needle.errors import ArgumentError, CheckpointError
-from needle.ops import lerp
 from needle.tensor import Tensor
-from needle.tracing import active
+from needle.tracing import HostNumber, active
 
 _DECAY = "MovingAverage: decay must be a number of at least 0 and below 1, not {value!r}"
 _PARAMS = "MovingAverage: params must be Tensors, such as model.parameters(), not a {found}"
@@ -31,27 +30,34 @@ class MovingAverage:
         with average:          # the parameters are the averages here
             evaluate(model)
 
-    The averages start at the parameters as they are.
+    The averages start at the parameters as they are. `decay` may be set between steps, also of a compiled function.
     """
 
     def __init__(self, params: Iterable[Tensor], decay: float = 0.999) -> None:
-        if not in_range(decay, 0, 1):
-            raise ArgumentError(_DECAY.format(value=decay))
         listed: list[Any] = list(cast("Any", params)) if hasattr(params, "__iter__") else [params]
         for p in listed:
             if not isinstance(p, Tensor):
                 raise ArgumentError(_PARAMS.format(found=type(p).__name__))
+        self.decay = decay
         self.params: list[Tensor] = listed
         self.averages = [Tensor(p, requires_grad=False) for p in self.params]
-        self.decay = decay
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "decay":  # which may be set between steps
+            if not in_range(value, 0, 1):
+                raise ArgumentError(_DECAY.format(value=value))
+            value = float(value)
+        super().__setattr__(name, value)
 
     @no_grad()
     def update(self) -> None:
         """Move the averages towards the parameters."""
+        decay: Any = self.decay
         if active.tracer is not None:
-            active.tracer.visit(self)  # compiled again if decay changes
+            active.tracer.visit(self)
+            decay = HostNumber((id(self), "decay"), lambda: self.decay)
         for average, p in zip(self.averages, self.params, strict=True):
-            average.data = lerp(average, p.detach(), 1 - self.decay)
+            average.data = average * decay + p.detach() * (1 - decay)
 
     def swap(self) -> None:
         """Exchange the parameters and their averages."""

@@ -83,7 +83,7 @@ def in_range(value: Any, low: float, below: float = math.inf) -> bool:
     return isinstance(value, Real) and low <= float(value) < below
 
 
-def is_whole(value: Any, low: int) -> bool:
+def is_whole(value: Any, low: float = -math.inf) -> bool:
     """Whether `value` is a whole number (an int, or one of NumPy's, but no bool) of at least `low`."""
     # int first, because it is asked quicker
     return isinstance(value, int | Integral) and value is not True and value is not False and int(value) >= low

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from needle.dtype import Array, in_range, is_float
+from needle.dtype import Array, in_range, is_float, is_whole
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, NeedleError, ShapeError
 from needle.init import one_hot, randb
 from needle.ops import (
@@ -17,7 +17,6 @@ from needle.ops import (
     clip,
     equal,
     log,
-    logsoftmax,
     logsumexp,
     not_equal,
     softplus,
@@ -27,14 +26,20 @@ from needle.ops.reduce import finite_range
 from needle.tensor import Tensor
 from needle.value import Shape, as_axis, check_tensor
 
-_LOGITS = "cross_entropy: logits must have shape (batch, classes), not {shape}"
+_LOGITS = "cross_entropy: logits must have shape (batch, classes) or (batch, classes, ...), not {shape}"
 _EMPTY = "cross_entropy: the batch is empty (logits {logits}), so it has no mean; skip empty batches"
-_LABELS = "cross_entropy: labels must have shape ({batch},), one class for each row of logits {logits}, not {shape}"
+_LABELS = "cross_entropy: labels must have shape {rows}, one class for each row of logits {logits}, not {shape}"
 _LABEL_DTYPE = "cross_entropy: labels must be whole numbers, the index of a class, not {dtype} such as {value}"
 _LABEL_RANGE = "cross_entropy: label {label} is not a class of logits {logits}; labels go from 0 to {last}"
 _WEIGHT = (
     "cross_entropy: weight must have shape ({classes},), one number for each class of logits {logits}, not {shape}"
 )
+_PROBABILITIES = (
+    "cross_entropy: labels in the shape of the logits {logits} are probabilities, which are floats, not {dtype}; "
+    "convert them with .astype('float32'), or give classes of shape {rows}"
+)
+_IGNORED = "cross_entropy: ignore_index must be the index of a class, a whole number or None, not {value!r}"
+_NO_IGNORED = "cross_entropy: ignore_index names a class, but labels of shape {shape} are probabilities; leave it out"
 _SMOOTHING = "cross_entropy: label_smoothing must be a number from 0 to 1, not {value!r}"
 _SAME_SHAPE = (
     "{name}: predictions of shape {shape} need targets of the same shape, not {found}; use reshape on one of them"
@@ -64,12 +69,17 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     With p = 0 it is x itself, and nothing is drawn.
     """
-    if not in_range(p, 0, 1):
-        raise ArgumentError(_PROBABILITY.format(p=p))
+    check_dropped(p)
     check_tensor("dropout", x)
     if p == 0:
         return x
     return x * (randb(*x.shape, p=1 - p, device=x.device, dtype=x.dtype) / (1 - p))
+
+
+def check_dropped(p: Any) -> None:
+    """Raise `ArgumentError` unless elements can be dropped with this probability."""
+    if not in_range(p, 0, 1):
+        raise ArgumentError(_PROBABILITY.format(p=p))
 
 
 def cross_entropy(
@@ -78,15 +88,18 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
     weight: Any = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """Mean over the batch of -log softmax(logits)[label], a scalar.
 
     Args:
-        logits: (batch, classes), unnormalised.
-        labels: (batch,), whole numbers from 0 to classes - 1: a Tensor, an array or a list.
+        logits: (batch, classes) or (batch, classes, ...), unnormalised.
+        labels: (batch, ...), whole numbers from 0 to classes - 1: a Tensor, an array or a list. Or floats in the shape
+            of the logits: how probable each class is.
         label_smoothing: this part of each label is spread evenly over all classes (Szegedy et al., 2016).
         ignore_index: rows with this label count neither in the sum nor in the mean.
-        weight: (classes,), how much each class counts; the mean is weighted by it too.
+        weight: (classes,), how much each class counts; the mean over labels is weighted by it too.
+        reduction: "mean", "sum", or "none" for a loss for each row, in shape (batch, ...).
 
     Raises:
         ShapeError, DTypeError, IndexRangeError, ArgumentError: shapes, dtype or range do not fit.
@@ -94,33 +107,69 @@ def cross_entropy(
     check_tensor("cross_entropy", logits)
     if not isinstance(labels, Tensor):
         labels = Tensor(labels, requires_grad=False)
-    _check_shapes(logits.shape, labels.shape)
+    _check_reduction("cross_entropy", reduction)
+    _check_shapes(logits.shape, labels, reduction)
     if not (in_range(label_smoothing, 0) and label_smoothing <= 1):
         raise ArgumentError(_SMOOTHING.format(value=label_smoothing))
+    if not (ignore_index is None or is_whole(ignore_index)):
+        raise ArgumentError(_IGNORED.format(value=ignore_index))
+    weight = _class_weight(logits, weight)
+    if labels.shape == logits.shape:
+        if ignore_index is not None:
+            raise ArgumentError(_NO_IGNORED.format(shape=labels.shape))
+        losses, share = _against_probabilities(logits, labels, label_smoothing, weight), None
+    else:
+        losses, share = _against_classes(logits, labels, label_smoothing, ignore_index, weight)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / (losses.size if share is None else share.sum())
+
+
+def _against_classes(
+    logits: Tensor, labels: Tensor, smoothing: float, ignore_index: int | None, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of each row, (batch, ...), and how much each counts in their mean where they do not count alike.
+
+    Logits of other classes, and of rows that are ignored, may be infinite: they are left out, not multiplied by 0.
+    """
     kept = None if ignore_index is None else not_equal(labels, ignore_index)
-    known = labels if kept is None else where(kept, labels, 0)
+    if kept is not None:
+        labels = where(kept, labels, 0)
+        logits = where(kept.reshape((len(labels), 1, *labels.shape[1:])), logits, 0)
     try:
-        chosen = one_hot(logits.shape[1], known, device=logits.device, dtype=logits.dtype)
+        chosen = one_hot(logits.shape[1], labels, device=logits.device, dtype="bool")
     except (IndexRangeError, DTypeError) as error:
-        raise _explain(logits.shape, known.numpy(), error) from None
-    if kept is None and weight is None and not label_smoothing:
-        return (logsumexp(logits, 1) - (logits * chosen).sum(1)).sum() / logits.shape[0]
-    target = chosen * (1 - label_smoothing) + label_smoothing / logits.shape[1] if label_smoothing else chosen
-    if kept is None and weight is None:
-        return (logsoftmax(logits) * target).sum() / -logits.shape[0]
-    share = _shares(logits, kept, weight)
-    return -(logsoftmax(logits) * target * share).sum() / (chosen * share).sum()
+        raise _explain(logits.shape, labels.numpy(), error) from None
+    if logits.ndim > 2:
+        chosen = chosen.permute((0, logits.ndim - 1, *range(1, logits.ndim - 1)))
+    losses = logsumexp(logits, 1) - where(chosen, logits, 0).sum(1)
+    share = None if weight is None else (chosen * weight).sum(1)
+    losses = losses if share is None else losses * share
+    if smoothing:
+        by_class = log_softmax(logits, 1) if weight is None else log_softmax(logits, 1) * weight
+        losses = losses * (1 - smoothing) - by_class.sum(1) * (smoothing / logits.shape[1])
+    if kept is None:
+        return losses, share
+    kept = kept.astype(logits.dtype)
+    return losses * kept, kept if share is None else share * kept
 
 
-def _shares(logits: Tensor, kept: Tensor | None, weight: Any) -> Tensor:
-    """How much each class of each row counts, in a shape that broadcasts to that of the logits."""
-    share = None if kept is None else kept.reshape((logits.shape[0], 1)).astype(logits.dtype)
+def _against_probabilities(logits: Tensor, target: Tensor, smoothing: float, weight: Tensor | None) -> Tensor:
+    """The loss of each row, (batch, ...), for labels that say how probable each class is."""
+    if smoothing:
+        target = target * (1 - smoothing) + smoothing / logits.shape[1]
+    by_class = log_softmax(logits, 1) * target
+    return -(by_class if weight is None else by_class * weight).sum(1)
+
+
+def _class_weight(logits: Tensor, weight: Any) -> Tensor | None:
+    """How much each class counts, in a shape that broadcasts to that of the logits."""
     if weight is None:
-        return cast("Tensor", share)
+        return None
     weight = weight if isinstance(weight, Tensor) else Tensor(weight, dtype=logits.dtype, requires_grad=False)
-    if weight.shape != logits.shape[1:]:
+    if weight.shape != logits.shape[1:2]:
         raise ShapeError(_WEIGHT.format(classes=logits.shape[1], logits=logits.shape, shape=weight.shape))
-    return weight if share is None else weight * share
+    return weight.reshape((logits.shape[1], *[1] * (logits.ndim - 2)))
 
 
 def mse_loss(predictions: Tensor, targets: Any, reduction: str = "mean") -> Tensor:
@@ -194,18 +243,26 @@ def _targets(name: str, predictions: Any, targets: Any) -> Tensor:
 
 
 def _reduced(name: str, loss: Tensor, reduction: str, more: tuple[str, ...] = ()) -> Tensor:
-    if reduction not in ("mean", "sum", "none"):
-        allowed = " or ".join(repr(word) for word in ("mean", "sum", "none", *more))
-        raise ArgumentError(_REDUCTION.format(name=name, allowed=allowed, found=reduction))
+    _check_reduction(name, reduction, more)
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 
-def _check_shapes(logits: Shape, labels: Shape) -> None:
-    if len(logits) != 2:
+def _check_reduction(name: str, reduction: Any, more: tuple[str, ...] = ()) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        allowed = " or ".join(repr(word) for word in ("mean", "sum", "none", *more))
+        raise ArgumentError(_REDUCTION.format(name=name, allowed=allowed, found=reduction))
+
+
+def _check_shapes(logits: Shape, labels: Tensor, reduction: str) -> None:
+    """Raise `ShapeError` or `DTypeError` unless labels are a class for each row, or the probabilities of each class."""
+    if len(logits) < 2:
         raise ShapeError(_LOGITS.format(shape=logits))
-    if labels != logits[:1]:
-        raise ShapeError(_LABELS.format(batch=logits[0], logits=logits, shape=labels))
-    if not logits[0]:
+    rows = (logits[0], *logits[2:])
+    if labels.shape not in (rows, logits):
+        raise ShapeError(_LABELS.format(rows=rows, logits=logits, shape=labels.shape))
+    if labels.shape == logits and not is_float(labels.dtype):
+        raise DTypeError(_PROBABILITIES.format(logits=logits, dtype=labels.dtype, rows=rows))
+    if reduction == "mean" and 0 in rows:
         raise ShapeError(_EMPTY.format(logits=logits))
 
 

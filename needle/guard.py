@@ -27,7 +27,7 @@ from needle.averaging import MovingAverage
 from needle.dtype import Array
 from needle.errors import TraceError
 from needle.nn.module import Module
-from needle.optim import Optimizer
+from needle.optim import Optimizer, ParamGroup
 from needle.schedule import Schedule
 from needle.tracing import LIBRARY, NEEDLE, USER, owner_of, user_site
 from needle.value import Value
@@ -55,6 +55,8 @@ _CALLED = {"forward", "__call__", "update", "step"}
 _STANDARD = sys.stdlib_module_names | {"numpy"}
 _INNER = (Module, MovingAverage, Schedule)
 """Classes of needle whose attributes decide what happens when the user's code calls them."""
+_READ = (Optimizer, MovingAverage)
+"""Classes of needle with numbers that are read on each call."""
 _VALUES = cast("Callable[[Any], Iterable[Any]]", dict.values)
 _END = object()
 MISSING = object()
@@ -226,6 +228,8 @@ class Guard:
             self._reach_array(what, cast("Any", value))
         elif isinstance(value, list | tuple | dict | set | frozenset | deque):
             self._reach_members(what, value)
+        elif isinstance(value, ParamGroup):
+            self.questions.append(Note(what, value, lambda: dict(value), dict(value)))
         elif isinstance(value, types.FunctionType):
             self._reach_function(value)
         elif isinstance(value, types.MethodType):
@@ -306,6 +310,8 @@ class Guard:
         if isinstance(value, Optimizer):
             self._reach_attributes(kind.__name__, value, self._counts_in_optimizer(value))
             self.reach(f"{kind.__name__}.params", value.params)
+        elif isinstance(value, MovingAverage):  # its decay is read on each call
+            self._reach_attributes(kind.__name__, value, lambda name: self._named(name, inner=name != "decay"))
         elif isinstance(value, _INNER):
             self._reach_attributes(kind.__name__, value)
         elif _owner_of_class(kind) is not NEEDLE:
@@ -380,9 +386,9 @@ class Guard:
         self._questions = [note.read for note in self.questions]
         self._questions += [note.read for note in self.cells if note.before[0] is MISSING]
         for note in self.objects.values():
-            if note.counts is not None and isinstance(note.thing, Optimizer):  # its t and its state change all the time
+            if isinstance(note.thing, _READ):  # an optimizer's t and its state change all the time
                 note.before = {name: value for name, value in note.before.items() if note.count(name)}
-        partly = [note for note in self.objects.values() if isinstance(note.thing, Optimizer)]
+        partly = [note for note in self.objects.values() if isinstance(note.thing, _READ)]
         for note in [*self.spaces.values(), *partly]:
             present = [name for name, value in note.before.items() if value is not MISSING]
             space = cast("Any", note.thing if note.counts is None else vars(note.thing))
@@ -496,4 +502,4 @@ def _show(part: Any) -> str:
 
 def _own_numbers(optimizer: Optimizer) -> list[bool]:
     """Whether the numbers that groups of parameters have of their own are other than 0."""
-    return [bool(value) for group in optimizer.param_groups for name, value in group.items() if name != "lr"]
+    return [bool(value) for group in optimizer.param_groups for name, value in group.own.items() if name != "lr"]

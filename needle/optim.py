@@ -10,7 +10,7 @@ on arrays `m *= b` reuses the optimizer's own memory, on Tensors it makes a new 
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -30,6 +30,7 @@ _NO_GROUP = (
 )
 _MATRIX = "Muon: parameter {index} has shape {shape}, but only matrices have a direction; give it to another optimizer"
 _LOSSES = "accumulate: losses must be Tensors, such as (loss_of(part) for part in parts), not a {found}"
+_BETAS = "{name}: betas must be a pair of numbers, (beta1, beta2), not {value!r}"
 _NO_LOSSES = "accumulate: no loss was given; give at least one micro-batch"
 _TWICE = "{name}: parameter {index} is parameter {first} once more; give each Tensor once"
 _INTEGER = (
@@ -48,6 +49,8 @@ _CLOSURE_TYPE = "Newton.step: the closure must return the loss as a Tensor, not 
 _LOSS_SHAPE = "Newton.step: the loss must be one number, not shape {shape}; use .sum() or .mean()"
 _NOT_REACHED = "Newton.step: the loss does not depend on every parameter; leave the others out of params"
 
+_FIXED = "{name}: the parameters of a group cannot be changed; make another optimizer"
+
 Range = tuple[float, float]
 
 
@@ -60,13 +63,60 @@ def _fault(argument: str, value: Any, allowed: Range) -> str:
     return _HYPER.format(argument=argument, finite=finite, low=low, below=bound, value=value)
 
 
+class ParamGroup(MutableMapping[str, Any]):
+    """Some parameters of an optimizer and their numbers, as a dict: {"params": [...], "lr": 0.1, ...}.
+
+    A number that is set here is the group's own from then on, until it is deleted; the others are the optimizer's. The
+    only group of an optimizer has none of its own: what is set in one is set in the other.
+    """
+
+    def __init__(self, optimizer: "Optimizer", params: list[Tensor]) -> None:
+        self.optimizer, self.params = optimizer, params
+        self.own: dict[str, float] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "params":
+            return self.params
+        if name not in self.optimizer.numbers:
+            raise KeyError(name)
+        return self.own[name] if name in self.own else getattr(self.optimizer, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        optimizer = self.optimizer
+        kind = type(optimizer).__name__
+        if name == "params":
+            raise ArgumentError(_FIXED.format(name=kind))
+        problem = f"has {name!r}, which is no number of {kind}" if name not in optimizer.numbers else ""
+        problem = problem or _fault(name, value, optimizer.numbers[name])
+        if problem:
+            group = next(k for k, group in enumerate(optimizer.param_groups) if group is self)
+            raise ArgumentError(_NO_GROUP.format(name=kind, group=group, problem=problem))
+        if len(optimizer.param_groups) == 1:
+            setattr(optimizer, name, value)
+        else:
+            self.own[name] = value.item() if isinstance(value, np.generic) else value
+
+    def __delitem__(self, name: str) -> None:
+        del self.own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield "params"
+        yield from self.optimizer.numbers
+
+    def __len__(self) -> int:
+        return 1 + len(self.optimizer.numbers)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 class Optimizer:
     """Base of all optimizers: write `update`, and list the names of its state arrays and of its numbers.
 
     Args:
         params: the Tensors to change, usually `model.parameters()`; or groups of them with numbers of their own, as
-            dicts: `[{"params": weights, "lr": 0.1}, {"params": biases, "weight_decay": 0}]`. They are kept in
-            `param_groups`; a number that a group does not have is the optimizer's.
+            dicts: `[{"params": weights, "lr": 0.1}, {"params": biases, "weight_decay": 0}]`. `param_groups` has them
+            with all numbers, which can be set there; a number that a group does not have is the optimizer's.
         numbers: the values of what `numbers` lists, such as the learning rate; they become attributes.
 
     Raises:
@@ -83,7 +133,8 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], **numbers: float) -> None:
         name = type(self).__name__
-        self.param_groups = _groups(name, _listed(name, params))
+        groups = _groups(name, _listed(name, params))
+        self.param_groups = [ParamGroup(self, group.pop("params")) for group in groups]
         self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
         self.group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
         """For each parameter, the index of its group."""
@@ -100,12 +151,8 @@ class Optimizer:
                 raise DTypeError(_INTEGER.format(name=name, index=i, dtype=p.dtype))
         for argument, value in numbers.items():
             setattr(self, argument, value)
-        for k, group in enumerate(self.param_groups):
-            for argument in group.keys() - {"params"}:
-                problem = f"has {argument!r}, which is no number of {name}" if argument not in self.numbers else ""
-                problem = problem or _fault(argument, group[argument], self.numbers[argument])
-                if problem:
-                    raise ArgumentError(_NO_GROUP.format(name=name, group=k, problem=problem))
+        for group, own in zip(self.param_groups, groups, strict=True):
+            group.update(own)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.numbers:  # as in `optimizer.lr = 0.1`
@@ -117,15 +164,15 @@ class Optimizer:
 
     def number(self, name: str, group: int = 0) -> float:
         """The number `name`, such as "lr", as it is for a group of parameters."""
-        return self.param_groups[group].get(name, getattr(self, name))
+        own = self.param_groups[group].own
+        return own[name] if name in own else getattr(self, name)
 
     def _for_group(self, k: int) -> "Optimizer":
         """This optimizer with the numbers of group k."""
-        own = {name: value for name, value in self.param_groups[k].items() if name != "params"}
-        if not own:
+        if not self.param_groups[k].own:
             return self
         view = copy.copy(self)
-        vars(view).update(own)
+        vars(view).update(self.param_groups[k].own)
         return view
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
@@ -167,12 +214,16 @@ class Optimizer:
         """The same as `reset_grad`, under its other name."""
         self.reset_grad()
 
-    def clip_grad_norm(self, max_norm: float = 0.25) -> Any:
+    def clip_grad_norm(self, max_norm: Any = 0.25) -> Any:
         """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns it (Pascanu et al., 2013).
 
-        The norm is a float; in a compiled function, where no value is known, it is a Tensor.
+        The norm is a float; in a compiled function, where no value is known, it is a Tensor. There, `max_norm` may be a
+        Tensor with one number as well, such as an argument: then nothing is compiled again where it changes.
         """
-        if fault := _fault("max_norm", max_norm, (0, math.inf)):
+        if isinstance(max_norm, Tensor):
+            max_norm = max_norm.detach().reshape(()) if active.tracer is not None else max_norm.item()
+        fault = "" if isinstance(max_norm, Tensor) else _fault("max_norm", max_norm, (0, math.inf))
+        if fault:
             raise ArgumentError(f"{type(self).__name__}: {fault}")
         if active.tracer is not None:
             return self._clip_by_ops(max_norm)
@@ -191,7 +242,7 @@ class Optimizer:
             if p.grad is not None:
                 p.grad = clip(self.gradient(i).detach(), -limit, limit)
 
-    def _clip_by_ops(self, max_norm: float) -> Tensor:
+    def _clip_by_ops(self, max_norm: Any) -> Tensor:
         """`clip_grad_norm` by ops alone: a gradient that is short enough is multiplied by 1."""
         clipped = {i: p for i, p in enumerate(self.params) if p.grad is not None}
         squares = Tensor(0.0, requires_grad=False)
@@ -217,7 +268,7 @@ class Optimizer:
     def _own_numbers(self) -> dict[str, Any]:
         """The numbers that groups have of their own: "group.0.lr", ..."""
         groups = enumerate(self.param_groups)
-        return {f"group.{k}.{name}": value for k, g in groups for name, value in g.items() if name != "params"}
+        return {f"group.{k}.{name}": value for k, group in groups for name, value in group.own.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all of `state_dict`. Raises `CheckpointError`, and changes nothing, unless it fits the parameters."""
@@ -234,8 +285,8 @@ class Optimizer:
         for name in self.numbers:
             setattr(self, name, state[name])
         for k, group in enumerate(self.param_groups):
-            own = {name: state[key] for name in self.numbers if (key := f"group.{k}.{name}") in state}
-            self.param_groups[k] = {"params": group["params"], **own}
+            group.own.clear()
+            group.update({name: state[key] for name in self.numbers if (key := f"group.{k}.{name}") in state})
 
     def _fault_in(self, key: str, value: Any) -> str:
         """What is wrong with one entry of a state_dict, or nothing."""
@@ -272,7 +323,7 @@ def _listed(name: str, params: Any) -> list[Any]:
 
 
 def _groups(name: str, params: list[Any]) -> list[dict[str, Any]]:
-    """Parameters, or groups of them, as groups."""
+    """Parameters, or groups of them, as dicts that may be changed."""
     if not any(isinstance(p, Mapping) for p in params):
         return [{"params": params}]
     groups: list[dict[str, Any]] = []
@@ -283,6 +334,14 @@ def _groups(name: str, params: list[Any]) -> list[dict[str, Any]]:
         own = cast("Any", group["params"])
         groups.append({**group, "params": [own] if isinstance(own, Tensor) else list(own)})
     return groups
+
+
+def _pair(name: str, betas: Any, beta1: float, beta2: float) -> tuple[float, float]:
+    """beta1 and beta2, also where they are written as a pair."""
+    pair = (beta1, beta2) if betas is None else betas
+    if not isinstance(pair, tuple | list) or len(cast("Any", pair)) != 2:
+        raise ArgumentError(_BETAS.format(name=name, value=betas))
+    return cast("Any", pair)
 
 
 class SGD(Optimizer):
@@ -314,6 +373,7 @@ class Adam(Optimizer):
 
     g = grad + weight_decay * p; m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g**2, from 0;
     p = p - lr * m_hat / (sqrt(v_hat) + eps) with m_hat = m / (1 - beta1**t), v_hat = v / (1 - beta2**t), t from 1.
+    `betas=(0.9, 0.999)`, as in PyTorch, gives both.
     """
 
     state_names = ("m", "v")
@@ -337,7 +397,9 @@ class Adam(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] | None = None,
     ) -> None:
+        beta1, beta2 = _pair(type(self).__name__, betas, beta1, beta2)
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
@@ -373,8 +435,9 @@ class AdamW(Adam):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        betas: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(params, lr, beta1, beta2, eps, weight_decay)
+        super().__init__(params, lr, beta1, beta2, eps, weight_decay, betas)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         kept = p * (1 - self.lr * self.weight_decay) if self.weight_decay else p
@@ -433,6 +496,10 @@ class RMSprop(Optimizer):
         return p - step * self.lr, v, u, *means
 
 
+RMSProp = RMSprop
+"""The same, as it is called in the paper."""
+
+
 class Adagrad(Optimizer):
     """Steps divided by the root of the sum of all squared gradients (Duchi et al., 2011).
 
@@ -488,7 +555,9 @@ class Lion(Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.99,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] | None = None,
     ) -> None:
+        beta1, beta2 = _pair(type(self).__name__, betas, beta1, beta2)
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:

@@ -1,8 +1,9 @@
 """Schedules: how learning rates change while a model is trained.
 
 In: an optimizer. Out: its `lr`, and that of each of its groups, set anew by each `step()`. Invariant: the rate is the
-one at the start times a factor that depends on the number of steps alone, so a schedule resumes exactly; compiled
-functions read rates on each call, so nothing is compiled again.
+one at the start times a factor that depends on the number of steps alone, so a schedule resumes exactly; one that was
+set by hand between steps counts as this product. Compiled functions read rates on each call, so nothing is compiled
+again.
 Next: data/dataset.py.
 """
 
@@ -26,7 +27,9 @@ _STATE = "{name}.load_state_dict: needs the entries 'step' and 'rates' ({count} 
 class Schedule:
     """Base of all schedules: write `factor(t)`, by which the first learning rates are multiplied at step t.
 
-    `step()` goes on by one step; call it after each `optimizer.step()`, or once an epoch, as the numbers are meant.
+    `step()` goes on by one step; call it after each `optimizer.step()`, or once an epoch, as the numbers are meant. A
+    rate that was set by hand since the last step is gone on from: it is multiplied as that of the schedule would have
+    been. So several schedules of one optimizer multiply.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -34,9 +37,15 @@ class Schedule:
             raise ArgumentError(_OPTIMIZER.format(name=type(self).__name__, found=type(optimizer).__name__))
         self.optimizer = optimizer
         self.t = 0
-        self.rates: list[float] = [holder["lr"] for holder in self._holders()]
-        """The learning rates at the start: the optimizer's, and those of groups that have their own."""
+        self._known: dict[int, tuple[float, float]] = {}
+        """For the optimizer (0), and group k with a rate of its own (k + 1): the rates at the start and now."""
+        self._follow(1.0)
         self._set()
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates at the start: the optimizer's, and those of groups that have their own."""
+        return [start for start, _ in self._known.values()]
 
     def factor(self, t: int) -> float:
         """What the first learning rates are multiplied by at step t, from 0."""
@@ -46,16 +55,29 @@ class Schedule:
         """Go on by one step."""
         if active.tracer is not None:
             raise TraceError(_COMPILED.format(site=user_site(), name=type(self).__name__))
+        self._follow(self.factor(self.t))
         self.t += 1
         self._set()
 
-    def _holders(self) -> list[dict[str, Any]]:
-        return [vars(self.optimizer), *(group for group in self.optimizer.param_groups if "lr" in group)]
+    def _follow(self, factor: float) -> None:
+        """Take over rates that were set by hand since the last step, which had this factor."""
+        groups = enumerate(self.optimizer.param_groups, 1)
+        rates = {0: self.optimizer.lr} | {k: group.own["lr"] for k, group in groups if "lr" in group.own}
+        for k in self._known.keys() - rates.keys():
+            del self._known[k]
+        for k, rate in rates.items():
+            if k not in self._known or self._known[k][1] != rate:
+                self._known[k] = (rate / factor if factor else rate, rate)
 
     def _set(self) -> None:
         factor = self.factor(self.t)
-        for holder, rate in zip(self._holders(), self.rates, strict=True):
-            holder["lr"] = rate * factor
+        for k, (start, _) in self._known.items():
+            rate = start * factor
+            if k:
+                self.optimizer.param_groups[k - 1]["lr"] = rate
+            else:
+                self.optimizer.lr = rate
+            self._known[k] = (start, rate)
 
     def _check(self, argument: str, value: Any, holds: bool, rule: str) -> None:
         if not holds:
@@ -67,6 +89,7 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and the rates at the start."""
+        self._follow(self.factor(self.t))
         return {"step": self.t, "rates": list(self.rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -74,9 +97,11 @@ class Schedule:
         found: Any = state if isinstance(state, Mapping) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
         step, rates = found.get("step"), found.get("rates")
         numbers: list[Any] = [step, *rates] if isinstance(rates, list | tuple) else []
+        self._follow(self.factor(self.t))
         if len(numbers) != 1 + len(self.rates) or not all(in_range(number, 0) for number in numbers):
             raise CheckpointError(_STATE.format(name=type(self).__name__, count=len(self.rates)))
-        self.t, self.rates = int(numbers[0]), [float(rate) for rate in numbers[1:]]
+        self.t = int(numbers[0])
+        self._known.update({k: (float(rate), 0.0) for k, rate in zip(self._known, numbers[1:], strict=True)})
         self._set()
 
 

@@ -28,7 +28,7 @@ MNIST_FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-NO_TORCH = "torch is not installed: `make test EXTRAS=dev,parity` installs this peer that needle is compared with"
+NO_TORCH = "torch is not installed: `make test` installs this peer that needle is compared with"
 NO_DATA = "MNIST was not found: set NEEDLE_DATA to a folder that holds its four gzipped files, or mnist/ with them"
 LEFT_OUT = "NEEDLE_REQUIRE={required}, but {count} tests were skipped for want of it"
 

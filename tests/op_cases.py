@@ -10,10 +10,12 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations, product
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 import needle as ndl
 from needle import ops
@@ -100,6 +102,12 @@ def error_function(a: Array) -> Array:
     return np.array([math.erf(x) for x in a.ravel()], (a * 1.0).dtype).reshape(a.shape)
 
 
+def sorting(a: Array, axis: int, descending: int) -> Array:
+    """The positions that sort; the other way round, equal elements are, too."""
+    order = np.argsort(a, axis, kind="stable")
+    return np.flip(order, axis) if descending else order
+
+
 def center(a: Array, axes: Any) -> Any:
     return a - np.mean(a, tuple(axes) if isinstance(axes, list) else axes, keepdims=True)
 
@@ -177,6 +185,51 @@ def convolve(a: Array, b: Array, stride: int = 1, padding: int = 0, dilation: in
     return total
 
 
+def transposed(
+    a: Array, b: Array, stride: int = 1, padding: int = 0, more: int = 0, dilation: int = 1, groups: int = 1
+) -> Array:
+    """A transposed convolution of pictures as its definition says it: each tap of the kernel adds to every output."""
+    size = [stride * (n - 1) + dilation * (k - 1) + 1 + more for n, k in zip(a.shape[1:3], b.shape[:2], strict=True)]
+    out = np.zeros((a.shape[0], *size, b.shape[2] * groups), np.matmul(a[..., :1], b[..., :1].mT[0, 0]).dtype)
+    for i, j in product(range(b.shape[0]), range(b.shape[1])):
+        parts = zip(np.split(a, groups, -1), np.split(b[i, j], groups, -1), strict=True)
+        rows, columns = (
+            slice(k * dilation, k * dilation + stride * (n - 1) + 1, stride)
+            for k, n in zip((i, j), a.shape[1:3], strict=True)
+        )
+        out[:, rows, columns] += np.concatenate([x @ w.T for x, w in parts], -1)
+    return out[:, padding : size[0] - padding, padding : size[1] - padding]
+
+
+def pooled(reduce: Any, a: Array, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> Array:
+    """Pooling of the last two axes, as reductions of all windows; of means, padding is a part."""
+    lowest = 0 if reduce is np.mean or a.dtype == bool else -np.inf if a.dtype.kind == "f" else np.iinfo(a.dtype).min
+    a = np.pad(a, [(0, 0)] * (a.ndim - 2) + [(padding, padding)] * 2, constant_values=lowest)
+    windows: Any = sliding_window_view(a, [dilation * (kernel - 1) + 1] * 2, (-2, -1))
+    return reduce(windows[..., ::stride, ::stride, ::dilation, ::dilation], axis=(-2, -1))
+
+
+def adapted(reduce: Any, a: Array, sizes: tuple[int, int]) -> Array:
+    """Pooling of the last two axes to `sizes`, one window after the other."""
+    (rows, columns), (height, width) = sizes, a.shape[-2:]
+    places = product(range(rows), range(columns))
+    windows = [
+        a[
+            ...,
+            i * height // rows : -(-(i + 1) * height // rows),
+            j * width // columns : -(-(j + 1) * width // columns),
+        ]
+        for i, j in places
+    ]
+    found = [reduce(window, axis=(-2, -1)) for window in windows]
+    return np.stack(found, -1).reshape((*a.shape[:-2], *sizes))
+
+
+def pools(name: str, call: Any, reference: Any, numbers: Any, shapes: Any, **options: Any) -> list[Case]:
+    """A row for each way to pool."""
+    return [Case(name, lambda a, n=n: call(a, *n), lambda a, n=n: reference(a, *n), shapes, **options) for n in numbers]
+
+
 ONE = (((),), ((3,),), ((2, 3),), ((2, 0, 3),), ((2, 1, 3),))
 TWO = (
     ((), ()),
@@ -208,6 +261,14 @@ PADS = [(((1, 0), (2, 1)), [(2, 3), (0, 2)]), (0, [(2,)]), (((0, 2),), [(3,)])]
 FLIPS = [(None, [(2, 3), (0, 2)]), (1, [(2, 3)]), ((0, -1), [(2, 1, 3)])]
 WINDOWS = [((1, 1), (((2, 3, 4, 2), (3, 2, 2, 3)),)), ((2, 0, 1, 2), (((1, 4, 5, 4), (2, 2, 2, 2)),))]
 WINDOWS += [((1, 2, 2), (((2, 2, 3, 1), (2, 3, 1, 2)), ((0, 3, 3, 1), (3, 3, 1, 1))))]
+TRANSPOSED: Any = {
+    (1, 1): (((2, 3, 4, 2), (3, 2, 3, 2)), ((0, 3, 2, 1), (3, 3, 2, 1))),
+    (2, 1, 1): (((1, 2, 3, 2), (3, 2, 1, 2)),),
+    (3, 0, 0, 1, 2): (((1, 2, 2, 2), (2, 3, 1, 2)),),
+    (2, 1, 0, 2): (((2, 3, 2, 1), (2, 3, 2, 1)),),
+}
+PICTURES = (((2, 4, 6),), ((2, 0, 4, 4),), ((1, 5, 5),))
+SIZES = (((2, 2),), ((3, 5),))
 GATHERS = (((4, 3), (2,)), ((4,), ()), ((4, 2), (2, 3)), ((4,), (0,)))
 
 CASES: list[Case] = [
@@ -306,6 +367,17 @@ CASES: list[Case] = [
         "ArgMax", ndl.argmax, np.argmax, ((0, [(3,), (2, 3)]), (-2, [(2, 3, 1)]), (None, [(2, 3), ()])), smooth=False
     ),
     *rows("ArgSort", ndl.argsort, lambda a, x: np.argsort(a, x, kind="stable"), SORTS, smooth=False),
+    *rows(
+        "ArgTop",
+        lambda a, x: ndl.topk(a, 2, *x)[1],
+        lambda a, x: sorting(a, *x).take(range(2), x[0]),
+        [
+            ((axis, largest), shapes)
+            for axis, shapes in ((0, [(7,), (5, 2)]), (1, [(3, 9), (0, 2)]))
+            for largest in (0, 1)
+        ],
+        smooth=False,
+    ),
     *rows("Gather", ndl.sort, np.sort, SORTS, samples=(distinct,)),
     Case(
         "Gather",
@@ -325,6 +397,24 @@ CASES: list[Case] = [
         lambda a, b: convolve(a[:, None], b[None])[:, 0],
         (((2, 5, 2), (3, 2, 3)),),
     ),
+    *[
+        Case(
+            name, lambda a, b, n=n: ndl.conv_transpose(a, b, *n), lambda a, b, n=n: transposed(a, b, *n), TRANSPOSED[n]
+        )
+        for name, n in (
+            ("Conv", (1, 1)),
+            ("Assemble", (2, 1, 1)),
+            ("Assemble", (3, 0, 0, 1, 2)),
+            ("Conv", (2, 1, 0, 2)),
+        )
+    ],
+    *pools("Max", ndl.max_pool, partial(pooled, np.max), ((2, 2),), PICTURES, samples=(distinct,)),
+    *pools("Maximum", ndl.max_pool, partial(pooled, np.max), ((2, 1), (3, 2, 1, 2)), PICTURES, samples=(distinct,)),
+    *pools("Summation", ndl.avg_pool, partial(pooled, np.mean), ((2, 2),), PICTURES),
+    *pools("Add", ndl.avg_pool, partial(pooled, np.mean), ((2, 1), (3, 2, 1)), PICTURES),
+    *pools("Max", ndl.adaptive_max_pool, partial(adapted, np.max), SIZES, PICTURES, samples=(distinct,)),
+    *pools("Summation", ndl.adaptive_avg_pool, partial(adapted, np.mean), SIZES[:1], PICTURES[:1]),
+    *pools("MatMul", ndl.adaptive_avg_pool, partial(adapted, np.mean), SIZES[1:], PICTURES),
     Case("MatMul", ndl.matmul, np.matmul, PRODUCTS),
     *(
         Case("TriangularMatMul", ops.TriangularMatMul(*order, shift), triangular(*order, shift), MATRICES)

@@ -25,10 +25,11 @@ from needle.ops.attention import BLOCK, Attention
 
 LONG = BLOCK + 40
 LEADING = {"one head": ((), (), ()), "broadcast": ((2, 3), (1, 3), (2, 1))}
+DROPOUT = 0.25
 STEPS = [(5, 5), (6, 6), (7, 4), (9, 3)]
 
 
-def plain(query: Any, key: Any, value: Any, mask: Any = None, causal: bool = False) -> Any:
+def plain(query: Any, key: Any, value: Any, mask: Any = None, causal: bool = False, kept: Any = None) -> Any:
     """Attention, with all weights at once."""
     logits = query @ key.transpose()
     if causal:
@@ -36,7 +37,8 @@ def plain(query: Any, key: Any, value: Any, mask: Any = None, causal: bool = Fal
         logits = ndl.where(ndl.Tensor(triangle, requires_grad=False), logits, -np.inf)
     if mask is not None:
         logits = ndl.where(mask, logits, -np.inf) if mask.dtype == bool else logits + mask
-    return ndl.functional.softmax(logits) @ value
+    weights = ndl.functional.softmax(logits)
+    return (weights if kept is None else ndl.where(kept, weights, 0) / (1 - DROPOUT)) @ value
 
 
 def draw(*shape: int, dtype: str = "float64") -> ndl.Tensor:
@@ -74,15 +76,18 @@ def assert_close(found: list[Any], wanted: list[Any], rounding: float = 1e-10) -
 @pytest.mark.parametrize("leading", LEADING)
 @pytest.mark.parametrize("mask", ["none", "booleans", "numbers"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_blocks_are_the_plain_composition_to_order_2(leading: str, mask: str, causal: bool) -> None:
+@pytest.mark.parametrize("dropping", [False, True])
+def test_blocks_are_the_plain_composition_to_order_2(leading: str, mask: str, causal: bool, dropping: bool) -> None:
     for steps, others in STEPS:
         a, b, c = LEADING[leading]
         inputs = [draw(*a, steps, 4), draw(*b, others, 4), draw(*c, others, 3)]
         shown = mask_of(mask, steps, others)
-        masks = [] if shown is None else [shown]
+        kept = ndl.Tensor(np.random.rand(*np.broadcast_shapes(a, b), steps, others) > DROPOUT) if dropping else None
+        masks = [m for m in (shown, kept) if m is not None]
         out_grad = draw(*np.broadcast_shapes(a, b, c), steps, 3).detach()
-        wanted = derivatives(lambda q, k, v, m=shown: plain(q, k, v, m, causal), out_grad)(*inputs)
-        in_blocks = derivatives(lambda q, k, v, m=masks: Attention(causal, 2)(q, k, v, *m)[0], out_grad)
+        wanted = derivatives(lambda q, k, v, m=shown, d=kept: plain(q, k, v, m, causal, d), out_grad)(*inputs)
+        op = Attention(causal, 2, DROPOUT * dropping)
+        in_blocks = derivatives(lambda q, k, v, m=masks, op=op: op(q, k, v, *m)[0], out_grad)
         assert_close(in_blocks(*inputs), wanted, 1e-8)
         if steps == 5:
             assert_close(ndl.compile(in_blocks)(*inputs), wanted, 1e-8)
@@ -143,9 +148,20 @@ def test_what_is_not_made_in_blocks_is_right_as_well() -> None:
     assert mask.grad.shape == mask.shape
     mixed = scaled_dot_product_attention(query.astype("float32"), key, value, scale=1.0)
     assert mixed.dtype == np.float64
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_same_weights_are_dropped_in_blocks_as_all_at_once(causal: bool) -> None:
+    query, key, value = (draw(2, LONG, 4) for _ in range(3))
     np.random.seed(0)
-    dropped = scaled_dot_product_attention(query, key, value, dropout_p=0.5)
-    assert np.isfinite(dropped.numpy()).all()
+    out = scaled_dot_product_attention(query, key, value, None, causal, DROPOUT, scale=1.0)
+    np.random.seed(0)
+    kept = ndl.init.randb(2, LONG, LONG, p=1 - DROPOUT)
+    assert_close([out], [plain(query, key, value, None, causal, kept)])
+    compiled = ndl.compile(lambda: scaled_dot_product_attention(query, key, value * 0 + 1, None, causal, DROPOUT))
+    means = compiled().numpy()[:, 9:]
+    assert 0.9 < means.mean() < 1.1
+    assert means.std() > 0.01
 
 
 def test_shapes_that_do_not_fit_are_named_for_long_sequences_too() -> None:
@@ -159,11 +175,11 @@ def test_shapes_that_do_not_fit_are_named_for_long_sequences_too() -> None:
 
 
 @cache
-def training_graph(steps: int, causal: bool) -> Graph:
+def training_graph(steps: int, causal: bool, dropout: float = 0.0) -> Graph:
     """Forward and backward through attention in one head, simplified."""
 
     def step(query: Any, key: Any, value: Any) -> list[Any]:
-        out = scaled_dot_product_attention(query, key, value, causal=causal)
+        out = scaled_dot_product_attention(query, key, value, None, causal, dropout)
         (out * out).sum().backward()
         return [query.grad, key.grad, value.grad]
 
@@ -175,10 +191,11 @@ def training_graph(steps: int, causal: bool) -> Graph:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_memory_grows_with_the_steps_and_not_with_their_square(causal: bool) -> None:
+@pytest.mark.parametrize("dropout", [0.0, DROPOUT])
+def test_memory_grows_with_the_steps_and_not_with_their_square(causal: bool, dropout: float) -> None:
     for steps in (512, 1024, 2048):
-        graph = training_graph(steps, causal)
-        assert max(prod(n.shape) for n in graph.nodes()) == BLOCK * steps
+        graph = training_graph(steps, causal, dropout)
+        assert dropout or max(prod(n.shape) for n in graph.nodes()) == BLOCK * steps
         assert plan(graph, lower(fuse(graph))).arena_bytes < 4 * 4 * BLOCK * steps, "not more than a few blocks"
 
 

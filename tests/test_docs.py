@@ -280,6 +280,12 @@ def test_shell_commands_exist(name: str) -> None:
         assert [option for option in options if option not in text] == []
 
 
+@pytest.mark.parametrize(("argument", "installed"), [("", ".[dev,parity]"), ("EXTRAS=dev", ".[dev]")])
+def test_make_test_compares_with_pytorch_unless_it_is_told_not_to(argument: str, installed: str) -> None:
+    command = ["make", "--dry-run", "--always-make", "unit", *argument.split()]
+    assert f"'{installed}'" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_the_first_example_has_at_most_twenty_lines() -> None:
     first = next(block[2] for block in FENCE.finditer(read("README.md")) if block[1] == "python")
     assert sum(bool(line.strip()) for line in first.splitlines()) <= 20

@@ -355,10 +355,26 @@ nn.Conv(3, 4, 3)(T(2, 4, 8, 8))
     ShapeError: Conv: needs an input of shape (batch, 3, height, width), not (2, 4, 8, 8)
 nn.Conv1d(3, 4, 3)(T(2, 3))
     ShapeError: Conv1d: needs an input of shape (batch, 3, length), not (2, 3)
-nn.Conv2d(3, 4, 3, stride=0)(T(2, 3, 8, 8))
-    ArgumentError: conv: stride must be a whole number of at least 1, or one of them for each of the 2 sliding axes
-nn.Conv2d(3, 4, 3, padding=-1)(T(2, 3, 8, 8))
-    ArgumentError: conv: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
+nn.Conv2d(3, 4, 3, stride=0)
+    ArgumentError: Conv2d: stride must be a whole number of at least 1, or one of them for each of the 2 sliding axes
+nn.Conv1d(3, 4, 3, dilation=(1, 2))
+    ArgumentError: Conv1d: dilation must be a whole number of at least 1, or one of them for each of the 1 sliding axes
+nn.ConvTranspose2d(3, 4, 3, stride=2, output_padding=2)
+    ArgumentError: ConvTranspose2d: output_padding (2, 2) must be below the stride (2, 2)
+ndl.ops.Conv(dilation=-1)
+    ArgumentError: dilation must be a whole number of at least 1, or a tuple with one for each sliding axis
+ndl.ops.Conv(stride=(1, 0))
+    ArgumentError: stride must be a whole number of at least 1, or a tuple with one for each sliding axis
+ndl.ops.Conv(groups=0)
+    ArgumentError: groups must be a whole number of at least 1
+ndl.ops.Conv(padding=((1, 2, 3),))
+    ArgumentError: padding must be a whole number or a pair of them, or a tuple with one for each sliding axis
+ndl.ops.Conv(stride=(1, 2))(T(2, 5, 3), T(3, 3, 4))
+    ShapeError: stride has 2 numbers, but an input of shape (2, 5, 3) has 1 sliding axes; give one for each
+ndl.compile(ndl.ops.Conv(padding=(1, 2)))(T(2, 5, 3), T(3, 3, 4))
+    ShapeError: padding has 2 numbers, but an input of shape (2, 5, 3) has 1 sliding axes; give one for each
+nn.Conv2d(3, 4, 3, padding=-1)
+    ArgumentError: Conv2d: padding must be a whole number of at least 0, one for each of the 2 sliding axes, or a pair
 nn.Conv2d(3, 4, 5)(T(2, 3, 4, 8))
     ShapeError: the kernel reaches over (5, 5) elements of the sliding axes, but the input has only (4, 8) there,
 ndl.compile(nn.Conv2d(3, 4, 5))(T(2, 3, 4, 8))
@@ -380,12 +396,28 @@ ndl.max_pool(T(2, 3), 4)
     ShapeError: max_pool: a window reaches over 4 elements of axis 0, but shape (2, 3) has only 2 there
 ndl.avg_pool(T(2, 3), 2, padding=2)
     ArgumentError: avg_pool: padding 2 is more than half of the window 2, so some windows would hold padding only
-nn.MaxPool2d(2, 0)(T(2, 3, 4, 4))
+nn.MaxPool2d(2, 0)
+    ArgumentError: MaxPool2d: stride must be a whole number of at least 1
+nn.MaxPool2d(0)
+    ArgumentError: MaxPool2d: kernel_size must be a whole number of at least 1
+nn.AvgPool1d(2, padding=2)
+    ArgumentError: AvgPool1d: padding 2 is more than half of the window 2, so some windows would hold padding only
+ndl.max_pool(T(2, 3, 4, 4), 2, 0)
     ArgumentError: max_pool: stride must be a whole number of at least 1
-nn.AdaptiveAvgPool2d(0)(T(2, 3, 4, 4))
+nn.AdaptiveAvgPool1d((1, 2))
+    ArgumentError: AdaptiveAvgPool1d: output_size must be a whole number of at least 1
+nn.MaxPool2d(2, 2, 0, 1, True)
+    ArgumentError: MaxPool2d: return_indices=True is not supported; leave it out
+nn.AvgPool2d(2, divisor_override=3)
+    ArgumentError: AvgPool2d: divisor_override=3 is not supported; leave it out
+nn.MultiHeadAttention(4, 2, batch_first=False)
+    ArgumentError: MultiHeadAttention: inputs have shape (batch, steps, features), which is batch_first=True, not False
+nn.TransformerEncoderLayer(4, 2, batch_first=False)
+    ArgumentError: TransformerEncoderLayer: inputs have shape (batch, steps, features), which is batch_first=True
+ndl.adaptive_avg_pool(T(2, 3, 4, 4), 0)
     ArgumentError: adaptive_avg_pool: sizes must be a whole number of at least 1
-nn.AdaptiveMaxPool2d(0)(T(2, 3, 4, 4))
-    ArgumentError: adaptive_max_pool: sizes must be a whole number of at least 1
+nn.AdaptiveMaxPool2d(0)
+    ArgumentError: AdaptiveMaxPool2d: output_size must be a whole number of at least 1
 nn.MaxPool1d(4, 2, ceil_mode=True)(T(1, 1, 1))
     ShapeError: max_pool: a window reaches over 4 elements of axis 2, but shape (1, 1, 1) has only 1 there
 nn.LSTM(2, 3, bidirectional=True)(T(4, 5, 2), (T(1, 5, 3), T(1, 5, 3)))
@@ -449,10 +481,22 @@ nn.CrossEntropyLoss(weight=[1.0])(T(2, 3), labels(0, 1))
     ShapeError: cross_entropy: weight must have shape (3,), one number for each class of logits (2, 3), not (1,)
 ndl.einsum('ij,jk', T(2, 3))
     ArgumentError: einsum: 'ij,jk': it names 2 inputs, but 1 were given; write a letter for each axis
-ndl.einsum('ii', T(2, 2))
-    ArgumentError: einsum: 'ii': 'ii' has a letter twice
-ndl.einsum('...j', T(2, 2))
-    ArgumentError: einsum: '...j': '...j' is not letters only
+ndl.einsum('ij->ii', T(2, 2))
+    ArgumentError: einsum: 'ij->ii': the result 'ii' has a letter twice
+ndl.einsum('ii', T(2, 3))
+    ShapeError: einsum: 'ii': 'i' is an axis of length 2 and one of length 3; they must be equal
+ndl.einsum('i.j', T(2, 2))
+    ArgumentError: einsum: 'i.j': a '.' stands outside of '...'
+ndl.einsum('...i...', T(2, 2))
+    ArgumentError: einsum: '...i...': '...i...' has '...' twice
+ndl.einsum('i2', T(2, 2))
+    ArgumentError: einsum: 'i2': 'i2' is not letters only
+ndl.einsum('...ij', T(2))
+    ShapeError: einsum: '...ij': '...ij' names 2 axes, but its input has shape (2,)
+ndl.einsum('...i,...i', T(2, 3), T(4, 3))
+    ShapeError: einsum: '...i,...i': '...' is an axis of length 2 and one of length 4; they must be equal, or 1
+ndl.einsum('i->...', T(2))
+    ArgumentError: einsum: 'i->...': '...' is in no input
 ndl.einsum('ij->k', T(2, 2))
     ArgumentError: einsum: 'ij->k': 'k' is in no input
 ndl.einsum('ij,jk', T(2, 3), T(2, 3))
@@ -464,13 +508,24 @@ NoForward()(T(2))
 ndl.summary(nn.ReLU(), 5)
     ArgumentError: summary: input_shape must be a tuple with the batch axis, such as (1, 784), not 5
 nn.SoftmaxLoss()(T(3), labels(0, 1, 2))
-    ShapeError: cross_entropy: logits must have shape (batch, classes), not (3,)
+    ShapeError: cross_entropy: logits must have shape (batch, classes) or (batch, classes, ...), not (3,)
 nn.SoftmaxLoss()(T(4, 3), labels(0, 1))
     ShapeError: cross_entropy: labels must have shape (4,), one class for each row of logits (4, 3), not (2,)
 nn.SoftmaxLoss()(T(2, 3), labels(0, 3))
     IndexRangeError: cross_entropy: label 3 is not a class of logits (2, 3); labels go from 0 to 2
 nn.SoftmaxLoss()(T(2, 3), labels(0, 1.5))
     DTypeError: cross_entropy: labels must be whole numbers, the index of a class, not float64 such as 1.5
+nn.CrossEntropyLoss(ignore_index=1.5)(T(2, 3), labels(0, 1))
+    ArgumentError: cross_entropy: ignore_index must be the index of a class, a whole number or None, not 1.5
+nn.CrossEntropyLoss(ignore_index=1)(T(2, 3), T(2, 3))
+    ArgumentError: cross_entropy: ignore_index names a class, but labels of shape (2, 3) are probabilities; leave it out
+nn.CrossEntropyLoss(reduction='all')(T(2, 3), labels(0, 1))
+    ArgumentError: cross_entropy: reduction must be 'mean' or 'sum' or 'none', not 'all'
+nn.CrossEntropyLoss()(T(2, 3), T(2, 3).astype('int64'))
+    DTypeError: cross_entropy: labels in the shape of the logits (2, 3) are probabilities, which are floats, not int64;
+    convert them with .astype('float32'), or give classes of shape (2,)
+nn.CrossEntropyLoss()(T(2, 3, 4), labels(0, 1))
+    ShapeError: cross_entropy: labels must have shape (2, 4), one class for each row of logits (2, 3, 4), not (2,)
 nn.SoftmaxLoss()(T(0, 3), labels())
     ShapeError: cross_entropy: the batch is empty
 # state_dicts
@@ -543,6 +598,21 @@ optim.SGD([{'params': [T(2)], 'lr': -1}])
     ArgumentError: group 0 lr must be a finite number of at least 0, not -1
 optim.SGD([{'params': [T(2)]}, T(2)])
     ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 1 is a Tensor
+optim.Adam([T(2)], betas=0.9)
+    ArgumentError: Adam: betas must be a pair of numbers, (beta1, beta2), not 0.9
+optim.SGD([T(2)]).param_groups[0].update(lr=float('nan'))
+    ArgumentError: group 0 lr must be a finite number of at least 0, not nan
+optim.SGD([T(2)]).param_groups[0].update(nesterov=True)
+    ArgumentError: SGD: a group is a dict of 'params' and of numbers, but group 0 has 'nesterov', which is no number of
+    SGD
+optim.SGD([T(2)]).param_groups[0].update(params=[T(2)])
+    ArgumentError: SGD: the parameters of a group cannot be changed; make another optimizer
+setattr(optim.SGD([T(2)]), 'lr', float('inf'))
+    ArgumentError: SGD: lr must be a finite number of at least 0, not inf
+setattr(ndl.MovingAverage([T(2)]), 'decay', float('nan'))
+    ArgumentError: MovingAverage: decay must be a number of at least 0 and below 1, not nan
+optim.SGD([T(2)]).clip_grad_norm(ndl.Tensor(-1.0))
+    ArgumentError: SGD: max_norm must be a finite number of at least 0, not -1.0
 optim.accumulate([T(2)], [])
     ArgumentError: accumulate: no loss was given; give at least one micro-batch
 ndl.MovingAverage([T(2)], decay=1)

@@ -80,6 +80,24 @@ SUMS: list[tuple[str, list[tuple[int, ...]]]] = [
     ("ij,kl->i", [(2, 3), (4, 5)]),
     ("i,i", [(3,), (3,)]),
     (",i->i", [(), (3,)]),
+    ("ii", [(3, 3)]),
+    ("ii->i", [(3, 3)]),
+    ("iji->j", [(3, 2, 3)]),
+    ("iii->i", [(2, 2, 2)]),
+    ("ijij->ij", [(2, 3, 2, 3)]),
+    ("bii,ij->bj", [(2, 3, 3), (3, 4)]),
+    ("...ij,...jk->...ik", [(2, 1, 3, 4), (5, 4, 2)]),
+    ("...i->i...", [(2, 3, 4)]),
+    ("...ii->...i", [(2, 3, 3)]),
+    ("i...,...", [(3, 2), (4, 2)]),
+    ("...,...", [(2, 3), (3,)]),
+    ("b...,b->...", [(2, 3, 4), (2,)]),
+    ("...", [()]),
+    ("ij,ij->ij", [(1, 3), (2, 1)]),
+    ("ij,jk->ik", [(2, 1), (3, 4)]),
+    ("i,i", [(1,), (3,)]),
+    ("ij,ij->i", [(2, 1), (2, 3)]),
+    ("i,i->i", [(1,), (0,)]),
 ]
 
 
@@ -98,3 +116,26 @@ def test_einsum(compiled: bool) -> None:
     a, b = ndl.Tensor(arrays[0][0]), ndl.Tensor(arrays[0][1])
     ndl.einsum("ij,jk->ik", a, b).backward(ndl.Tensor(np.ones((2, 4))))
     np.testing.assert_allclose(a.grad.numpy(), np.einsum("ik,jk->ij", np.ones((2, 4)), b.numpy()))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_of_einsum_equal_those_of_torch(torch: Any, compiled: bool) -> None:
+    def together(*inputs: Any) -> list[Any]:
+        for own in inputs:
+            for x in own:
+                x.grad = None
+        for (text, _), own in zip(SUMS, inputs, strict=True):
+            result = ndl.einsum(text, *own)
+            (result * result * 0.5).sum().backward()
+        return [[x.grad for x in own] for own in inputs]
+
+    arrays = [[np.asarray(np.random.randn(*shape)) for shape in shapes] for _, shapes in SUMS]
+    run = ndl.compile(together) if compiled else together
+    found = run(*([ndl.Tensor(a) for a in own] for own in arrays))
+    for (text, _), own, grads in zip(SUMS, arrays, found, strict=True):
+        twins = [torch.tensor(a, requires_grad=True) for a in own]
+        result = torch.einsum(text, *twins)
+        (result * result * 0.5).sum().backward()
+        for grad, twin in zip(grads, twins, strict=True):
+            wanted = np.zeros(twin.shape) if twin.grad is None else twin.grad.numpy()
+            np.testing.assert_allclose(grad.numpy(), wanted, rtol=1e-10, atol=1e-12, err_msg=text)

@@ -52,6 +52,15 @@ def binary(*shape: int) -> Callable[[], Array]:
     return lambda: np.random.randint(2, size=shape).astype(float)
 
 
+def cross_entropy(name: str, inputs: tuple[Any, ...], weight: Any = None, **options: Any) -> Row:
+    """A row for CrossEntropyLoss with these options."""
+
+    def run(t: Any, F: Any, p: dict[str, Any], x: Any, y: Any) -> Any:
+        return F.cross_entropy(x, y, None if weight is None else t.tensor(weight), **options)
+
+    return Row(f"CrossEntropyLoss, {name}", lambda: nn.CrossEntropyLoss(weight, **options), run, inputs)
+
+
 class Table(nn.Module):
     """A layer, called by a function."""
 
@@ -176,6 +185,7 @@ class Joined(nn.Module):
 
 
 WEIGHTS = np.array([0.5, 2.0, 1.0, 0.25])
+RULED_OUT = np.array([[-np.inf, 0.5, 2.0, 1.0], [0.0, -np.inf, -np.inf, -np.inf], [1.0, -np.inf, 0.25, 0.5]])
 ROWS: list[Row] = [
     Row("Tanh", nn.Tanh, lambda t, F, p, x: t.tanh(x), ((2, 3),)),
     Row("Sigmoid", nn.Sigmoid, lambda t, F, p, x: t.sigmoid(x), ((2, 3),)),
@@ -184,7 +194,7 @@ ROWS: list[Row] = [
     Row("SiLU", nn.SiLU, lambda t, F, p, x: F.silu(x), ((2, 3),)),
     Row("Softplus", nn.Softplus, lambda t, F, p, x: F.softplus(x), ((2, 3),)),
     Row("LeakyReLU", lambda: nn.LeakyReLU(0.2), lambda t, F, p, x: F.leaky_relu(x, 0.2), ((2, 3),)),
-    Row("Softmax", lambda: nn.Softmax(1), lambda t, F, p, x: F.softmax(x, 1), ((2, 3, 2),)),
+    Row("Softmax", lambda: nn.Softmax(dim=1), lambda t, F, p, x: F.softmax(x, 1), ((2, 3, 2),)),
     Row("LogSoftmax", nn.LogSoftmax, lambda t, F, p, x: F.log_softmax(x, -1), ((2, 3, 2),)),
     Row("Embedding", lambda: nn.Embedding(5, 3), lambda t, F, p, x: F.embedding(x, p["weight"]), (labels(5, 2, 4),)),
     Row(
@@ -271,8 +281,8 @@ ROWS: list[Row] = [
     ),
     Row(
         "MaxPool2d, over the end",
-        lambda: nn.MaxPool2d((3, 2), 2, (1, 0), ceil_mode=True),
-        lambda t, F, p, x: F.max_pool2d(x, (3, 2), 2, (1, 0), ceil_mode=True),
+        lambda: nn.MaxPool2d((3, 2), 2, (1, 0), 1, False, True),
+        lambda t, F, p, x: t.nn.MaxPool2d((3, 2), 2, (1, 0), 1, False, True)(x),
         ((2, 3, 6, 5),),
     ),
     Row(
@@ -289,7 +299,7 @@ ROWS: list[Row] = [
     ),
     Row(
         "AvgPool1d, over the end, without padding",
-        lambda: nn.AvgPool1d(4, 3, 2, count_include_pad=False, ceil_mode=True),
+        lambda: nn.AvgPool1d(4, 3, 2, True, False),
         lambda t, F, p, x: F.avg_pool1d(x, 4, 3, 2, True, False),
         ((2, 3, 6),),
     ),
@@ -385,6 +395,17 @@ ROWS: list[Row] = [
         lambda t, F, p, x, y: F.cross_entropy(x, y, ignore_index=2),
         ((5, 4), np.array([0, 3, 2, 2, 1])),
     ),
+    cross_entropy("summed", ((5, 4), labels(4, 5)), reduction="sum"),
+    cross_entropy("by rows", ((5, 4), labels(4, 5)), reduction="none", weight=WEIGHTS, ignore_index=1),
+    cross_entropy("of pictures", ((2, 4, 3, 2), labels(4, 2, 3, 2)), weight=WEIGHTS, label_smoothing=0.2),
+    cross_entropy("of lines, by rows", ((2, 4, 3), labels(4, 2, 3)), reduction="none", ignore_index=2),
+    cross_entropy("of nothing", ((2, 4, 0), np.zeros((2, 0), int)), reduction="sum"),
+    cross_entropy("of probabilities", ((5, 4), probabilities(5, 4)), label_smoothing=0.1),
+    cross_entropy("of probabilities, weighted", ((2, 4, 3), probabilities(2, 4, 3)), weight=WEIGHTS),
+    cross_entropy("by rows of probabilities", ((5, 4), probabilities(5, 4)), reduction="none", weight=WEIGHTS),
+    cross_entropy("of logits that are ruled out", (RULED_OUT, np.array([1, 0, 2]))),
+    cross_entropy("of logits that are ruled out, weighted", (RULED_OUT, np.array([1, 0, 2])), weight=WEIGHTS),
+    cross_entropy("of an ignored row that is ruled out", (RULED_OUT, np.array([1, 3, 2])), ignore_index=3),
     Row("MSELoss", nn.MSELoss, lambda t, F, p, x, y: F.mse_loss(x, y), ((3, 2), (3, 2))),
     Row("L1Loss", lambda: nn.L1Loss("sum"), lambda t, F, p, x, y: F.l1_loss(x, y, reduction="sum"), ((3, 2), (3, 2))),
     Row(

@@ -35,6 +35,14 @@ PAIRS: dict[str, Pair] = {
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3), lambda: torch.nn.ConvTranspose2d(2, 3, 3), (2, 2, 4, 5)),
     "lstm": (lambda: nn.LSTM(3, 4, 2), lambda: torch.nn.LSTM(3, 4, 2), (5, 2, 3)),
     "gru": (lambda: nn.GRU(3, 4, 2), lambda: torch.nn.GRU(3, 4, 2), (5, 2, 3)),
+    **{
+        f"{kind} from both ends": (
+            lambda kind=kind: getattr(nn, kind)(3, 4, 2, bidirectional=True),
+            lambda kind=kind: getattr(torch.nn, kind)(3, 4, 2, bidirectional=True),
+            (5, 2, 3),
+        )
+        for kind in ("RNN", "LSTM", "GRU")
+    },
     "encoder": (
         lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0),
         lambda: torch.nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True),

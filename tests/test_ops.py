@@ -256,3 +256,18 @@ def test_operators_made_of_other_ops_follow_numpy_for_every_pair(apply: Callable
 @pytest.mark.parametrize("number", [-1, 300, 2.5])
 def test_comparison_with_a_number_outside_the_dtype(apply: Callable[[Any, Any], Any], number: float) -> None:
     assert_as_numpy(lambda t: apply(t, number), lambda a: apply(a, number), [np.array([0, 7], "uint8")], number)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 17, 39, 40])
+@pytest.mark.parametrize("largest", [False, True])
+def test_topk_is_the_beginning_of_sort_where_elements_are_equal(k: int, largest: bool) -> None:
+    """A partition chooses any of equal elements: these are not."""
+    arrays = [np.random.randint(-most, most + 1, (50, 40)).astype(dtype) for most in (0, 1, 5, 99) for dtype in DTYPES]
+    strange = np.random.randint(-3, 4, (50, 40)).astype("float32")
+    strange[np.random.rand(50, 40) < 0.2] = NAN
+    for array in (*arrays, strange):
+        order = np.argsort(array, kind="stable")
+        wanted = (order[:, ::-1] if largest else order)[:, :k]
+        values, positions = ndl.topk(ndl.Tensor(array), k, largest=largest)
+        np.testing.assert_array_equal(positions.numpy(), wanted, err_msg=str(array.dtype))
+        np.testing.assert_array_equal(values.numpy(), np.take_along_axis(array, wanted, 1))

@@ -145,9 +145,11 @@ def test_a_parameter_keeps_its_dtype_beside_numbers_of_numpy(kind: Any, numbers:
 # ---------------------------------------------------------------------- beside PyTorch, in groups, and when compiled
 
 DECAY = {"lr": 0.02, "weight_decay": 0.1}
-PEERS: list[tuple[str, dict[str, float], dict[str, Any]]] = [
+PEERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("AdamW", DECAY, DECAY),
     ("AdamW", {"beta1": 0.5, "beta2": 0.9}, {"betas": (0.5, 0.9)}),
+    ("AdamW", {"betas": (0.5, 0.9)}, {"betas": (0.5, 0.9)}),
+    ("Adam", {"betas": [0.5, 0.9]}, {"lr": 0.01, "betas": (0.5, 0.9)}),
     ("RMSprop", DECAY, DECAY),
     ("RMSprop", {"alpha": 0.9, "momentum": 0.8}, {"alpha": 0.9, "momentum": 0.8}),
     ("RMSprop", {**DECAY, "centered": True}, {**DECAY, "centered": True}),
@@ -157,7 +159,7 @@ PEERS: list[tuple[str, dict[str, float], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "numbers", "other_numbers"), PEERS)
-def test_steps_equal_those_of_torch(torch: Any, name: str, numbers: dict[str, float], other_numbers: Any) -> None:
+def test_steps_equal_those_of_torch(torch: Any, name: str, numbers: dict[str, Any], other_numbers: Any) -> None:
     start = np.random.randn(3, 2)
     p, q = ndl.Tensor(start), torch.tensor(start, requires_grad=True)
     optimizer, other = getattr(optim, name)([p], **numbers), getattr(torch.optim, name)([q], **other_numbers)
@@ -167,6 +169,12 @@ def test_steps_equal_those_of_torch(torch: Any, name: str, numbers: dict[str, fl
         optimizer.step()
         other.step()
     np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-10)
+
+
+def test_names_as_pytorch_spells_them() -> None:
+    assert optim.RMSProp is optim.RMSprop
+    lion = optim.Lion([ndl.Tensor([1.0])], betas=(0.5, 0.75))
+    assert (lion.beta1, lion.beta2) == (0.5, 0.75)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (2, 2, 3, 5)])
@@ -217,6 +225,90 @@ def test_groups_and_schedules_compile_once_and_equal_eager(name: str, numbers: d
     for a, b in zip(wanted, found, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-9)
     assert sum(map(len, step.compiled.values())) == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_numbers_that_are_set_in_a_group_act(torch: Any, groups: int, compiled: bool) -> None:
+    starts = [np.random.randn(3), np.random.randn(2)]
+    params = [nn.Parameter(start) for start in starts]
+    twins = [torch.tensor(start, requires_grad=True) for start in starts]
+    optimizer, other = (
+        kind([{"params": [p]} for p in own] if groups == 2 else own, lr=0.5)
+        for kind, own in ((optim.SGD, params), (torch.optim.SGD, twins))
+    )
+    assert dict(optimizer.param_groups[0]) == {
+        "params": params if groups == 1 else params[:1],
+        "lr": 0.5,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+    }
+
+    def step() -> None:
+        optimizer.reset_grad()
+        sum(((p * p).sum() for p in params), ndl.zeros()).backward()
+        optimizer.step()
+
+    run = ndl.compile(step) if compiled else step
+    for t in range(4):
+        for own in (optimizer, other):
+            for k, group in enumerate(own.param_groups):
+                group["lr"] *= 0.5 + k
+            own.param_groups[0]["lr"] += t / 8
+        run()
+        other.zero_grad()
+        sum((q * q).sum() for q in twins).backward()
+        other.step()
+    for p, q in zip(params, twins, strict=True):
+        np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-12)
+    assert optimizer.lr == (optimizer.param_groups[0]["lr"] if groups == 1 else 0.5)
+    assert not compiled or sum(map(len, run.compiled.values())) == 1
+
+
+def test_a_group_without_a_number_of_its_own_has_that_of_the_optimizer() -> None:
+    optimizer = optim.SGD([{"params": [ndl.Tensor([1.0])]}, {"params": [ndl.Tensor([1.0])], "lr": 2.0}], lr=1.0)
+    optimizer.lr = 0.25
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 2.0]
+    del optimizer.param_groups[1]["lr"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+    assert optim.SGD(optimizer.param_groups, lr=3.0).number("lr", 1) == 0.25  # groups serve as groups
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_bound_of_a_norm_may_be_a_tensor(compiled: bool) -> None:
+    p = nn.Parameter([3.0, 4.0])
+    optimizer = optim.SGD([p], lr=1.0)
+
+    def step(bound: ndl.Tensor) -> Any:
+        (p * p * 0.5).sum().backward()
+        norm = optimizer.clip_grad_norm(bound)
+        return p.grad, norm
+
+    run = ndl.compile(step) if compiled else step
+    for bound in (2.5, 0.5, 10.0):
+        p.grad = None
+        grad, norm = run(ndl.Tensor(bound, requires_grad=False))
+        np.testing.assert_allclose(grad.numpy(), np.array([3.0, 4.0]) * min(1, bound / 5), rtol=1e-5)
+        assert float(norm) == pytest.approx(5)
+    assert not compiled or sum(map(len, run.compiled.values())) == 1
+
+
+def test_a_decay_that_changes_compiles_nothing_again() -> None:
+    p, q = nn.Parameter([1.0, 2.0]), nn.Parameter([1.0, 2.0])
+    averages = [ndl.MovingAverage([x], decay=0.5) for x in (p, q)]
+
+    def update(p: Any, average: Any) -> None:
+        p.data = p.detach() * 2
+        average.update()
+
+    run = ndl.compile(lambda: update(p, averages[0]))
+    for decay in (0.5, 0.75, 0.0, 0.9):
+        for average in averages:
+            average.decay = decay
+        run()
+        update(q, averages[1])
+        np.testing.assert_allclose(*(average.averages[0].numpy() for average in averages), rtol=1e-12)
+    assert sum(map(len, run.compiled.values())) == 1
 
 
 def test_a_group_has_its_own_numbers_and_they_are_kept() -> None:

@@ -39,6 +39,43 @@ def test_rates_equal_those_of_torch(torch: Any, build: Any, peer: Any) -> None:
         others.step()
 
 
+BY_HAND = [(lambda o: schedule.StepLR(o, 3, 0.5), lambda t, o: t.StepLR(o, 3, 0.5))]
+BY_HAND += [(lambda o: schedule.CosineWarmup(o, 0, 12), lambda t, o: t.CosineAnnealingLR(o, 12))]
+
+
+@pytest.mark.parametrize(("build", "peer"), BY_HAND)
+@pytest.mark.parametrize("by_attribute", [False, True])
+def test_a_rate_that_was_set_by_hand_is_gone_on_from(torch: Any, build: Any, peer: Any, by_attribute: bool) -> None:
+    optimizer = optim.SGD([ndl.Tensor([1.0])], lr=0.4)
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    rates, others = build(optimizer), peer(torch.optim.lr_scheduler, other)
+    for t in range(9):
+        if t in (2, 7):
+            other.param_groups[0]["lr"] = 0.3
+            if by_attribute:
+                optimizer.lr = 0.3
+            else:
+                optimizer.param_groups[0]["lr"] = 0.3
+        np.testing.assert_allclose(optimizer.lr, other.param_groups[0]["lr"], rtol=1e-9, atol=1e-12)
+        other.step()
+        rates.step()
+        others.step()
+
+
+def test_a_group_that_gets_its_own_rate_later_is_changed_from_then_on() -> None:
+    groups = [{"params": [ndl.Tensor([1.0])]}, {"params": [ndl.Tensor([1.0])]}]
+    optimizer = optim.SGD(groups, lr=1.0)
+    rates = schedule.StepLR(optimizer, 1, 0.5)
+    rates.step()
+    optimizer.param_groups[1]["lr"] = 8.0
+    rates.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 4.0]
+    state = rates.state_dict()
+    rates.step()
+    rates.load_state_dict(state)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 4.0]
+
+
 def test_groups_have_rates_of_their_own_and_a_state_goes_on() -> None:
     def made() -> tuple[Any, Any]:
         groups = [{"params": [ndl.Tensor([1.0])]}, {"params": [ndl.Tensor([1.0])], "lr": 3.0}]

@@ -74,11 +74,11 @@ class LeakyReLU(Module):
 
 
 class Softmax(Module):
-    """exp(x) / sum(exp(x)) along `axis`."""
+    """exp(x) / sum(exp(x)) along `axis`, which may be written `dim`, as in PyTorch."""
 
-    def __init__(self, axis: int = -1) -> None:
+    def __init__(self, axis: int = -1, dim: int | None = None) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis = axis if dim is None else dim
 
     def forward(self, x: Tensor) -> Tensor:
         return softmax(x, self.axis)
@@ -88,7 +88,7 @@ class Softmax(Module):
 
 
 class LogSoftmax(Softmax):
-    """log(softmax(x)) along `axis`."""
+    """log(softmax(x)) along `axis`, which may be written `dim`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return log_softmax(x, self.axis)

@@ -25,6 +25,10 @@ _FIT = "MultiHeadAttention: queries {query}, keys {key} and values {value}: {rul
 _PADDING = "MultiHeadAttention: key_padding_mask must have shape {wanted} (True: left out), not {shape}"
 _PADDING_DTYPE = "MultiHeadAttention: key_padding_mask must be of bool, not {dtype}; write mask > 0"
 _ACTIVATION = "{layer}: activation must be 'relu' or 'gelu', not {value!r}"
+_BATCH_FIRST = (
+    "{layer}: inputs have shape (batch, steps, features), which is batch_first=True, not {value!r}; "
+    "permute them with x.permute((1, 0, 2))"
+)
 _ACTIVATIONS = {"relu": relu, "gelu": gelu}
 
 
@@ -38,6 +42,7 @@ class MultiHeadAttention(Module):
         causal: step i sees the steps 0 to i, and no others.
         rotary: queries and keys are turned by their positions, see `needle.attention.rotary`.
         kdim, vdim: features of keys and values; embed_dim where they are None.
+        batch_first: True, as PyTorch calls the order of axes here.
     """
 
     def __init__(
@@ -52,8 +57,10 @@ class MultiHeadAttention(Module):
         vdim: int | None = None,
         device: Device | None = None,
         dtype: Any = "float32",
+        batch_first: bool = True,
     ) -> None:
         super().__init__()
+        _check_order("MultiHeadAttention", batch_first)
         check_sizes("MultiHeadAttention", embed_dim=embed_dim, num_heads=num_heads)
         if embed_dim % num_heads:
             raise ArgumentError(_HEADS.format(embed_dim=embed_dim, num_heads=num_heads))
@@ -124,6 +131,11 @@ class MultiHeadAttention(Module):
         return f"{self.embed_dim}, {self.num_heads}" + (", causal=True" if self.causal else "")
 
 
+def _check_order(layer: str, batch_first: Any) -> None:
+    if batch_first is not True:
+        raise ArgumentError(_BATCH_FIRST.format(layer=layer, value=batch_first))
+
+
 def _seen(mask: Any) -> Tensor | None:
     """A mask as `scaled_dot_product_attention` takes it: of booleans, True where something may be seen."""
     if mask is None:
@@ -177,7 +189,8 @@ class TransformerEncoderLayer(_Block):
 
     (batch, steps, d_model) -> the same shape, with `nhead` heads and `dim_feedforward` units between the two layers,
     whose `activation` is "relu" or "gelu". `dropout` is the probability of dropping an element in training.
-    `norm_first` puts the norms before the parts, which trains more easily; `rotary` as in `MultiHeadAttention`.
+    `norm_first` puts the norms before the parts, which trains more easily; `rotary` and `batch_first` as in
+    `MultiHeadAttention`.
     """
 
     def __init__(
@@ -192,7 +205,9 @@ class TransformerEncoderLayer(_Block):
         rotary: bool = False,
         device: Device | None = None,
         dtype: Any = "float32",
+        batch_first: bool = True,
     ) -> None:
+        _check_order(type(self).__name__, batch_first)
         numbers = (dim_feedforward, dropout, activation, layer_norm_eps, norm_first)
         super().__init__(d_model, *numbers, norms=2, device=device, dtype=dtype)
         self.self_attn = MultiHeadAttention(d_model, nhead, dropout, rotary=rotary, device=device, dtype=dtype)
@@ -228,7 +243,9 @@ class TransformerDecoderLayer(_Block):
         rotary: bool = False,
         device: Device | None = None,
         dtype: Any = "float32",
+        batch_first: bool = True,
     ) -> None:
+        _check_order(type(self).__name__, batch_first)
         numbers = (dim_feedforward, dropout, activation, layer_norm_eps, norm_first)
         super().__init__(d_model, *numbers, norms=3, device=device, dtype=dtype)
         self.self_attn = MultiHeadAttention(d_model, nhead, dropout, rotary=rotary, device=device, dtype=dtype)

@@ -14,7 +14,7 @@ from needle.dtype import as_float_dtype
 from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import conv, conv_transpose
-from needle.ops.conv import per_axis
+from needle.ops.conv import as_conv, extra_output, per_axis
 from needle.tensor import Tensor
 from needle.value import as_tuple, shape_of
 
@@ -60,6 +60,7 @@ class _Convolution(Module):
                 raise ArgumentError(_GROUPS.format(layer=self.name, value=value, name=name, groups=groups))
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         kernel = per_axis(self.name, "kernel_size", kernel_size, self.count)
+        as_conv(self.name, self.count, stride, padding, dilation, groups)
         self.kernel_size, self.stride, self.dilation, self.padding = kernel_size, stride, dilation, padding
         shape = (*kernel, *self._channels())
         self.weight = Parameter(init.kaiming_uniform(shape[-2], shape[-1], shape=shape, device=device, dtype=dtype))
@@ -165,6 +166,7 @@ class ConvTranspose2d(_Convolution):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype)
         self.output_padding = output_padding
+        extra_output(self.name, output_padding, as_conv(self.name, 2, stride, padding, dilation, groups), 2)
 
     def _channels(self) -> tuple[int, int]:
         return self.out_channels // self.groups, self.in_channels

@@ -19,23 +19,29 @@ class SoftmaxLoss(Module):
         return functional.cross_entropy(logits, y)
 
 
-class CrossEntropyLoss(Module):
-    """`needle.cross_entropy` with smoothed labels, a label that is left out, or weights of the classes."""
-
-    def __init__(self, weight: Any = None, ignore_index: int | None = None, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.weight, self.ignore_index, self.label_smoothing = weight, ignore_index, label_smoothing
-
-    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, y, self.label_smoothing, self.ignore_index, self.weight)
-
-
 class _Reduced(Module):
     """A loss for each element, and how they become one."""
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
         self.reduction = reduction
+
+
+class CrossEntropyLoss(_Reduced):
+    """`needle.cross_entropy` with smoothed labels, a label that is left out, or weights of the classes."""
+
+    def __init__(
+        self,
+        weight: Any = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.weight, self.ignore_index, self.label_smoothing = weight, ignore_index, label_smoothing
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, y, self.label_smoothing, self.ignore_index, self.weight, self.reduction)
 
 
 class MSELoss(_Reduced):

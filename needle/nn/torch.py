@@ -159,7 +159,7 @@ def _places(module: Module) -> dict[str, list[_Place]]:
         if isinstance(part.thing, Module):
             prefixes[id(part.thing)] = path + "."
         elif part.path in held:
-            name = re.sub(r"_l(\d+)\.(\w+)$", r"\2_l\1", path)  # a cell of an RNN
+            name = re.sub(r"_l(\d+(?:_reverse)?)\.(\w+)$", r"\2_l\1", path)  # a cell of an RNN
             name = re.sub(r"(in_proj|[qkv]_proj)\.(weight|bias)$", r"\1_\2", name)
             name = re.sub(r"[qkv]_proj_bias$", "in_proj_bias", name)
             kind = "bias" if part.name == "bias" else "weight" if part.thing.ndim > 1 else ""
@@ -177,7 +177,8 @@ def _rename(owner: Module, name: str) -> str:
     if isinstance(owner, TransformerEncoderLayer | TransformerDecoderLayer) and name.startswith("norms."):
         return f"norm{int(name[6:]) + 1}"
     if isinstance(owner, RNN | LSTM | GRU):
-        return f"_l{name.split('.')[1]}"
+        layer, direction = divmod(int(name.split(".")[1]), owner.directions)
+        return f"_l{layer}" + "_reverse" * direction
     if isinstance(owner, MultiHeadAttention):
         same = owner.key.weight.shape == owner.value.weight.shape == owner.query.weight.shape
         whole = dict.fromkeys(("query", "key", "value"), "in_proj") if same else {}

@@ -102,7 +102,7 @@ from needle.ops.movement import (
     transpose,
     undilate,
 )
-from needle.ops.order import ArgMax, ArgSort, CumSum, argmax, argsort, cumsum, sort, take_along, topk
+from needle.ops.order import ArgMax, ArgSort, ArgTop, CumSum, argmax, argsort, cumsum, sort, take_along, topk
 from needle.ops.pool import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
 from needle.ops.reduce import (
     Center,
@@ -135,6 +135,7 @@ __all__ = [
     "AddScalar",
     "ArgMax",
     "ArgSort",
+    "ArgTop",
     "Assemble",
     "BroadcastTo",
     "Cast",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -51,6 +51,8 @@ _PADDING = (
     "{name}: padding must be a whole number of at least 0, one for each of the {count} sliding axes, "
     "or a pair (before, after) for each, not {value!r}"
 )
+_BY_HAND = "{op}: {argument} must be {rule}, or a tuple with one for each sliding axis"
+_COUNT = "{op}: {argument} has {found} numbers, but an input of shape {a} has {count} sliding axes; give one for each"
 _GROUPS = "{name}: groups must be a whole number of at least 1, not {value!r}"
 _OUTPUT_PADDING = "{name}: output_padding {value} must be below the stride {stride}, which is what it makes unique"
 
@@ -67,12 +69,11 @@ def per_axis(name: str, argument: str, value: Any, count: int, low: int = 1) -> 
 
 def _pairs(padding: Padding, count: int) -> tuple[tuple[int, int], ...]:
     """(before, after) for each axis; a negative number crops."""
-    each: Any = padding if isinstance(padding, tuple) else (padding,) * count
-    return tuple((p, p) if hasattr(p, "__index__") else p for p in each)
+    return tuple((p, p) if hasattr(p, "__index__") else p for p in _each(padding, count))
 
 
-def _each(value: PerAxis, count: int) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,) * count
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    return cast("Any", value) if isinstance(value, tuple) else (value,) * count
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,16 @@ class Conv(TensorOp):
     dilation: PerAxis = 1
     groups: int = 1
 
+    def __post_init__(self) -> None:
+        for argument, value in (("stride", self.stride), ("dilation", self.dilation), ("groups", (self.groups,))):
+            if not all(is_whole(n, 1) for n in _each(value, 1)):
+                rule = "a whole number of at least 1"
+                raise ArgumentError(_BY_HAND.format(op=self, argument=argument, rule=rule))
+        pairs = map(as_tuple, _each(self.padding, 1))
+        if not all(len(pair) < 3 and all(map(is_whole, pair)) for pair in pairs):
+            rule = "a whole number or a pair of them"
+            raise ArgumentError(_BY_HAND.format(op=self, argument="padding", rule=rule))
+
     def geometry(self, a: Shape, b: Shape) -> _Geometry:
         """The numbers for inputs of these shapes."""
         count = len(a) - 2
@@ -133,6 +144,11 @@ class Conv(TensorOp):
         a, b = (s.shape for s in inputs)
         if len(a) != len(b) or len(a) < 3:
             raise ShapeError(_NDIM.format(op=self, a=a, b=b))
+        count = len(a) - 2
+        for argument, value in (("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation)):
+            if len(_each(value, count)) != count:
+                numbers = {"argument": argument, "found": len(_each(value, count)), "count": count}
+                raise ShapeError(_COUNT.format(op=self, a=a, **numbers))
         if a[-1] != b[-2] * self.groups:
             counts = {"channels": a[-1], "taken": b[-2] * self.groups, "each": b[-2], "groups": self.groups}
             raise ShapeError(_CHANNELS.format(op=self, a=a, b=b, **counts))
@@ -392,9 +408,8 @@ def kernel_gradient(a: Any, out_grad: Any, geometry: _Geometry, groups: int) -> 
     return Permute((*middle, 0, count + 1))(found)  # (*kernel, channels, outputs)
 
 
-def _numbers(name: str, a: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Conv:
-    """The Conv for arguments as people write them, checked."""
-    count = max(len(shape_of(name, a)) - 2, 1)
+def as_conv(name: str, count: int, stride: Any, padding: Any, dilation: Any, groups: Any) -> Conv:
+    """The Conv along `count` axes for arguments as people write them. Raises `ArgumentError` where one is wrong."""
     several = isinstance(padding, tuple | list)
     flat: Any = [
         as_tuple(p) * (1 if isinstance(p, tuple | list) else 2) for p in as_tuple(padding) * (1 if several else count)
@@ -420,7 +435,16 @@ def conv(a: Any, b: Any, stride: Any = 1, padding: Any = 1, dilation: Any = 1, g
     Raises:
         ShapeError: shapes do not fit. ArgumentError: a number outside its range.
     """
-    return _numbers("conv", a, stride, padding, dilation, groups)(a, b)
+    return as_conv("conv", max(len(shape_of("conv", a)) - 2, 1), stride, padding, dilation, groups)(a, b)
+
+
+def extra_output(name: str, output_padding: Any, op: Conv, count: int) -> tuple[int, ...]:
+    """`output_padding` for each axis. Raises `ArgumentError` unless it is below what the convolution `op` skips."""
+    extra = per_axis(name, "output_padding", output_padding, count, 0)
+    strides, dilations = _each(op.stride, count), _each(op.dilation, count)
+    if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
+        raise ArgumentError(_OUTPUT_PADDING.format(name=name, value=extra, stride=strides))
+    return extra
 
 
 def conv_transpose(
@@ -433,12 +457,10 @@ def conv_transpose(
     """
     if len(shape_of("conv_transpose", b)) != len(shape_of("conv_transpose", a)) or a.ndim < 3:
         raise ShapeError(_NDIM.format(op="conv_transpose", a=a.shape, b=b.shape))
-    op = _numbers("conv_transpose", a, stride, padding, dilation, groups)
     count = a.ndim - 2
+    op = as_conv("conv_transpose", count, stride, padding, dilation, groups)
     strides, pairs, dilations = _each(op.stride, count), _pairs(op.padding, count), _each(op.dilation, count)
-    extra = per_axis("conv_transpose", "output_padding", output_padding, count, 0)
-    if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
-        raise ArgumentError(_OUTPUT_PADDING.format(name="conv_transpose", value=extra, stride=strides))
+    extra = extra_output("conv_transpose", output_padding, op, count)
     if a.shape[-1] != b.shape[-1] or a.shape[-1] % groups:
         counts = {"channels": a.shape[-1], "taken": b.shape[-1], "each": b.shape[-1] // groups, "groups": groups}
         raise ShapeError(_CHANNELS.format(op="conv_transpose", a=a.shape, b=b.shape, **counts))

@@ -19,7 +19,7 @@ from needle.ops.create import Arange
 from needle.ops.elementwise import Add, Cast, Equal, Greater, Maximum, Where, not_equal
 from needle.ops.index import Gather, ScatterAdd
 from needle.ops.join import part
-from needle.ops.movement import Embed, Permute, Slice, flip
+from needle.ops.movement import Embed, Permute, Range, Slice, flip
 from needle.ops.reduce import Max
 from needle.value import Shape, Spec, TensorOp, Value, as_axes, as_axis, check_tensor, probe_dtype
 
@@ -102,6 +102,60 @@ class ArgSort(TensorOp):
 
 
 @dataclass(frozen=True)
+class ArgTop(TensorOp):
+    """The first `count` positions of what `ArgSort` gives for each line of the last axis, or, with `largest`, the last
+    ones from the end: of equal elements those come first that are first, or last."""
+
+    count: int
+    largest: bool
+
+    by_python = True  # where it is not decomposed
+
+    def infer(self, *inputs: Spec) -> Spec:
+        (a,) = inputs
+        (axis,) = as_axes("topk", -1, a.shape)
+        if self.count > a.shape[axis]:
+            raise ShapeError(_TOPK.format(n=a.shape[axis], axis=axis, shape=a.shape, k=self.count))
+        return Spec((*a.shape[:-1], self.count), _INT)
+
+    def compute(self, a: Any) -> Any:
+        n, k = a.shape[-1], self.count
+        if not 0 < 2 * k < n:
+            return self._of(np.argsort(a, kind="stable"))
+        lines = a.reshape((-1, n))
+        places = np.argpartition(lines, n - k if self.largest else k - 1)
+        places = np.sort(places[:, n - k :] if self.largest else places[:, :k])
+        values = np.take_along_axis(lines, places, 1)
+        order = self._of(np.argsort(values, kind="stable"))
+        found = np.take_along_axis(places, order, 1)
+        last = np.take_along_axis(values, order[:, -1:], 1)
+        strange = last != last  # NaN, which is equal to NaN here
+        alike: list[Any] = [np.where(strange, x != x, x == last) for x in (lines, values)]
+        tied = alike[0].sum(1) != alike[1].sum(1)
+        if tied.any():  # which of the equal ones are among the first, a partition leaves open
+            found[tied] = self._of(np.argsort(lines[tied], kind="stable"))
+        return found.reshape((*a.shape[:-1], k))
+
+    def _of(self, order: Any) -> Any:
+        """What is wanted of the positions that sort each line."""
+        first, count, step = self._range(order.shape[-1])
+        return order[..., :count] if step > 0 else order[..., first + 1 - count : first + 1][..., ::-1]
+
+    def _range(self, n: int) -> Range:
+        return (max(n - 1, 0), self.count, -1) if self.largest else (0, self.count, 1)
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return None
+
+    def decompose(self, *inputs: Any) -> Any:
+        (a,) = inputs
+        order = ArgSort().decompose(a)
+        if order is None:
+            return None
+        return Slice((*((0, n, 1) for n in a.shape[:-1]), self._range(a.shape[-1])))(order)
+
+
+@dataclass(frozen=True)
 class CumSum(TensorOp):
     """Sums of all elements up to each one along `axis`."""
 
@@ -160,14 +214,17 @@ def sort(a: Any, axis: int = -1, descending: bool = False) -> Any:
 
 
 def topk(a: Any, k: int, axis: int = -1, largest: bool = True) -> Any:
-    """(values, positions) of the k largest (or smallest) elements along `axis`, in order; see `argsort`."""
+    """(values, positions) of the k largest (or smallest) elements along `axis`, in order; NaN counts as the largest.
+
+    They are the first of `sort` with `descending=largest`, also where elements are equal: then those of higher
+    positions come first among the largest, and those of lower ones among the smallest.
+    """
     axis = as_axis("topk", axis, a)
     n = a.shape[axis]
     if not is_whole(k, 0) or k > n:
         raise ArgumentError(_TOPK.format(n=n, axis=axis, shape=a.shape, k=k))
-    chosen = (n - 1, int(k), -1) if largest else (0, int(k), 1)
-    ranges = tuple(chosen if i == axis else (0, m, 1) for i, m in enumerate(a.shape))
-    positions = Slice(ranges)(_argsort(a, axis))
+    order = _last(a.shape, axis)
+    positions = Permute(order)(ArgTop(int(k), bool(largest))(Permute(order)(a)))
     return take_along(a, positions, axis), positions
 
 

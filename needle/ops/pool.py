@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.dtype import Array
+from needle.dtype import Array, is_float
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.contract import MatMul
 from needle.ops.conv import per_axis
@@ -68,7 +68,9 @@ def avg_pool(
 
     `count_padding` says whether these zeros count as elements.
     """
-    for axis, k, s, p, _, more in _numbers("avg_pool", a, kernel, stride, padding, 1, axes, ceil_mode):
+    windows = _numbers("avg_pool", a, kernel, stride, padding, 1, axes, ceil_mode)
+    a = a if is_float(a.dtype) else a.astype("float64")  # sums of small integers would wrap
+    for axis, k, s, p, _, more in windows:
         counted = p if count_padding else 0  # never what a last window lacks
         end = a.shape[axis] + counted
         a = _along(a, axis, k, s, (p, p + more), 1, 0, Add(), Summation)
@@ -131,20 +133,28 @@ def _by_matrix(a: Any, axis: int, m: int) -> Any:
     return Permute(back)(Reshape((*moved.shape[:-1], m))(product))
 
 
+def as_windows(
+    name: str, count: int, kernel: Any, stride: Any, padding: Any, dilation: Any = 1
+) -> list[tuple[int, ...]]:
+    """(kernel, stride, padding, dilation) for each of `count` axes. Raises `ArgumentError` where one is wrong."""
+    kernels = per_axis(name, "kernel", kernel, count)
+    strides = kernels if stride is None else per_axis(name, "stride", stride, count)
+    paddings, dilations = per_axis(name, "padding", padding, count, 0), per_axis(name, "dilation", dilation, count)
+    for p, k in zip(paddings, kernels, strict=True):
+        if p > k / 2:
+            raise ArgumentError(_HALF.format(name=name, padding=p, kernel=k))
+    return list(zip(kernels, strides, paddings, dilations, strict=True))
+
+
 def _numbers(
     name: str, a: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, axes: Axes, ceil_mode: bool
 ) -> list[tuple[int, ...]]:
     """(axis, kernel, stride, padding, dilation, what the last window lacks) for each axis, checked."""
     places = as_axes(name, axes, shape_of(name, a))
-    count = len(places)
-    kernels = per_axis(name, "kernel", kernel, count)
-    strides = kernels if stride is None else per_axis(name, "stride", stride, count)
-    paddings, dilations = per_axis(name, "padding", padding, count, 0), per_axis(name, "dilation", dilation, count)
+    windows = as_windows(name, len(places), kernel, stride, padding, dilation)
     found: list[tuple[int, ...]] = []
-    for axis, k, s, p, d in zip(places, kernels, strides, paddings, dilations, strict=True):
+    for axis, (k, s, p, d) in zip(places, windows, strict=True):
         n, extent = a.shape[axis] + 2 * p, d * (k - 1) + 1
-        if p > k / 2:
-            raise ArgumentError(_HALF.format(name=name, padding=p, kernel=k))
         last = (n - extent) // s * s  # where the last window begins
         if ceil_mode and last + extent < n and last + s < n - p:  # one more begins before what is padded behind
             last += s
