@@ -4,7 +4,7 @@ In: Tensors. Out: Tensors. Invariant: no new op and no NumPy on values, so each 
 Next: tape.py.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 

@@ -249,19 +249,19 @@ def _window_by_window(a: Any, b: Any, geometry: _Geometry, groups: int, spec: Sp
     batch, *size, channels = a.shape
     count, each = len(size), spec.shape[-1] // groups
     a = np.moveaxis(a.reshape((batch, *size, groups, channels // groups)), (-2, -1, 0), (0, 1, -1))
-    b = np.moveaxis(b.reshape((*geometry.kernel, -1, groups, each)), (count + 1, count), (0, 1))
-    b = b.reshape((groups, -1, each))
+    b = np.moveaxis(b.reshape((*geometry.kernel, channels // groups, groups, each)), (count + 1, count), (0, 1))
+    b = b.reshape((groups, prod(b.shape[1:-1]), each))
     if groups > 1:  # (groups, channels, ..., batch) and (groups, channels and ..., each), which lie across each other
         a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     out = np.empty(spec.shape, spec.dtype)
     for place in np.ndindex(geometry.out):
         window = a[:, :, *_reached(place, geometry.stride, geometry.kernel, geometry.dilation)]
-        rows = window.reshape((groups, -1, batch))
+        rows = window.reshape((groups, b.shape[1], batch))
         if batch == each == 1 and spec.dtype.kind == "f":  # single dot products are slow as products of matrices
             found = np.einsum("gn,gn->g", rows[:, :, 0], b[:, :, 0])[:, None, None]
         else:
             found = rows.swapaxes(1, 2) @ b  # (groups, batch, each)
-        out[:, *place] = np.moveaxis(found, 0, 1).reshape((batch, -1))
+        out[:, *place] = np.moveaxis(found, 0, 1).reshape((batch, groups * each))
     return out
 
 
