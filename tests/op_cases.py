@@ -225,6 +225,19 @@ def adapted(reduce: Any, a: Array, sizes: tuple[int, int]) -> Array:
     return np.stack(found, -1).reshape((*a.shape[:-2], *sizes))
 
 
+def scanned(run: Any, step: Any, reverse: bool, a: Any, state: Any, *more: Any) -> Any:
+    """The outputs of a scan over `a`; `run` is ndl.scan or `each`."""
+    return run(lambda h, x: step(h, x, *more), state, a, reverse)[1]
+
+
+def each(step: Any, state: Array, inputs: Array, reverse: bool) -> tuple[Array, Array]:
+    """A scan as its definition says it."""
+    outputs = [state] * len(inputs)
+    for t in range(len(inputs))[:: -1 if reverse else 1]:
+        state, outputs[t] = step(state, inputs[t])
+    return state, np.stack(outputs)
+
+
 def pools(name: str, call: Any, reference: Any, numbers: Any, shapes: Any, **options: Any) -> list[Case]:
     """A row for each way to pool."""
     return [Case(name, lambda a, n=n: call(a, *n), lambda a, n=n: reference(a, *n), shapes, **options) for n in numbers]
@@ -261,6 +274,10 @@ PADS = [(((1, 0), (2, 1)), [(2, 3), (0, 2)]), (0, [(2,)]), (((0, 2),), [(3,)])]
 FLIPS = [(None, [(2, 3), (0, 2)]), (1, [(2, 3)]), ((0, -1), [(2, 1, 3)])]
 WINDOWS = [((1, 1), (((2, 3, 4, 2), (3, 2, 2, 3)),)), ((2, 0, 1, 2), (((1, 4, 5, 4), (2, 2, 2, 2)),))]
 WINDOWS += [((1, 2, 2), (((2, 2, 3, 1), (2, 3, 1, 2)), ((0, 3, 3, 1), (3, 3, 1, 1))))]
+SCANS: Any = {
+    1: (((5, 2, 3), (2, 3)), ((4,), ()), ((3, 2), (2,))),
+    2: (((6, 2, 3), (2, 3), (3, 3)), ((2, 1, 2), (1, 2), (2, 2))),
+}
 TRANSPOSED: Any = {
     (1, 1): (((2, 3, 4, 2), (3, 2, 3, 2)), ((0, 3, 2, 1), (3, 3, 2, 1))),
     (2, 1, 1): (((1, 2, 3, 2), (3, 2, 1, 2)),),
@@ -415,6 +432,15 @@ CASES: list[Case] = [
     *pools("Max", ndl.adaptive_max_pool, partial(adapted, np.max), SIZES, PICTURES, samples=(distinct,)),
     *pools("Summation", ndl.adaptive_avg_pool, partial(adapted, np.mean), SIZES[:1], PICTURES[:1]),
     *pools("MatMul", ndl.adaptive_avg_pool, partial(adapted, np.mean), SIZES[1:], PICTURES),
+    *(
+        Case("Stack", partial(scanned, ndl.scan, step, reverse), partial(scanned, each, step, reverse), SCANS[count])
+        for count, step in (
+            (1, lambda h, x: (h + x, h + x)),
+            (1, lambda h, x: (h * x, h * h)),
+            (2, lambda h, x, w: (h @ w + x, h)),
+        )
+        for reverse in (False, True)
+    ),
     Case("MatMul", ndl.matmul, np.matmul, PRODUCTS),
     *(
         Case("TriangularMatMul", ops.TriangularMatMul(*order, shift), triangular(*order, shift), MATRICES)
