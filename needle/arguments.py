@@ -17,7 +17,7 @@ from needle.dtype import in_native_order
 from needle.errors import TraceError
 from needle.tensor import Tensor
 
-_RESULT = "a compiled function returns Tensors, numbers, None, and lists, tuples or dicts of them, not {found}"
+_RESULT = "{site}: a compiled function returns Tensors, numbers, None, and lists, tuples or dicts of them, not {found}"
 _VALUES = frozenset((int, bool, str, bytes, complex, type(None), range))
 _RESULTS = (int, float, str, bytes, complex, bool, type(None), np.generic, np.dtype, slice)
 
@@ -125,13 +125,13 @@ def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
     return thing
 
 
-def check_result(thing: Any) -> None:
-    """Raise `TraceError` for what a compiled function cannot return."""
+def check_result(thing: Any, site: str) -> None:
+    """Raise `TraceError` for what a compiled function cannot return; `site` is the line that returns it."""
     kind = cast("Any", type(thing))
     if isinstance(thing, (*_RESULTS, Tensor)):
         return
     if kind in (list, tuple, dict) or is_record(thing):
         for t in parts_of(thing):
-            check_result(t)
+            check_result(t, site)
     else:
-        raise TraceError(_RESULT.format(found=kind.__name__))
+        raise TraceError(_RESULT.format(site=site, found=kind.__name__))

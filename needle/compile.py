@@ -27,6 +27,7 @@ from needle.backward import recording
 from needle.compiler import build
 from needle.compiler.graph import Graph, Input, Node
 from needle.config import debug_parts
+from needle.culprit import Culprit
 from needle.dtype import Array
 from needle.effects import Effects
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
@@ -45,7 +46,7 @@ _FUSED_GRADIENT = (
 )
 _NOT_COMPILED = "{name}.explain: not compiled yet; call the function first, or give arguments: {name}.explain(x, y)"
 _UNSTABLE = (
-    "{name}: {what} is not the same twice in a row, so a compiled function could never be used again; "
+    "{site}: in {name}, {what} is not the same twice in a row, so a compiled function could never be used again; "
     "compute it outside and pass it as an argument"
 )
 _DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
@@ -332,7 +333,8 @@ class Step:
                 entry = self._compile(args, kwargs, leaves, key)
                 arrays = entry.read(leaves)
                 if arrays is None:
-                    raise TraceError(_UNSTABLE.format(name=self.name, what=entry.trace.guard.changed() or "its state"))
+                    what = entry.trace.guard.changed() or "its state"
+                    raise TraceError(_UNSTABLE.format(site=entry.trace.site, name=self.name, what=what))
                 if self.check:
                     return self._checked(entry, args, kwargs, leaves, arrays)
             return entry.run(leaves, arrays)
@@ -408,7 +410,7 @@ class Step:
             sys.stderr.write(f"[{part}] of {self.name}\n{getattr(explanation, part)}\n\n")
 
     def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any]:
-        trace, passed = Trace(), Guard()
+        trace, passed, culprit = Trace(), Guard(), Culprit()
         stands = iter([trace.argument(leaf) for leaf in leaves])
         if any(isinstance(leaf, np.ndarray) for leaf in leaves):
             args, kwargs = rebuild((args, kwargs), lambda _: next(stands))
@@ -418,15 +420,17 @@ class Step:
         with shadowing:
             active.tracer = trace
             try:
-                with Effects(self.name, trace.guard) as effects:
+                with Effects(self.name, trace.guard, culprit) as effects:
                     result = self.function(*args, **kwargs)
                     effects.check()
-                trace.guard.check_unchanged()
-                passed.check_unchanged()
+                trace.guard.reach_imports()
+                trace.guard.check_unchanged(culprit)
+                passed.check_unchanged(culprit)
                 trace.check_arguments()
-                check_result(result)
+                check_result(result, culprit.returned or culprit.function())
             finally:
                 active.tracer = None
+        trace.site = culprit.function()
         return trace, result
 
     def _checked(self, entry: Compiled, args: Any, kwargs: Any, leaves: list[Any], arrays: list[Array]) -> Any:
@@ -564,9 +568,10 @@ def compile(function: Any = None, *, keep_grads: bool = False, check: bool = Fal
             0. Functions that draw random numbers are not checked, because a compiled function draws others.
 
     The function is traced anew when shapes, dtypes or Python arguments change, or anything that its code reads from
-    outside: attributes, globals, closures, defaults, members of lists and dicts, values of small NumPy arrays.
-    Learning rates and other numbers of optimizers are read on each call. Raises `TraceError` for what a compiled
-    function could not repeat: reading a value, branching on one, Python side effects.
+    outside: attributes, globals, closures, defaults, members of lists and dicts, values of small NumPy arrays, imported
+    modules, variables of the environment. Learning rates and other numbers of optimizers are read on each call. Raises
+    `TraceError`, with file and line, for what a compiled function could not repeat: reading a value, branching on one,
+    Python side effects. Warnings are not among these: each is shown once.
     """
     if function is None:
         return functools.partial(compile, keep_grads=keep_grads, check=check)

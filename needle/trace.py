@@ -69,7 +69,7 @@ class Beyond(TensorOp):
     reason: str
 
     def gradient_as_tuple(self, out_grad: Any, node: Any) -> tuple[Any, ...]:
-        raise TraceError(self.reason)
+        raise TraceError(f"{user_site()}: {self.reason}")
 
     def __repr__(self) -> str:
         return "Compiled()"
@@ -116,7 +116,7 @@ class Shadow:
         self.grad: Any = _UNKNOWN
         self.entry: Any = _UNKNOWN  # the gradient before the call: None, or what stands for it; unknown if not read
         self.requires_grad: Any = _UNKNOWN
-        self.differentiated = False
+        self.differentiated = ""  # the line that gave an argument a gradient
 
     @property
     def read_grad(self) -> bool:
@@ -151,6 +151,7 @@ class Trace:
         self.stands: dict[int, int] = {}  # what the function gets in place of arrays -> which argument it is
         self.labels: list[tuple[Node, int, str]] = []  # (whole numbers, classes, line), checked before each call
         self.guard = Guard()
+        self.site = ""  # where the function begins
 
     # ------------------------------------------------------------------------------------ inputs, and what they are
 
@@ -209,6 +210,12 @@ class Trace:
         kept = (Beyond(_BEYOND_GRAD), ()) if grad.op is not None else (None, ())
         return self._wrap(Tensor, kept, symbol, requires_grad)
 
+    def varies(self, thing: Any) -> bool:
+        """Whether it is an argument, or a Tensor that the function makes: another object in each call."""
+        shadow = self.shadows.get(id(thing))
+        made = isinstance(thing, Value) and shadow is None and isinstance(_DATA.__get__(thing), Symbol)
+        return made or (shadow is not None and shadow.argument is not None)
+
     # --------------------------------------------------------------------------- reads and writes (see Shadowing)
 
     def read(self, tensor: Any, name: str, raw: Any) -> Any:
@@ -241,7 +248,8 @@ class Trace:
             shadow.data = value
         elif name == "grad":
             shadow.grad = value
-            shadow.differentiated |= value is not None
+            if shadow.argument is not None and value is not None:
+                shadow.differentiated = user_site()
         else:
             shadow.requires_grad = value
 
@@ -437,7 +445,7 @@ class Trace:
         """Raise `TraceError` where a gradient should have gone on into the graph of an argument."""
         for shadow in self.shadows.values():
             if shadow.argument is not None and shadow.differentiated and shadow.tensor.op is not None:
-                raise TraceError(_BEYOND_ARGUMENT.format(site=user_site()))
+                raise TraceError(_BEYOND_ARGUMENT.format(site=shadow.differentiated))
 
 
 def _draw() -> float:
