@@ -378,6 +378,8 @@ class Step:
         reason = self._reason(key, leaves)
         trace, result = self._trace(args, kwargs, leaves)
         entry = Compiled(trace, result, len(leaves), self.keep_grads, reason)
+        if self.check or debug_parts():
+            entry.program.verify()
         entry.seconds = time.perf_counter() - start
         self.seconds += entry.seconds
         self.compiled.setdefault(key, []).append(entry)
@@ -563,8 +565,8 @@ def compile(function: Any = None, *, keep_grads: bool = False, check: bool = Fal
     Args:
         function: an ordinary training step or evaluation; also usable as `@ndl.compile(keep_grads=True)`.
         keep_grads: keep gradients that an optimizer's update inside the function uses up.
-        check: run each new compilation beside the function itself, on copies of the state, and raise `TraceError` if
-            results, state or gradients differ by more than rounding, or by more than that numbers below 1e-38 count as
+        check: verify each new compilation, and run it beside the function itself, on copies of the state; raise
+            `TraceError` if results, state or gradients differ by more than rounding, or by more than that numbers below 1e-38 count as
             0. Functions that draw random numbers are not checked, because a compiled function draws others.
 
     The function is traced anew when shapes, dtypes or Python arguments change, or anything that its code reads from

@@ -64,10 +64,13 @@ class Interpreted(Evaluated):
         simple = recompute(reroll(simplify(graph)))
         simple.verify()
         self.simple = simple
-        self.kernels, chains = chain(bundle(lower(fuse(simple))), simple)
+        grouping = fuse(simple)
+        grouping.verify()
+        self.kernels, chains = chain(bundle(lower(grouping)), simple)
         for lowered in self.kernels:
             lowered.kernel.verify()
         self.plan = plan(simple, self.kernels, chains)
+        self.plan.verify(simple, self.kernels)
 
     def compute(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
         """Run every kernel in order."""

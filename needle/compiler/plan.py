@@ -19,6 +19,7 @@ from needle.compiler.lower import Lowered
 from needle.compiler.parted import parted_slots, shared_bytes
 from needle.compiler.sides import scratch_bytes, sides, split
 from needle.compiler.turned import turned_bytes
+from needle.errors import NeedleError
 from needle.ops import BroadcastTo, Cast, Gather, Permute, Reshape, ScatterAdd
 from needle.runtime.memory import LINE
 
@@ -52,6 +53,20 @@ class Plan:
     def bytes_of_threads(self, threads: int) -> int:
         """Memory that is theirs, and in which they tell each other."""
         return (self.scratch_bytes + sum(self.shared_bytes)) * threads
+
+    def verify(self, graph: Graph, kernels: list[Lowered], machine: Machine = AVX512, threads: int = 1) -> None:
+        """Raise if a kernel reads what is not in memory yet or no more, writes over what is still read, or may meet
+        other threads without a barrier; or if a result is not there in the end."""
+        memory, stops = _Contents(self, graph), {c.first: c.stop for c in self.chains}
+        for at, lowered in enumerate(kernels):
+            memory.run(at, lowered)
+            for other in range(at, stops.get(at, at)):
+                memory.check_batches(kernels, other, at, stops[at])
+        wanted = _barriers(kernels, self.places, self.chains, machine, threads)
+        for at, (needed, found) in enumerate(zip(wanted, self.barriers, strict=True)):
+            if needed and not found:
+                raise NeedleError(f"plan: no barrier before kernel {at}, which meets what other threads do before it")
+        memory.check_results()
 
     def __str__(self) -> str:
         kernels, packing = len(self.places), self.packing_bytes
@@ -293,6 +308,81 @@ def _region(place: Place, size: int) -> tuple[str, int, int]:
 
 def _overlap(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
     return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+
+
+Region = tuple[str, int, int]
+
+
+class _Contents:
+    """Which arrays are in memory, as the kernels of a plan run one after the other."""
+
+    def __init__(self, plan: Plan, graph: Graph) -> None:
+        self.plan, self.graph = plan, graph
+        self.counts = {at: c.count for c in plan.chains for at in range(c.first, c.stop)}
+        self.known = {id(n): self._region(("input", n.op.index), n) for n in graph.inputs}
+
+    def _region(self, place: Place, node: Node, at: int = -1) -> Region:
+        if place[0] == "update" and place[1] not in self.plan.in_place:
+            return (*place, place[1] + 1)
+        if place[0] == "batch":
+            return (*place, place[1] + size_of(node) // self.counts[at])
+        return _region(place, size_of(node))
+
+    def _regions(self, at: int, lowered: Lowered) -> list[Region]:
+        return [self._region(p, n, at) for p, n in zip(self.plan.places[at], lowered.memory, strict=True)]
+
+    def run(self, at: int, lowered: Lowered) -> None:
+        """What a kernel reads must be there; what it writes takes the place of what was."""
+        regions, written = self._regions(at, lowered), lowered.kernel.written
+        ends = {"arena": self.plan.arena_bytes, "batch": self.plan.scratch_bytes - self.plan.packing_bytes}
+        for slot, (node, region) in enumerate(zip(lowered.memory, regions, strict=True)):
+            if region[2] > ends.get(region[0], region[2]):
+                raise NeedleError(f"plan: {_named(node)} ends after the memory that it is in")
+            if not written[slot] and self.known.get(id(node)) != region:
+                raise NeedleError(f"plan: kernel {at} reads {_named(node)}, which is not there yet, or no more")
+        for slot in (slot for slot, w in enumerate(written) if w):
+            new, region = lowered.memory[slot], regions[slot]
+            for other, (old, taken) in enumerate(zip(lowered.memory, regions, strict=True)):
+                if old is new or not _overlap(region, taken):
+                    continue
+                if written[other] or region != taken or not _may_replace(other, slot, region, lowered):
+                    raise NeedleError(f"plan: kernel {at} writes {_named(new)} over {_named(old)}, which it needs")
+        for slot in (slot for slot, w in enumerate(written) if w):
+            self.known = {name: r for name, r in self.known.items() if not _overlap(r, regions[slot])}
+            self.known[id(lowered.memory[slot])] = regions[slot]
+
+    def check_batches(self, kernels: list[Lowered], at: int, first: int, stop: int) -> None:
+        """In a chain, each thread is at another batch: no kernel may write where others have something else."""
+        mine = self._regions(at, kernels[at])
+        for other in (other for other in range(first, stop) if other != at):
+            for old, taken in zip(kernels[other].memory, self._regions(other, kernels[other]), strict=True):
+                for slot, new in enumerate(kernels[at].memory):
+                    shared = kernels[at].kernel.written[slot] and taken[0] != "batch" and old is not new
+                    if shared and _overlap(mine[slot], taken):
+                        raise NeedleError(f"plan: kernel {at} writes {_named(new)} over a batch of {_named(old)}")
+
+    def check_results(self) -> None:
+        """Outputs and updates are where they belong, or still where they are copied from."""
+        copied = {place for place, _ in self.plan.copies}
+        wanted: list[tuple[Place, Node]] = [(("update", i), node) for i, node in self.graph.updates.items()]
+        wanted += [(("output", i), node) for i, node in enumerate(self.graph.outputs)]
+        for place, node in wanted:
+            found = self.known.get(id(node))
+            if found is None or (place not in copied and found != self._region(place, node)):
+                raise NeedleError(f"plan: {' '.join(map(str, place))}, {_named(node)}, is not there in the end")
+
+
+def _named(node: Node) -> str:
+    return f"{type(node.op).__name__} {node.spec}"
+
+
+def _may_replace(slot: int, target: int, region: Region, lowered: Lowered) -> bool:
+    """Whether a kernel may write one array over another that it reads."""
+    kernel = lowered.kernel
+    if region[0] == "input":
+        return _reads_what_it_writes(region[1], lowered.memory[target], lowered)
+    operands = () if kernel.product is None else (kernel.product.a.slot, kernel.product.b.slot)
+    return not kernel.lengths and slot not in operands and _is_read_in_step(kernel, slot, target)
 
 
 @dataclass

@@ -126,6 +126,12 @@ class Program:
                 found.append(PythonCall(lowered.kernel.call.op, inputs, written))
         return found
 
+    def verify(self) -> None:
+        """Raise if a kernel or the plan contradicts itself: this takes longer than each call is worth."""
+        for lowered in self.kernels:
+            lowered.kernel.verify()
+        self.plan.verify(self.graph, self.kernels, host_machine(), self.threads)
+
     def accepts(self, arrays: list[Array]) -> bool:
         """Whether these arrays have the shapes and dtypes that the code was made for."""
         new = self._new(arrays)
