@@ -68,6 +68,9 @@ _OFTEN = (
 MANY = 16
 """After so many compilations of one function there is a warning."""
 
+KEPT = 64
+"""So many compilations of one function are kept: those that were used last."""
+
 _TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
 
 _BEYOND = Beyond(BEYOND_RESULT)
@@ -84,6 +87,7 @@ class Compiled:
 
     def __init__(self, trace: Trace, result: Any, arguments: int, keep_grads: bool, reason: str) -> None:
         self.trace, self.arguments, self.reason, self.seconds = trace, arguments, reason, 0.0
+        self.used = 0
         self.outputs: list[tuple[Node, bool]] = []
         self._known: dict[int, Place] = {}
         self.result = rebuild(result, self._place)
@@ -319,6 +323,7 @@ class Step:
         self.lock = threading.RLock()
         _steps.add(self)
         self.last: Compiled | None = None
+        self.uses = 0  # how often another compilation was used than the time before
         self.seconds = 0.0
         """Time spent on compiling, in all."""
 
@@ -346,12 +351,28 @@ class Step:
 
     def _find(self, key: Any, leaves: list[Any]) -> tuple[Compiled | None, list[Array] | None]:
         """The compilation for this call, if there is one, and its inputs."""
-        for entry in self.compiled.get(key, ()):
+        for number, entry in enumerate(self.compiled.get(key, ())):
+            if number and entry.trace.guard.names_differ():
+                continue
             arrays = entry.read(leaves)
             if arrays is not None:
-                self.last = entry
+                if entry is not self.last:
+                    self._use(key, entry)
                 return entry, arrays
         return None, None
+
+    def _use(self, key: Any, entry: Compiled) -> None:
+        """From now on this compilation is the one used last, and looked at first; the oldest may have to go."""
+        row = self.compiled.setdefault(key, [])
+        row[:] = [entry, *(other for other in row if other is not entry)]
+        self.last, self.uses = entry, self.uses + 1
+        entry.used = self.uses
+        if sum(map(len, self.compiled.values())) > KEPT:
+            self._forget(min((e for row in self.compiled.values() for e in row), key=lambda e: e.used))
+
+    def _forget(self, entry: Compiled) -> None:
+        rows = {key: [e for e in row if e is not entry] for key, row in self.compiled.items()}
+        self.compiled = {key: row for key, row in rows.items() if row}
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What became of the function: graph, groups, kernels, plan, LLVM IR, profile.
@@ -382,8 +403,7 @@ class Step:
             entry.program.verify()
         entry.seconds = time.perf_counter() - start
         self.seconds += entry.seconds
-        self.compiled.setdefault(key, []).append(entry)
-        self.last = entry
+        self._use(key, entry)
         if sum(map(len, self.compiled.values())) == MANY:
             _LOG.warning(_OFTEN.format(name=self.name, count=MANY, reason=reason))
         self._tell(entry, leaves)
@@ -392,7 +412,7 @@ class Step:
     def _reason(self, key: Any, leaves: list[Any]) -> str:
         """Why no compilation serves this call."""
         if key in self.compiled:
-            return self.compiled[key][-1].trace.guard.changed() or "state"
+            return self.compiled[key][0].trace.guard.changed() or "state"
         specs = [Spec(leaf.shape, leaf.dtype) for leaf in leaves]
         known = [[node.spec for node in e.trace.inputs[: e.arguments]] for row in self.compiled.values() for e in row]
         return "first call" if not known else "other Python arguments" if specs in known else "new shapes"
@@ -566,14 +586,18 @@ def compile(function: Any = None, *, keep_grads: bool = False, check: bool = Fal
         function: an ordinary training step or evaluation; also usable as `@ndl.compile(keep_grads=True)`.
         keep_grads: keep gradients that an optimizer's update inside the function uses up.
         check: verify each new compilation, and run it beside the function itself, on copies of the state; raise
-            `TraceError` if results, state or gradients differ by more than rounding, or by more than that numbers below 1e-38 count as
-            0. Functions that draw random numbers are not checked, because a compiled function draws others.
+            `TraceError` if results, state or gradients differ by more than rounding, or by more than that numbers below
+            1e-38 count as 0. Functions that draw random numbers are not checked, because a compiled function draws
+            others.
 
     The function is traced anew when shapes, dtypes or Python arguments change, or anything that its code reads from
     outside: attributes, globals, closures, defaults, members of lists and dicts, values of small NumPy arrays, imported
     modules, variables of the environment. Learning rates and other numbers of optimizers are read on each call. Raises
     `TraceError`, with file and line, for what a compiled function could not repeat: reading a value, branching on one,
     Python side effects. Warnings are not among these: each is shown once.
+
+    A function keeps the 64 compilations that were used last. Where a number is another one in each call, each call
+    compiles: give it as a Tensor. Ctrl-C acts when the native function has returned.
     """
     if function is None:
         return functools.partial(compile, keep_grads=keep_grads, check=check)
