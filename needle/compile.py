@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from needle.arguments import Place, check_result, flatten, is_record, parts_of, rebuild
+from needle.arguments import DICTS, Place, check_result, flatten, is_record, parts_of, rebuild
 from needle.backward import recording
 from needle.compiler import build
 from needle.compiler.graph import Graph, Input, Node
-from needle.config import debug_parts
+from needle.config import debug_parts, thread_count
 from needle.culprit import Culprit
 from needle.dtype import Array
 from needle.effects import Effects
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
-from needle.explain import PARTS, Explanation
+from needle.explain import Explanation
 from needle.guard import Guard
 from needle.optim import Optimizer
 from needle.runtime.memory import ask_for_pages
@@ -49,7 +49,6 @@ _UNSTABLE = (
     "{site}: in {name}, {what} is not the same twice in a row, so a compiled function could never be used again; "
     "compute it outside and pass it as an argument"
 )
-_DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
 _LOG = logging.getLogger("needle")
 _LABEL = "{site}: label {found} is not one of {n} classes; labels go from 0 to {last}"
 _LABEL_DTYPE = "{site}: label {found} is not a whole number; labels are the index of a class"
@@ -349,6 +348,10 @@ class Step:
         """The name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
+    def __repr__(self) -> str:
+        count = sum(map(len, self.compiled.values()))
+        return f"<compiled function {self.name}: {count} compilation{'s' * (count != 1)}>"
+
     def _find(self, key: Any, leaves: list[Any]) -> tuple[Compiled | None, list[Array] | None]:
         """The compilation for this call, if there is one, and its inputs."""
         for number, entry in enumerate(self.compiled.get(key, ())):
@@ -395,18 +398,19 @@ class Step:
         return self if instance is None else functools.partial(self, instance)
 
     def _compile(self, args: Any, kwargs: Any, leaves: list[Any], key: Any) -> Compiled:
+        parts, _ = debug_parts(), thread_count()  # what is wrong with the settings is told before anything else
         start = time.perf_counter()
         reason = self._reason(key, leaves)
         trace, result = self._trace(args, kwargs, leaves)
         entry = Compiled(trace, result, len(leaves), self.keep_grads, reason)
-        if self.check or debug_parts():
+        if self.check or parts:
             entry.program.verify()
         entry.seconds = time.perf_counter() - start
         self.seconds += entry.seconds
         self._use(key, entry)
         if sum(map(len, self.compiled.values())) == MANY:
             _LOG.warning(_OFTEN.format(name=self.name, count=MANY, reason=reason))
-        self._tell(entry, leaves)
+        self._tell(entry, leaves, parts)
         return entry
 
     def _reason(self, key: Any, leaves: list[Any]) -> str:
@@ -417,18 +421,15 @@ class Step:
         known = [[node.spec for node in e.trace.inputs[: e.arguments]] for row in self.compiled.values() for e in row]
         return "first call" if not known else "other Python arguments" if specs in known else "new shapes"
 
-    def _tell(self, entry: Compiled, leaves: list[Any]) -> None:
+    def _tell(self, entry: Compiled, leaves: list[Any], parts: list[str]) -> None:
         """One log line for each compilation; and what NEEDLE_DEBUG asks for, on stderr."""
         if _LOG.isEnabledFor(logging.INFO):
             program = entry.program
             origin = "from the cache" if program.library.cached else f"{program.different} of them different"
             facts = (self.name, entry.reason, entry.seconds, len(program.kernels), origin)
             _LOG.info("compiled %s (%s) in %.2f s: %d kernels, %s", *facts)
-        parts = debug_parts()
         explanation = entry.explain(self.name, leaves) if parts else None
         for part in parts:
-            if part not in PARTS:
-                raise ArgumentError(_DEBUG.format(part=part, parts=", ".join(PARTS)))
             sys.stderr.write(f"[{part}] of {self.name}\n{getattr(explanation, part)}\n\n")
 
     def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any]:
@@ -571,7 +572,7 @@ def _watch(thing: Any, guard: Guard, passed: Guard) -> None:
     """Containers among the arguments must stay as they are during the trace; objects must do so from call to call."""
     if isinstance(thing, Tensor | np.ndarray):
         return
-    if type(thing) in (list, tuple, dict) or is_record(thing):
+    if type(thing) in (list, tuple, *DICTS) or is_record(thing):
         passed.watch(thing)
         for part in parts_of(thing):
             _watch(part, guard, passed)

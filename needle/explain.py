@@ -17,10 +17,8 @@ from needle.compiler import Program
 from needle.compiler.kernel import Kernel, multiplications, scalars
 from needle.compiler.lower import Lowered
 from needle.compiler.plan import size_of
+from needle.config import PARTS
 from needle.dtype import Array
-
-PARTS = ("summary", "graph", "groups", "kernels", "plan", "ir", "time")
-"""What NEEDLE_DEBUG and `needle explain` can print."""
 
 FEWEST, MOST, ENOUGH = 6, 30, 3.0
 """Calls of a profile: at most so many, and no more after so many seconds, but so many at least. A third warms up."""
@@ -82,7 +80,16 @@ class Explanation:
     @property
     def kernels(self) -> str:
         """The kernels as loops."""
-        return "\n\n".join(f"kernel {i}: {low.kernel}" for i, low in enumerate(self.program.kernels))
+        found = [(i, self._groups_of(low), low.kernel) for i, low in enumerate(self.program.kernels)]
+        return "\n\n".join(f"kernel {i} ({groups}): {kernel}" for i, groups, kernel in found)
+
+    def _groups_of(self, lowered: Lowered) -> str:
+        """The groups that a kernel computes: one, or several whose equal loops it is."""
+        numbers = [lowered.group.number]
+        if lowered.kernel.lengths:
+            made = {id(n) for n, written in zip(lowered.memory, lowered.kernel.written, strict=True) if written}
+            numbers = [g.number for g in self.program.grouping.groups if any(id(root) in made for root in g.roots)]
+        return f"group{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
     @property
     def plan(self) -> str:

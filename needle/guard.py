@@ -9,6 +9,7 @@ A note keeps the very objects that were there. As long as they are the same obje
 holds. Where one is another object, plain values are compared.
 """
 
+import dataclasses
 import dis
 import gc
 import operator
@@ -262,11 +263,12 @@ class Guard:
 
     def watch(self, container: Any) -> None:
         """A container or record among the arguments: the function must not change it."""
-        if type(container) in (list, dict):
+        if isinstance(container, list | dict):
             self.members.append(Note("an argument", container, lambda: _listed(container), _listed(container)))
         elif not isinstance(container, tuple):
-            space = cast("dict[str, Any]", vars(container))
-            self.members.append(Note("an argument", container, lambda: space, dict(space)))
+            names = [field.name for field in dataclasses.fields(container)]
+            read = lambda: {name: getattr(container, name, MISSING) for name in names}  # noqa: E731
+            self.members.append(Note("an argument", container, read, read()))
 
     def reach(self, what: str, value: Any, named: bool = False) -> None:
         """Code can get at `value`, by a name of its own where `named`: note what is in it."""

@@ -152,6 +152,7 @@ class Trace:
         self.labels: list[tuple[Node, int, str]] = []  # (whole numbers, classes, line), checked before each call
         self.guard = Guard()
         self.site = ""  # where the function begins
+        self.maker = ""  # the optimizer that is at work
 
     # ------------------------------------------------------------------------------------ inputs, and what they are
 
@@ -295,7 +296,7 @@ class Trace:
         specs = [n.spec for n in nodes]
         op = op if is_native(op, specs) else as_opaque(op, specs, user_site())
         spec = infer(op, specs)
-        return Symbol(Node(op, nodes, spec, user_site()), spec, self)
+        return Symbol(Node(op, nodes, spec, user_site() + self.maker), spec, self)
 
     def _numbered(self, op: Op) -> Op:
         scalar = getattr(op, "scalar", None)
@@ -408,7 +409,11 @@ class Trace:
                 self.states[key] = self._first_state(optimizer, key[1], p)
         states = [self.states[key][1] for key in keys]
         grad = optimizer.gradient(i).detach().astype(p.dtype)
-        new, *after = shadow.update(p.detach(), grad, *states)
+        self.maker = f" ({type(optimizer).__name__})"
+        try:
+            new, *after = shadow.update(p.detach(), grad, *states)
+        finally:
+            self.maker = ""
         p.cached_data = new.astype(p.dtype).cached_data
         for key, state in zip(keys, after, strict=True):
             self.states[key] = (self.states[key][0], state.astype(p.dtype))

@@ -37,7 +37,7 @@ import time
 import types
 import weakref
 from array import array
-from collections import ChainMap, UserDict, UserList, namedtuple
+from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, namedtuple
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -1068,6 +1068,35 @@ class Output:
 def containers_come_back(c: Any) -> Any:
     f = c(lambda x: [Pair(x * 2, None), Output(x + 1, [x, 3, ("a", {"b": x * 3})]), np.float32(2), slice(1, 2)])
     return f(X), f(Y)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    loss: Any
+    scale: float = 2.0
+
+
+@row()
+def other_containers_come_and_go(c: Any) -> Any:
+    def f(ordered: Any, defaults: Any, frozen: Any) -> Any:
+        loss = (ordered["a"] + defaults["a"]) * frozen.loss * frozen.scale
+        return OrderedDict(b=loss, a=ordered), defaultdict(list, {"c": loss, "d": defaults}), Frozen(loss, 3.0), frozen
+
+    f = c(f)
+    found = [f(OrderedDict(a=x), defaultdict(list, a=x), Frozen(x)) for x in (X, Y)]
+    assert c is eager or len(compilations(f)) == 1
+    order = [type(part).__name__ for part in found[-1]], list(found[-1][0]), found[-1][1].default_factory
+    return order, [[*a.values(), *b.values(), d.loss, e.loss] for a, b, d, e in found]
+
+
+@row("changed while")
+def an_ordered_dict_that_is_changed(c: Any) -> Any:
+    c(lambda x, out: out.update(b=x * 2))(X, OrderedDict(a=X))
+
+
+@row("not Counter")
+def a_container_that_is_not_known(c: Any) -> Any:
+    c(lambda x: Counter({x: 1}))(X)
 
 
 @row()
