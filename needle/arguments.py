@@ -8,6 +8,7 @@ Next: trace.py.
 
 import copy
 import dataclasses
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,7 +18,9 @@ from needle.dtype import in_native_order
 from needle.errors import TraceError
 from needle.tensor import Tensor
 
-_RESULT = "a compiled function returns Tensors, numbers, None, and lists, tuples or dicts of them, not {found}"
+_RESULT = "{site}: a compiled function returns Tensors, numbers, None, and lists, tuples or dicts of them, not {found}"
+DICTS = (dict, OrderedDict, defaultdict)
+"""What is taken apart; other subclasses may do more than hold what is in them."""
 _VALUES = frozenset((int, bool, str, bytes, complex, type(None), range))
 _RESULTS = (int, float, str, bytes, complex, bool, type(None), np.generic, np.dtype, slice)
 
@@ -66,8 +69,10 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
         array = in_native_order(cast("Any", thing))
         leaves.append(array)
         return (np.ndarray, array.shape, array.dtype)
-    if kind is dict:
-        return (kind, *[(Same(k) if _is_object(k) else (type(k), k), flatten(t, leaves)) for k, t in thing.items()])
+    if kind in DICTS:
+        default = (Same(thing.default_factory),) if kind is defaultdict else ()
+        items = thing.items()
+        return (kind, *default, *[(Same(k) if _is_object(k) else (type(k), k), flatten(t, leaves)) for k, t in items])
     if kind is slice:
         return (kind, *[flatten(t, leaves) for t in (thing.start, thing.stop, thing.step)])
     return _flatten_other(kind, thing, leaves)
@@ -91,13 +96,15 @@ def is_record(thing: Any) -> bool:
     """Whether a thing is a named tuple or a dataclass: its fields are all that it is."""
     if isinstance(thing, tuple):
         return hasattr(cast("Any", thing), "_fields")
-    fields = dataclasses.is_dataclass(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__")
-    return bool(fields) and vars(thing).keys() == {f.name for f in dataclasses.fields(cast("Any", thing))}
+    if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
+        return False
+    return getattr(thing, "__dict__", {}).keys() <= {f.name for f in dataclasses.fields(cast("Any", thing))}
 
 
 def _fields(record: Any) -> dict[str, Any]:
     read: Any = getattr(record, "_asdict", None)
-    return cast("dict[str, Any]", read() if read is not None else vars(record))
+    names = () if read is not None else [f.name for f in dataclasses.fields(record) if hasattr(record, f.name)]
+    return cast("dict[str, Any]", {name: getattr(record, name) for name in names} if read is None else read())
 
 
 def parts_of(thing: Any) -> list[Any]:
@@ -113,25 +120,33 @@ def rebuild(thing: Any, leaf: Callable[[Any], Any]) -> Any:
         return leaf(thing)
     if kind in (list, tuple):
         return cast("Any", kind)([rebuild(t, leaf) for t in thing])
-    if kind is dict:
-        return {k: rebuild(t, leaf) for k, t in thing.items()}
+    if kind in DICTS:
+        filled = {k: rebuild(t, leaf) for k, t in thing.items()}
+        return filled if kind is dict else _with_items(thing, filled)
     if is_record(thing):
         parts = {name: rebuild(t, leaf) for name, t in _fields(thing).items()}
         if isinstance(thing, tuple):
             return kind(**parts)
         new = copy.copy(thing)
-        cast("dict[str, Any]", vars(new)).update(parts)
+        for name, part in parts.items():
+            object.__setattr__(new, name, part)  # it may be frozen
         return new
     return thing
 
 
-def check_result(thing: Any) -> None:
-    """Raise `TraceError` for what a compiled function cannot return."""
+def _with_items(thing: Any, filled: dict[Any, Any]) -> Any:
+    new = copy.copy(thing)
+    new.update(filled)
+    return new
+
+
+def check_result(thing: Any, site: str) -> None:
+    """Raise `TraceError` for what a compiled function cannot return; `site` is the line that returns it."""
     kind = cast("Any", type(thing))
     if isinstance(thing, (*_RESULTS, Tensor)):
         return
-    if kind in (list, tuple, dict) or is_record(thing):
+    if kind in (list, tuple, *DICTS) or is_record(thing):
         for t in parts_of(thing):
-            check_result(t)
+            check_result(t, site)
     else:
-        raise TraceError(_RESULT.format(found=kind.__name__))
+        raise TraceError(_RESULT.format(site=site, found=kind.__name__))

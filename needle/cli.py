@@ -17,8 +17,8 @@ from typing import Any
 from needle import __version__
 from needle.commands import tools, trained
 from needle.commands.train import train
+from needle.config import PARTS
 from needle.errors import NeedleError
-from needle.explain import PARTS
 from needle.interrupt import INTERRUPTED, exit_status, loaded
 from needle.programs import DEFAULT, PROGRAMS, Program
 from needle.programs.settings import OPTIMIZERS, SCHEDULES, option

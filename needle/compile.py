@@ -22,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from needle.arguments import Place, check_result, flatten, is_record, parts_of, rebuild
+from needle.arguments import DICTS, Place, check_result, flatten, is_record, parts_of, rebuild
 from needle.backward import recording
 from needle.compiler import build
 from needle.compiler.graph import Graph, Input, Node
-from needle.config import debug_parts
+from needle.config import debug_parts, thread_count
+from needle.culprit import Culprit
 from needle.dtype import Array
 from needle.effects import Effects
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
-from needle.explain import PARTS, Explanation
+from needle.explain import Explanation
 from needle.guard import Guard
 from needle.optim import Optimizer
 from needle.runtime.memory import ask_for_pages
@@ -45,10 +46,9 @@ _FUSED_GRADIENT = (
 )
 _NOT_COMPILED = "{name}.explain: not compiled yet; call the function first, or give arguments: {name}.explain(x, y)"
 _UNSTABLE = (
-    "{name}: {what} is not the same twice in a row, so a compiled function could never be used again; "
+    "{site}: in {name}, {what} is not the same twice in a row, so a compiled function could never be used again; "
     "compute it outside and pass it as an argument"
 )
-_DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
 _LOG = logging.getLogger("needle")
 _LABEL = "{site}: label {found} is not one of {n} classes; labels go from 0 to {last}"
 _LABEL_DTYPE = "{site}: label {found} is not a whole number; labels are the index of a class"
@@ -67,6 +67,9 @@ _OFTEN = (
 MANY = 16
 """After so many compilations of one function there is a warning."""
 
+KEPT = 64
+"""So many compilations of one function are kept: those that were used last."""
+
 _TOLERANCES = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
 
 _BEYOND = Beyond(BEYOND_RESULT)
@@ -83,6 +86,7 @@ class Compiled:
 
     def __init__(self, trace: Trace, result: Any, arguments: int, keep_grads: bool, reason: str) -> None:
         self.trace, self.arguments, self.reason, self.seconds = trace, arguments, reason, 0.0
+        self.used = 0
         self.outputs: list[tuple[Node, bool]] = []
         self._known: dict[int, Place] = {}
         self.result = rebuild(result, self._place)
@@ -319,6 +323,7 @@ class Step:
         self.lock = threading.RLock()
         _steps.add(self)
         self.last: Compiled | None = None
+        self.uses = 0  # how often another compilation was used than the time before
         self.seconds = 0.0
         """Time spent on compiling, in all."""
 
@@ -333,7 +338,8 @@ class Step:
                 entry = self._compile(args, kwargs, leaves, key)
                 arrays = entry.read(leaves)
                 if arrays is None:
-                    raise TraceError(_UNSTABLE.format(name=self.name, what=entry.trace.guard.changed() or "its state"))
+                    what = entry.trace.guard.changed() or "its state"
+                    raise TraceError(_UNSTABLE.format(site=entry.trace.site, name=self.name, what=what))
                 if self.check:
                     return self._checked(entry, args, kwargs, leaves, arrays)
             return entry.run(leaves, arrays)
@@ -343,14 +349,34 @@ class Step:
         """The name of the function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
+    def __repr__(self) -> str:
+        count = sum(map(len, self.compiled.values()))
+        return f"<compiled function {self.name}: {count} compilation{'s' * (count != 1)}>"
+
     def _find(self, key: Any, leaves: list[Any]) -> tuple[Compiled | None, list[Array] | None]:
         """The compilation for this call, if there is one, and its inputs."""
-        for entry in self.compiled.get(key, ()):
+        for number, entry in enumerate(self.compiled.get(key, ())):
+            if number and entry.trace.guard.names_differ():
+                continue
             arrays = entry.read(leaves)
             if arrays is not None:
-                self.last = entry
+                if entry is not self.last:
+                    self._use(key, entry)
                 return entry, arrays
         return None, None
+
+    def _use(self, key: Any, entry: Compiled) -> None:
+        """From now on this compilation is the one used last, and looked at first; the oldest may have to go."""
+        row = self.compiled.setdefault(key, [])
+        row[:] = [entry, *(other for other in row if other is not entry)]
+        self.last, self.uses = entry, self.uses + 1
+        entry.used = self.uses
+        if sum(map(len, self.compiled.values())) > KEPT:
+            self._forget(min((e for row in self.compiled.values() for e in row), key=lambda e: e.used))
+
+    def _forget(self, entry: Compiled) -> None:
+        rows = {key: [e for e in row if e is not entry] for key, row in self.compiled.items()}
+        self.compiled = {key: row for key, row in rows.items() if row}
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What became of the function: graph, groups, kernels, plan, LLVM IR, profile.
@@ -373,43 +399,42 @@ class Step:
         return self if instance is None else functools.partial(self, instance)
 
     def _compile(self, args: Any, kwargs: Any, leaves: list[Any], key: Any) -> Compiled:
+        parts, _ = debug_parts(), thread_count()  # what is wrong with the settings is told before anything else
         start = time.perf_counter()
         reason = self._reason(key, leaves)
         trace, result = self._trace(args, kwargs, leaves)
         entry = Compiled(trace, result, len(leaves), self.keep_grads, reason)
+        if self.check or parts:
+            entry.program.verify()
         entry.seconds = time.perf_counter() - start
         self.seconds += entry.seconds
-        self.compiled.setdefault(key, []).append(entry)
-        self.last = entry
+        self._use(key, entry)
         if sum(map(len, self.compiled.values())) == MANY:
             _LOG.warning(_OFTEN.format(name=self.name, count=MANY, reason=reason))
-        self._tell(entry, leaves)
+        self._tell(entry, leaves, parts)
         return entry
 
     def _reason(self, key: Any, leaves: list[Any]) -> str:
         """Why no compilation serves this call."""
         if key in self.compiled:
-            return self.compiled[key][-1].trace.guard.changed() or "state"
+            return self.compiled[key][0].trace.guard.changed() or "state"
         specs = [Spec(leaf.shape, leaf.dtype) for leaf in leaves]
         known = [[node.spec for node in e.trace.inputs[: e.arguments]] for row in self.compiled.values() for e in row]
         return "first call" if not known else "other Python arguments" if specs in known else "new shapes"
 
-    def _tell(self, entry: Compiled, leaves: list[Any]) -> None:
+    def _tell(self, entry: Compiled, leaves: list[Any], parts: list[str]) -> None:
         """One log line for each compilation; and what NEEDLE_DEBUG asks for, on stderr."""
         if _LOG.isEnabledFor(logging.INFO):
             program = entry.program
             origin = "from the cache" if program.library.cached else f"{program.different} of them different"
             facts = (self.name, entry.reason, entry.seconds, len(program.kernels), origin)
             _LOG.info("compiled %s (%s) in %.2f s: %d kernels, %s", *facts)
-        parts = debug_parts()
         explanation = entry.explain(self.name, leaves) if parts else None
         for part in parts:
-            if part not in PARTS:
-                raise ArgumentError(_DEBUG.format(part=part, parts=", ".join(PARTS)))
             sys.stderr.write(f"[{part}] of {self.name}\n{getattr(explanation, part)}\n\n")
 
     def _trace(self, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[Trace, Any]:
-        trace, passed = Trace(), Guard()
+        trace, passed, culprit = Trace(), Guard(), Culprit()
         stands = iter([trace.argument(leaf) for leaf in leaves])
         if any(isinstance(leaf, np.ndarray) for leaf in leaves):
             args, kwargs = rebuild((args, kwargs), lambda _: next(stands))
@@ -419,15 +444,17 @@ class Step:
         with shadowing:
             active.tracer = trace
             try:
-                with Effects(self.name, trace.guard) as effects:
+                with Effects(self.name, trace.guard, culprit) as effects:
                     result = self.function(*args, **kwargs)
                     effects.check()
-                trace.guard.check_unchanged()
-                passed.check_unchanged()
+                trace.guard.reach_imports()
+                trace.guard.check_unchanged(culprit)
+                passed.check_unchanged(culprit)
                 trace.check_arguments()
-                check_result(result)
+                check_result(result, culprit.returned or culprit.function())
             finally:
                 active.tracer = None
+        trace.site = culprit.function()
         return trace, result
 
     def _checked(self, entry: Compiled, args: Any, kwargs: Any, leaves: list[Any], arrays: list[Array]) -> Any:
@@ -546,7 +573,7 @@ def _watch(thing: Any, guard: Guard, passed: Guard) -> None:
     """Containers among the arguments must stay as they are during the trace; objects must do so from call to call."""
     if isinstance(thing, Tensor | np.ndarray):
         return
-    if type(thing) in (list, tuple, dict) or is_record(thing):
+    if type(thing) in (list, tuple, *DICTS) or is_record(thing):
         passed.watch(thing)
         for part in parts_of(thing):
             _watch(part, guard, passed)
@@ -560,14 +587,19 @@ def compile(function: Any = None, *, keep_grads: bool = False, check: bool = Fal
     Args:
         function: an ordinary training step or evaluation; also usable as `@ndl.compile(keep_grads=True)`.
         keep_grads: keep gradients that an optimizer's update inside the function uses up.
-        check: run each new compilation beside the function itself, on copies of the state, and raise `TraceError` if
-            results, state or gradients differ by more than rounding, or by more than that numbers below 1e-38 count as
-            0. Functions that draw random numbers are not checked, because a compiled function draws others.
+        check: verify each new compilation, and run it beside the function itself, on copies of the state; raise
+            `TraceError` if results, state or gradients differ by more than rounding, or by more than that numbers below
+            1e-38 count as 0. Functions that draw random numbers are not checked, because a compiled function draws
+            others.
 
     The function is traced anew when shapes, dtypes or Python arguments change, or anything that its code reads from
-    outside: attributes, globals, closures, defaults, members of lists and dicts, values of small NumPy arrays.
-    Learning rates and other numbers of optimizers are read on each call. Raises `TraceError` for what a compiled
-    function could not repeat: reading a value, branching on one, Python side effects.
+    outside: attributes, globals, closures, defaults, members of lists and dicts, values of small NumPy arrays, imported
+    modules, variables of the environment. Learning rates and other numbers of optimizers are read on each call. Raises
+    `TraceError`, with file and line, for what a compiled function could not repeat: reading a value, branching on one,
+    Python side effects. Warnings are not among these: each is shown once.
+
+    A function keeps the 64 compilations that were used last. Where a number is another one in each call, each call
+    compiles: give it as a Tensor. Ctrl-C acts when the native function has returned.
     """
     if function is None:
         return functools.partial(compile, keep_grads=keep_grads, check=check)

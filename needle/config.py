@@ -8,7 +8,7 @@ Next: dtype.py.
 | --- | --- | --- |
 | NEEDLE_DATA | folders with data sets, which must exist, separated as in PATH | none |
 | NEEDLE_THREADS | threads of a compiled function | the processors available |
-| NEEDLE_DEBUG | parts of each compilation to print: graph, groups, kernels, plan, ir, time | none |
+| NEEDLE_DEBUG | parts of each compilation to print, such as graph,kernels: see PARTS | none |
 | NEEDLE_CACHE | where downloads and compiled code are kept | the user's cache folder / needle |
 """
 
@@ -19,6 +19,10 @@ from pathlib import Path, PurePosixPath
 
 from needle.errors import ArgumentError
 
+PARTS = ("summary", "graph", "groups", "kernels", "plan", "ir", "time")
+"""What NEEDLE_DEBUG and `needle explain` can print."""
+
+_DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
 _THREADS = "NEEDLE_THREADS must be a whole number of 1 or more, not {found!r}"
 
 
@@ -43,7 +47,11 @@ def data_dirs() -> list[Path]:
 
 def debug_parts() -> list[str]:
     """What NEEDLE_DEBUG asks to see of each compilation."""
-    return [part.strip() for part in os.environ.get("NEEDLE_DEBUG", "").split(",") if part.strip()]
+    found = [part.strip() for part in os.environ.get("NEEDLE_DEBUG", "").split(",") if part.strip()]
+    for part in found:
+        if part not in PARTS:
+            raise ArgumentError(_DEBUG.format(part=part, parts=", ".join(PARTS)))
+    return found
 
 
 def thread_count() -> int:

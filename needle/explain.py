@@ -16,11 +16,9 @@ import numpy as np
 from needle.compiler import Program
 from needle.compiler.kernel import Kernel, multiplications, scalars
 from needle.compiler.lower import Lowered
-from needle.compiler.plan import size_of
+from needle.compiler.place import size_of
+from needle.config import PARTS
 from needle.dtype import Array
-
-PARTS = ("summary", "graph", "groups", "kernels", "plan", "ir", "time")
-"""What NEEDLE_DEBUG and `needle explain` can print."""
 
 FEWEST, MOST, ENOUGH = 6, 30, 3.0
 """Calls of a profile: at most so many, and no more after so many seconds, but so many at least. A third warms up."""
@@ -44,10 +42,6 @@ class Row:
     bandwidth: float
     speed: float
     what: str
-
-
-def _often(lowered: Lowered) -> str:
-    return f"in each of {steps(lowered)} steps " if lowered.repeat is not None else ""
 
 
 class Explanation:
@@ -86,7 +80,17 @@ class Explanation:
     @property
     def kernels(self) -> str:
         """The kernels as loops."""
-        return "\n\n".join(f"kernel {i}: {_often(low)}{low.kernel}" for i, low in enumerate(self.program.kernels))
+        found = [(i, self._groups_of(low), low.kernel) for i, low in enumerate(self.program.kernels)]
+        return "\n\n".join(f"kernel {i} ({groups}): {kernel}" for i, groups, kernel in found)
+
+    def _groups_of(self, lowered: Lowered) -> str:
+        """The groups that a kernel computes: one, or several whose equal loops it is."""
+        numbers = [lowered.group.number]
+        if lowered.kernel.lengths and lowered.repeat is None:
+            made = {id(n) for n, written in zip(lowered.memory, lowered.kernel.written, strict=True) if written}
+            numbers = [g.number for g in self.program.grouping.groups if any(id(root) in made for root in g.roots)]
+        inside = "" if lowered.repeat is None else f" in each of {steps(lowered)} steps"
+        return f"group{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}{inside}"
 
     @property
     def plan(self) -> str:

@@ -9,35 +9,43 @@ A note keeps the very objects that were there. As long as they are the same obje
 holds. Where one is another object, plain values are compared.
 """
 
+import dataclasses
 import dis
 import gc
 import operator
+import os
 import sys
+import threading
 import types
-from collections import deque
+import weakref
+from array import array as Packed
+from collections import ChainMap, UserDict, UserList, UserString, deque
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import resolve_name
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 
 from needle.averaging import MovingAverage
+from needle.culprit import Culprit
 from needle.dtype import Array
 from needle.errors import TraceError
 from needle.nn.module import Module
 from needle.optim import Optimizer, ParamGroup
 from needle.schedule import Schedule
-from needle.tracing import LIBRARY, NEEDLE, USER, owner_of, user_site
+from needle.tracing import LIBRARY, NEEDLE, USER, is_installed, owner_of, user_site
 from needle.value import Value
 
 LARGEST_COPY = 2**20
 """Bytes of a NumPy array up to which its values are compared before each call."""
 
 _CHANGED = (
-    "{what} changed while the function was being compiled (from {before} to {after}). A compiled function runs its "
-    "Python code once, not on each call: return the value, or keep it in a Tensor and set its .data"
+    "{site}: {what} changed while the function was being compiled (from {before} to {after}). A compiled function runs "
+    "its Python code once, not on each call: return the value, or keep it in a Tensor and set its .data"
 )
 _LARGE = (
     "{site}: {what} is a NumPy array of {size:,} bytes from outside of the function, too large to be compared before "
@@ -48,8 +56,15 @@ _ITERATOR = (
     "pass its items as arguments"
 )
 _PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None), type(Ellipsis), range))
-_DYNAMIC = frozenset(("getattr", "hasattr", "vars", "__dict__", "asdict", "attrgetter", "__getattribute__"))
+_DYNAMIC = frozenset(
+    ("getattr", "hasattr", "vars", "__dict__", "asdict", "attrgetter", "methodcaller", "__getattribute__", "getmembers")
+)
 """Names by which code may read attributes that it does not name."""
+_IMPORTING = frozenset(("import_module", "__import__", "modules"))
+"""Names by which code may reach modules that it does not name."""
+_BUILT_IN = (list, tuple, dict, set, frozenset, deque)
+_WRAPPERS = {UserDict: "data", UserList: "data", UserString: "data", ChainMap: "maps"}
+"""Classes in Python whose objects are what they have in this attribute, which no user's code names."""
 _CALLED = {"forward", "__call__", "update", "step"}
 """Methods that needle calls."""
 _STANDARD = sys.stdlib_module_names | {"numpy"}
@@ -130,6 +145,9 @@ class Guard:
         self.inside: set[Any] = set()  # code of functions that traced code makes
         self.functions: dict[Any, list[Any]] = {}
         self.classes: list[type] = []
+        self.kinds: list[tuple[str, Any, type]] = []  # objects and their classes
+        self.imports: set[str] = set()  # names of modules that are imported by the functions themselves
+        self.dynamic = False  # whether all attributes of modules count
         self.modules: list[types.ModuleType] = []
         self.names: dict[str, set[str]] = {USER: set(), NEEDLE: set()}
 
@@ -150,7 +168,43 @@ class Guard:
                     self._note_name("", space, space, name)
             for function in self._functions_of(code):
                 self._outside_of(function)
+            self._note_imports(code, space)
+            if _DYNAMIC.intersection(code.co_names):  # of attributes that are named by strings
+                self.dynamic = True
+                new |= {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()} - self.names[owner]
+                self.names[owner] |= new
         self._reach_further(new, owner)
+
+    def _note_imports(self, code: types.CodeType, space: dict[str, Any]) -> None:
+        """The modules that code imports when it runs: those that are there now, and the others at the end."""
+        names = imported_names(code, space.get("__package__") or "")
+        if _IMPORTING.intersection(code.co_names) and ("modules" not in code.co_names or "sys" in code.co_names):
+            constants = [c for c in code.co_consts if isinstance(c, str)]
+            names = [*names, *constants, *[name for name, module in list(sys.modules.items()) if _is_own(module)]]
+        self.imports.update(names)
+        self.reach_imports()
+
+    def reach_imports(self) -> None:
+        """Note the modules that code imports, as far as they are there."""
+        for name in self.imports & sys.modules.keys():
+            if _is_users(sys.modules[name]):
+                self._note_name("sys.modules", sys.modules, sys.modules, name)
+                self._module_names(sys.modules[name], self.names[USER])  # it may have been half done before
+
+    def read_environment(self, key: Any) -> None:
+        """Code reads a variable of the environment, or all of them (None)."""
+        if self._first_time(("environment", key), os.environ) and isinstance(key, str | None):
+            read = _steady(lambda: dict(os.environ) if key is None else os.environ.get(key))
+            self.questions.append(
+                Note("os.environ" if key is None else f"os.environ[{key!r}]", os.environ, read, read())
+            )
+
+    def read_variable(self, variable: ContextVar[Any]) -> None:
+        """Code reads or sets a context variable."""
+        if self._first_time(("variable", id(variable)), variable):
+            read = lambda: [variable.get(MISSING)]  # noqa: E731
+            self.questions.append(Note(variable.name, variable, read, read()))
+            self.reach(variable.name, variable.get(MISSING))
 
     def _functions_of(self, code: types.CodeType) -> list[Any]:
         known = self.functions.get(code)
@@ -201,16 +255,22 @@ class Guard:
             for kind in list(self.classes):
                 self._class_names(kind, names)
             for module in list(self.modules):
-                for name in names & vars(module).keys():
-                    self._note_name(module.__name__, vars(module), vars(module), name)
+                self._module_names(module, names)
+
+    def _module_names(self, module: types.ModuleType, names: set[str]) -> None:
+        space = vars(module)
+        every = [name for name in space if not name.startswith("__")] if self.dynamic and _is_own(module) else ()
+        for name in (names & space.keys()).union(every):
+            self._note_name(module.__name__, space, space, name)
 
     def watch(self, container: Any) -> None:
         """A container or record among the arguments: the function must not change it."""
-        if type(container) in (list, dict):
+        if isinstance(container, list | dict):
             self.members.append(Note("an argument", container, lambda: _listed(container), _listed(container)))
         elif not isinstance(container, tuple):
-            space = cast("dict[str, Any]", vars(container))
-            self.members.append(Note("an argument", container, lambda: space, dict(space)))
+            names = [field.name for field in dataclasses.fields(container)]
+            read = lambda: {name: getattr(container, name, MISSING) for name in names}  # noqa: E731
+            self.members.append(Note("an argument", container, read, read()))
 
     def reach(self, what: str, value: Any, named: bool = False) -> None:
         """Code can get at `value`, by a name of its own where `named`: note what is in it."""
@@ -228,6 +288,8 @@ class Guard:
             self._reach_array(what, cast("Any", value))
         elif isinstance(value, list | tuple | dict | set | frozenset | deque):
             self._reach_members(what, value)
+            if kind not in _BUILT_IN:
+                self._reach_object(what, value)
         elif isinstance(value, ParamGroup):
             self.questions.append(Note(what, value, lambda: dict(value), dict(value)))
         elif isinstance(value, types.FunctionType):
@@ -235,18 +297,41 @@ class Guard:
         elif isinstance(value, types.MethodType):
             self.reach(what, value.__self__)
             self.reach(what, value.__func__)
+        elif isinstance(value, types.BuiltinMethodType):
+            if not isinstance(value.__self__, types.ModuleType):
+                self.reach(what, value.__self__)
         elif isinstance(value, partial):
             for part in (value.func, value.args, value.keywords):
                 self.reach(what, part)
         elif isinstance(value, type):
             self._reach_class(value)
         elif isinstance(value, types.ModuleType):
-            if owner_of(getattr(value, "__file__", None) or "<frozen", value.__name__) is USER:
+            if _is_users(value):
                 self.modules.append(value)
-                for name in self.names[USER] & vars(value).keys():
-                    self._note_name(value.__name__, vars(value), vars(value), name)
-        else:
+                self._module_names(value, self.names[USER])
+        elif not self._reach_inside(what, value):
             self._reach_object(what, value)
+
+    def _reach_inside(self, what: str, value: Any) -> bool:
+        """Whether it is an object of the standard library in C that leads to others, or has bytes."""
+        if isinstance(value, types.MappingProxyType):
+            self.questions.append(Note(what, value, partial(_listed, value), _listed(value)))
+            for key in list(cast("Any", value)):
+                self.reach(f"{what}[{key!r}]", value[key])
+        elif isinstance(value, bytearray | Packed):
+            read = _steady(lambda: bytes(cast("Any", value)))
+            self.questions.append(Note(what, value, read, read()))
+        elif isinstance(value, weakref.ref):
+            self.questions.append(Note(what, value, lambda: [value() is None], [value() is None]))
+            self.reach(f"{what}()", value())
+        elif isinstance(value, threading.local):
+            space = lambda: dict(vars(value))  # noqa: E731 - of the thread that asks
+            self.questions.append(Note(what, value, space, space()))
+            for name, part in space().items():
+                self.reach(f"{what}.{name}", part)
+        else:
+            return False
+        return True
 
     def _reach_array(self, what: str, array: Array) -> None:
         base: Any = array
@@ -293,6 +378,8 @@ class Guard:
     def _class_names(self, kind: type, names: set[str]) -> None:
         """Attributes of a class, also where it only inherits them; of needle's own classes only `forward`."""
         mine = _owner_of_class(kind) is USER
+        if mine and self.dynamic:
+            names = names | {name for name in vars(kind) if not name.startswith("__")}
         for name in names | _CALLED if mine else names & {"forward"}:
             if hasattr(kind, name) if mine else name in vars(kind):
                 self._note_name(kind.__name__, kind, vars(kind), name)
@@ -304,7 +391,13 @@ class Guard:
             return
         kind = cast("Any", type(value))
         self._reach_class(kind)
-        wrapped = getattr(value, "__wrapped__", None)
+        if isinstance(value, _INNER) or _owner_of_class(kind) is USER:
+            self.kinds.append((f"the class of {what}", value, kind))
+        for name in (_WRAPPERS[base] for base in kind.__mro__ if base in _WRAPPERS):
+            read = lambda name=name: [getattr(value, name)]  # noqa: E731
+            self.questions.append(Note(what, value, read, read()))
+            self.reach(what, getattr(value, name))
+        wrapped = getattr(value, "__dict__", {}).get("__wrapped__")
         if isinstance(wrapped, types.FunctionType):
             self._reach_function(wrapped)
         if isinstance(value, Optimizer):
@@ -362,16 +455,22 @@ class Guard:
     def _notes(self) -> list[Note]:
         return [*self.cells, *self.spaces.values(), *self.objects.values(), *self.members, *self.questions]
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, culprit: Culprit) -> None:
         """Raise `TraceError` if the function itself changed what it depends on."""
         for note in self._notes():
             users = _owner_of_class(cast("Any", type(note.thing))) is USER
             whole = users or note.counts is None or isinstance(note.thing, _INNER)
             for what, before, after in note.differences(whole):
-                raise TraceError(_CHANGED.format(what=what, before=_show(before), after=_show(after)))
+                site = culprit.changer_of(what, note.thing)
+                raise TraceError(_CHANGED.format(site=site, what=what, before=_show(before), after=_show(after)))
         for what, array, content in self.arrays:
             if _content_of(array) != content:
-                raise TraceError(_CHANGED.format(what=what, before="one array", after="another"))
+                site = culprit.changer_of(what, array)
+                raise TraceError(_CHANGED.format(site=site, what=what, before="one array", after="another"))
+        for what, thing, kind in self.kinds:
+            if type(thing) is not kind:
+                site, after = culprit.changer_of("__class__", thing), type(thing).__name__
+                raise TraceError(_CHANGED.format(site=site, what=what, before=kind.__name__, after=after))
 
     def freeze(self) -> None:
         """The trace is over: leave out what does not count, and prepare `holds`."""
@@ -380,6 +479,7 @@ class Guard:
         ]
         self.objects = {id(note.thing): note for note in counting}
         self.seen, self.functions, self.inside, self.classes, self.modules = {}, {}, set(), [], []
+        self._things, self._kinds = [thing for _, thing, _ in self.kinds], [kind for *_, kind in self.kinds]
         self._cells = [note.thing for note in self.cells if note.before[0] is not MISSING]
         self._spaces: list[Any] = []  # for each name in a space that space, and the name
         self._names: list[Any] = []
@@ -414,15 +514,25 @@ class Guard:
 
     def holds(self) -> bool:
         """Whether everything is as it was during the trace."""
+        if self._things and list(map(type, self._things)) != self._kinds:
+            return False
         try:
             alike = all(map(operator.is_, self._now(), self._expected))
         except (ValueError, KeyError):  # a variable that was deleted
             return False
         if not alike:
-            if self.changed():
+            if self.names_differ() or self.changed():
                 return False
             self._accept_equal_objects()
         return not self.arrays or all(_content_of(array) == content for _, array, content in self.arrays)
+
+    def names_differ(self) -> bool:
+        """Whether a variable that code names is not as it was: less than `holds` asks, and quicker to see."""
+        try:
+            now = [*[c.cell_contents for c in self._cells], *map(operator.getitem, self._spaces, self._names)]
+        except (ValueError, KeyError):
+            return True
+        return not all(map(operator.is_, now, self._expected)) and not all(map(same, self._expected, now))
 
     def _accept_equal_objects(self) -> None:
         """Other objects with equal values: from now on these are expected. A list is not: it could change later."""
@@ -435,7 +545,8 @@ class Guard:
         for note in self._notes():
             for what, _, _ in note.differences(everything=False):
                 return what
-        return next((what for what, array, content in self.arrays if _content_of(array) != content), "")
+        arrays = (what for what, array, content in self.arrays if _content_of(array) != content)
+        return next(chain(arrays, (what for what, thing, kind in self.kinds if type(thing) is not kind)), "")
 
 
 def _attributes(note: Note) -> Iterable[Any]:
@@ -449,7 +560,21 @@ def _chosen(space: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _listed(container: Any) -> list[Any]:
-    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+    named = isinstance(container, dict | types.MappingProxyType)
+    return [*container, *cast("Any", container).values()] if named else list(container)
+
+
+def _steady(read: Callable[[], Any]) -> Callable[[], list[Any]]:
+    """What is read, in a list, and the very object of last time where it is equal: so `holds` is quick."""
+    last: list[Any] = [MISSING]
+
+    def now() -> list[Any]:
+        found = read()
+        if not same(last[0], found):
+            last[0] = found
+        return [last[0]]
+
+    return now
 
 
 def _values(answer: Any) -> Iterable[Any]:
@@ -478,6 +603,35 @@ def global_names(code: types.CodeType) -> frozenset[str]:
     """The global variables that a piece of code reads or writes."""
     found = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
     return frozenset(i.argval for i in dis.get_instructions(code) if i.opname in found)
+
+
+@cache
+def imported_names(code: types.CodeType, package: str) -> list[str]:
+    """The modules that a piece of code imports, and those that they are in."""
+    found: list[str] = []
+    before: list[Any] = [0, 0]
+    for i in (i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"):
+        if i.opname == "IMPORT_NAME":
+            level = before[-2] if isinstance(before[-2], int) else 0
+            name = resolve_name("." * level + i.argval, package) if not level or package else i.argval
+            parts = name.split(".")
+            found += [".".join(parts[: n + 1]) for n in range(len(parts))]
+        before = [before[-1], i.argval]
+    return found
+
+
+def _is_users(module: Any) -> bool:
+    """Whether a module is no part of Python, NumPy or needle."""
+    return isinstance(module, types.ModuleType) and owner_of(_file(module), module.__name__) is USER
+
+
+def _is_own(module: Any) -> bool:
+    """Whether it is the user's own: what is installed beside needle has too many names to note all."""
+    return _is_users(module) and not is_installed(_file(module))
+
+
+def _file(module: types.ModuleType) -> str:
+    return getattr(module, "__file__", None) or "<frozen"
 
 
 def _owner_of_class(kind: type) -> str:

@@ -76,7 +76,7 @@ class Beyond(TensorOp):
     reason: str
 
     def gradient_as_tuple(self, out_grad: Any, node: Any) -> tuple[Any, ...]:
-        raise TraceError(self.reason)
+        raise TraceError(f"{user_site()}: {self.reason}")
 
     def __repr__(self) -> str:
         return "Compiled()"
@@ -123,7 +123,7 @@ class Shadow:
         self.grad: Any = _UNKNOWN
         self.entry: Any = _UNKNOWN  # the gradient before the call: None, or what stands for it; unknown if not read
         self.requires_grad: Any = _UNKNOWN
-        self.differentiated = False
+        self.differentiated = ""  # the line that gave an argument a gradient
 
     @property
     def read_grad(self) -> bool:
@@ -159,6 +159,8 @@ class Trace:
         self.labels: list[tuple[Node, int, str]] = []  # (whole numbers, classes, line), checked before each call
         self.tape: Tape | None = None  # while a step of a loop is recorded
         self.guard = Guard()
+        self.site = ""  # where the function begins
+        self.maker = ""  # the optimizer that is at work
 
     # ------------------------------------------------------------------------------------ inputs, and what they are
 
@@ -217,6 +219,12 @@ class Trace:
         kept = (Beyond(_BEYOND_GRAD), ()) if grad.op is not None else (None, ())
         return self._wrap(Tensor, kept, symbol, requires_grad)
 
+    def varies(self, thing: Any) -> bool:
+        """Whether it is an argument, or a Tensor that the function makes: another object in each call."""
+        shadow = self.shadows.get(id(thing))
+        made = isinstance(thing, Value) and shadow is None and isinstance(_DATA.__get__(thing), Symbol)
+        return made or (shadow is not None and shadow.argument is not None)
+
     # --------------------------------------------------------------------------- reads and writes (see Shadowing)
 
     def read(self, tensor: Any, name: str, raw: Any) -> Any:
@@ -249,7 +257,8 @@ class Trace:
             shadow.data = value
         elif name == "grad":
             shadow.grad = value
-            shadow.differentiated |= value is not None
+            if shadow.argument is not None and value is not None:
+                shadow.differentiated = user_site()
         else:
             shadow.requires_grad = value
 
@@ -306,7 +315,7 @@ class Trace:
         specs = [n.spec for n in nodes]
         op = op if is_native(op, specs) else as_opaque(op, specs, user_site())
         spec = infer(op, specs)
-        return Symbol(Node(op, nodes, spec, user_site()), spec, self)
+        return Symbol(Node(op, nodes, spec, user_site() + self.maker), spec, self)
 
     def _numbered(self, op: Op) -> Op:
         scalar = getattr(op, "scalar", None)
@@ -461,7 +470,11 @@ class Trace:
                 self.states[key] = self._first_state(optimizer, key[1], p)
         states = [self.states[key][1] for key in keys]
         grad = optimizer.gradient(i).detach().astype(p.dtype)
-        new, *after = shadow.update(p.detach(), grad, *states)
+        self.maker = f" ({type(optimizer).__name__})"
+        try:
+            new, *after = shadow.update(p.detach(), grad, *states)
+        finally:
+            self.maker = ""
         p.cached_data = new.astype(p.dtype).cached_data
         for key, state in zip(keys, after, strict=True):
             self.states[key] = (self.states[key][0], state.astype(p.dtype))
@@ -498,7 +511,7 @@ class Trace:
         """Raise `TraceError` where a gradient should have gone on into the graph of an argument."""
         for shadow in self.shadows.values():
             if shadow.argument is not None and shadow.differentiated and shadow.tensor.op is not None:
-                raise TraceError(_BEYOND_ARGUMENT.format(site=user_site()))
+                raise TraceError(_BEYOND_ARGUMENT.format(site=shadow.differentiated))
 
 
 def _draw() -> float:

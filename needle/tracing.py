@@ -54,6 +54,11 @@ class _Active(threading.local):
 active = _Active()
 
 
+def is_installed(file: str) -> bool:
+    """Whether a file is of a package beside needle and NumPy."""
+    return file.startswith(_SITE) and not file.startswith(_LIBRARY[1])
+
+
 @cache
 def owner_of(file: str, module: str) -> str:
     """Whose code this is: NEEDLE, LIBRARY (Python's, NumPy's) or USER; code without a file is its module's."""
@@ -63,8 +68,7 @@ def owner_of(file: str, module: str) -> str:
         return NEEDLE if root == "needle" else LIBRARY if own or root == "numpy" or file.startswith("<frozen") else USER
     if file.startswith(_NEEDLE):
         return NEEDLE
-    installed = file.startswith(_SITE) and not file.startswith(_LIBRARY[1])
-    return LIBRARY if file.startswith(_LIBRARY) and not installed else USER
+    return LIBRARY if file.startswith(_LIBRARY) and not is_installed(file) else USER
 
 
 owners: dict[str, str] = {}
@@ -82,6 +86,11 @@ def owner_of_frame(frame: Any) -> str:
     return owner
 
 
+def site_of(frame: Any) -> str:
+    """File and line that a frame is at."""
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
 def user_site() -> str:
     """File and line of the innermost frame of the user; under the command, of needle's own loop or layer."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
@@ -89,11 +98,11 @@ def user_site() -> str:
     while frame.f_back is not None:
         file = frame.f_code.co_filename
         if (owners[file] if file in owners else owner_of_frame(frame)) is USER:
-            return f"{file}:{frame.f_lineno}"
+            return site_of(frame)
         if not own and file.startswith(_PROGRAMS):
-            own = f"{file}:{frame.f_lineno}"
+            own = site_of(frame)
         frame = frame.f_back
-    return own or f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return own or site_of(frame)
 
 
 class Symbol:

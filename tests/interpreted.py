@@ -20,7 +20,8 @@ from needle.compiler.graph import Graph, Input
 from needle.compiler.interpret import interpret
 from needle.compiler.loop import settle, under
 from needle.compiler.lower import lower
-from needle.compiler.plan import Place, plan
+from needle.compiler.place import Place
+from needle.compiler.plan import plan
 from needle.compiler.recompute import recompute
 from needle.compiler.reroll import reroll
 from needle.dtype import Array
@@ -64,10 +65,13 @@ class Interpreted(Evaluated):
         simple = recompute(reroll(settle(graph)))
         simple.verify()
         self.simple = simple
-        self.kernels, chains = chain(bundle(lower(fuse(simple))), simple)
+        grouping = fuse(simple)
+        grouping.verify()
+        self.kernels, chains = chain(bundle(lower(grouping)), simple)
         for lowered in self.kernels:
             lowered.kernel.verify()
         self.plan = plan(simple, self.kernels, chains)
+        self.plan.verify(simple, self.kernels)
 
     def compute(self, arrays: Sequence[Array], numbers: Sequence[float]) -> tuple[list[Array], Updates]:
         """Run every kernel in order."""
@@ -90,7 +94,7 @@ class Interpreted(Evaluated):
             span = spans.get(at)
             if span is None:
                 yield at, 0
-            for s in range(span.repeat.length if span is not None else 0):
+            for s in range(span.length if span is not None else 0):
                 yield from ((inside, s) for inside in range(at, span.stop if span is not None else at))
             at = at + 1 if span is None else span.stop
 

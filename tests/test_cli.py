@@ -19,8 +19,8 @@ import pytest
 
 import needle
 from needle.cli import main
+from needle.config import PARTS
 from needle.data import DigitsDataset
-from needle.explain import PARTS
 from needle.programs.mlp_resnet import MLPResNetProgram
 from needle.programs.source import open_data
 from needle.run import Run

@@ -5,6 +5,7 @@ Invariant: what changes between calls (state, numbers of optimizers, modes, shap
 Next: test_compile_ops.py.
 """
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
-from needle.errors import DTypeError, IndexRangeError, TraceError
+from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
 from needle.models import MLPResNet
 
 Step = Callable[[ndl.Tensor, ndl.Tensor], ndl.Tensor]
@@ -379,6 +380,35 @@ def test_explain_shows_every_artefact_without_running() -> None:
     assert "GFLOP/s" in explanation.time
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_kernels_name_their_groups_and_optimizers_their_ops() -> None:
+    w, v = (nn.Parameter(np.ones(n, "float32")) for n in (3, 4))
+    optimizer = ndl.optim.Adam([w, v])
+
+    @ndl.compile
+    def step() -> None:
+        ((w * w).sum() + (v * v).sum()).backward()
+        optimizer.step()
+
+    step()
+    explanation = step.explain()
+    assert "kernel 0 (groups 0, 1): for " in explanation.kernels
+    assert re.search(r"test_compile\.py:\d+ \(Adam\)", explanation.graph)
+    assert "(Adam)" in explanation.time
+    assert repr(step) == "<compiled function step: 1 compilation>"
+
+
+@pytest.mark.parametrize(("name", "text"), [("NEEDLE_THREADS", "0"), ("NEEDLE_DEBUG", "grahp")])
+def test_a_wrong_setting_is_told_before_anything_is_compiled(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = ndl.compile(lambda x: x * 2)
+    monkeypatch.setenv(name, text)
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=f"{name}.*{text}"):
+            double(ndl.ones(2))
+    assert repr(double) == "<compiled function <lambda>: 0 compilations>"
 
 
 def test_what_a_compilation_tells(caplog: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from needle.compiler import step
 from needle.compiler.axes import is_serial
 from needle.compiler.code import INT, Code, Reg
 from needle.compiler.emit import AVX2, AVX512, NEON, Machine
-from needle.compiler.plan import Plan, plan, size_of
+from needle.compiler.place import size_of
+from needle.compiler.plan import Plan, plan
 from needle.compiler.square import square
 from needle.dtype import Array, DType
 from needle.models import MLPResNet

@@ -10,8 +10,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from needle.commands.shared import given
+from needle.config import PARTS
 from needle.errors import ArgumentError
-from needle.explain import PARTS
 from needle.info import describe
 from needle.programs import DEFAULT, PROGRAMS, find_program
 from needle.programs.settings import option

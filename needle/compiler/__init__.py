@@ -37,6 +37,7 @@ def _build(graph: Graph, threads: int | None) -> Program:
     graph = recompute(reroll(settle(graph)))
     graph.verify()
     grouping = fuse(graph)
+    grouping.verify()
     kernels, chains = chain(bundle(lower(grouping)), graph)
     grouping.leaves.clear()
     for lowered in kernels:

@@ -24,7 +24,7 @@ from typing import Any
 from needle.compiler.graph import Graph, Input, Later, Node
 from needle.compiler.loop import LoopResult, consecutive
 from needle.compiler.opaque import Opaque
-from needle.errors import TraceError
+from needle.errors import NeedleError, TraceError
 from needle.ops import (
     Add,
     Assemble,
@@ -186,12 +186,58 @@ class Grouping:
             if group not in alike:
                 alike.append(group)
 
+    def verify(self) -> None:
+        """Raise if a root is in no group or in two, has no place in its loops, or needs what is made later."""
+        made: dict[int, Group] = {}
+        for group in self.groups:
+            for root in group.roots:
+                if id(root) in made:
+                    raise NeedleError(f"groups: {_named(root)} is in {made[id(root)]}, and in {group}")
+                made[id(root)] = group
+            if group.into is not None and not group.fill:
+                made[id(group.into)] = group  # the last of its parts stands for all
+            made |= {id(result): group for result in group.results}
+            if group.body is not None:
+                group.body.verify()
+        made |= {id(n): made[home] for home, (n, _) in self.placed.items() if isinstance(n.op, Permute)}
+        for node in self.graph.nodes():
+            if id(node) in self.roots and made.get(id(node)) is not self.owner.get(id(node), self):
+                raise NeedleError(f"groups: {_named(node)} is in no group, or in another than noted")
+            if id(node) not in self.roots and not (isinstance(node.op, Movement) or is_virtual(node, self.roots)):
+                raise NeedleError(f"groups: {_named(node)} is in no group, and cannot be written into its users")
+        before: set[Group] = set()
+        for group in self.groups:
+            self._verify_group(group, before)
+            before.add(group)
+
+    def _verify_group(self, group: Group, before: set[Group]) -> None:
+        read = () if group.fill else _reads(self, group)  # zeros need nothing
+        for maker in (self.owner[leaf] for leaf in read if leaf in self.owner):
+            if maker not in before:
+                raise NeedleError(f"groups: {group} needs what is made later, in {maker}")
+        parts = [self.placed[id(root)][0] for root in group.roots if id(root) in self.placed]
+        for node in parts if group.into is None or group.fill else [group.into]:
+            under = [g for g in self.groups if g.into is node and (g.fill or self.owner[id(node)] is group)]
+            if any(g is not group and g not in before for g in under):
+                raise NeedleError(f"groups: {group} writes a part of {_named(node)} before what goes under it")
+        later = set(map(id, group.roots))
+        for root in group.roots:
+            domain = root.inputs[0].shape if isinstance(root.op, Reduction) else root.shape
+            fits = group.total is root or domain == group.shape or group.position(root.shape) is not None
+            if not fits or any(id(leaf) in later for leaf, _ in leaves(self, root, None)):
+                raise NeedleError(f"groups: {_named(root)} has no place in {group}, or needs what follows in it")
+            later.discard(id(root))
+
     def __str__(self) -> str:
         lines: list[str] = []
         for group in self.groups:
             lines.append(str(group))
             lines += ["    " + line for line in str(group.body).splitlines()] if group.body is not None else []
         return "\n".join(lines)
+
+
+def _named(node: Node) -> str:
+    return f"{type(node.op).__name__} {node.spec}"
 
 
 def is_unit_reshape(node: Node) -> bool:

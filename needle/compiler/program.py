@@ -20,7 +20,8 @@ from needle.compiler.graph import Graph, Input, Node, at_line
 from needle.compiler.lower import Lowered
 from needle.compiler.opaque import Call as PythonCall
 from needle.compiler.opaque import Outcome, callback
-from needle.compiler.plan import Place, Plan, indexed_shape
+from needle.compiler.place import Place
+from needle.compiler.plan import Plan, indexed_shape
 from needle.compiler.step import ARENA, CLOCK, FIRST, NUMBERS, SCRATCH, callback_word, word, write_text
 from needle.dtype import Array
 from needle.errors import IndexRangeError
@@ -125,6 +126,12 @@ class Program:
                 inputs = list(zip(read, specs[:-1], strict=True))
                 found.append(PythonCall(lowered.kernel.call.op, inputs, written))
         return found
+
+    def verify(self) -> None:
+        """Raise if a kernel or the plan contradicts itself: this takes longer than each call is worth."""
+        for lowered in self.kernels:
+            lowered.kernel.verify()
+        self.plan.verify(self.graph, self.kernels, host_machine(), self.threads)
 
     def accepts(self, arrays: list[Array]) -> bool:
         """Whether these arrays have the shapes and dtypes that the code was made for."""

@@ -14,7 +14,8 @@ from needle.compiler.graph import Graph, Node
 from needle.compiler.kernel import Kernel, first_draw, identity, starts
 from needle.compiler.lower import Lowered
 from needle.compiler.parted import emit_parted
-from needle.compiler.plan import Place, Plan, Span, size_of
+from needle.compiler.place import Place, Span, size_of
+from needle.compiler.plan import Plan
 from needle.compiler.tile import Emitter, emit_product
 from needle.compiler.turned import across, emit_turned
 from needle.runtime.barrier import barrier_text
@@ -264,7 +265,7 @@ class _Step:
         self.lines += [
             f"  %after{at} = add i64 %now{at}, 1",
             f"  store i64 %after{at}, ptr %steps",
-            f"  %more{at} = icmp ult i64 %after{at}, {span.repeat.length}",
+            f"  %more{at} = icmp ult i64 %after{at}, {span.length}",
             f"  br i1 %more{at}, label %loop{at}, label %end{at}",
             f"end{at}:",
         ]
