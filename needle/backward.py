@@ -7,12 +7,11 @@ Next: ops/elementwise.py, for the rules that this walk applies.
 """
 
 import threading
-from collections.abc import Sequence
 from contextlib import ContextDecorator
 from typing import Any
 
 from needle.errors import GraphError, ShapeError
-from needle.value import TupleMember, Value, find_topo_sort
+from needle.value import TupleMember, Value, as_tuple, find_topo_sort
 
 _NO_GRAPH = (
     "backward: this Tensor of shape {shape} has no graph: it was not computed from a Tensor with requires_grad=True, "
@@ -61,38 +60,26 @@ def compute_gradient_of_variables(output_tensor: Any, out_grad: Any) -> None:
 
     Args:
         output_tensor: the Value to differentiate; a non-scalar counts as the sum of its elements times `out_grad`.
-        out_grad: its gradient, of the same shape. It may have a graph of its own.
+            Several, in a list, count as their sum.
+        out_grad: its gradient, of the same shape, or one for each. It may have a graph of its own.
 
     Raises:
         GraphError: `output_tensor` has no graph, or an op has no gradient.
         ShapeError: `out_grad` has another shape.
     """
-    _check(output_tensor, out_grad)
-    order = find_topo_sort([output_tensor, out_grad])
-    stands = _stand_ins(order)
-    pending = {output_tensor: stands.get(out_grad, out_grad)}
-    for owner, grad in _walk(order[: order.index(output_tensor) + 1], stands, pending).items():
-        owner.grad = grad
-
-
-def gradients_of(outputs: Sequence[tuple[Any, Any]], inputs: Sequence[Value]) -> list[Any]:
-    """The gradients of `inputs`, or None, from (output, its gradient) of several outputs; no `.grad` is set."""
-    order = find_topo_sort([value for pair in outputs for value in pair])
+    outputs, out_grads = as_tuple(output_tensor), as_tuple(out_grad)
+    for output, grad in zip(outputs, out_grads, strict=True):
+        _check(output, grad)
+    order = find_topo_sort([*outputs, *out_grads])
     stands = _stand_ins(order)
     pending: dict[Value, Any] = {}
-    for output, grad in outputs:
+    for output, grad in zip(outputs, out_grads, strict=True):
         pending[output] = _total(pending.get(output), stands.get(grad, grad))
-    found = _walk(order, stands, pending)
-    return [found.get(value) for value in inputs]
-
-
-def _walk(order: list[Value], stands: dict[Value, Value], pending: dict[Value, Any]) -> dict[Value, Any]:
-    """The gradient of each Value that is reached from those that are pending, users first."""
     grads: dict[Value, Any] = {}
     members: dict[
         Value, tuple[Any, dict[int, Any]]
     ] = {}  # of tuples: to add up n tuples, one for each member, costs n ** 2
-    for node in reversed(order):
+    for node in reversed(order[: max(map(order.index, outputs)) + 1]):
         if not node.requires_grad:
             continue
         grad = pending.pop(node, None)
@@ -112,7 +99,8 @@ def _walk(order: list[Value], stands: dict[Value, Value], pending: dict[Value, A
         for value, share in zip(node.inputs, node.op.gradient_as_tuple(grad, stands[node]), strict=True):
             if value.requires_grad:
                 pending[value] = _total(pending.get(value), share)
-    return grads
+    for owner, grad in grads.items():
+        owner.grad = grad
 
 
 def _total(sofar: Any, share: Any) -> Any:

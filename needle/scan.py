@@ -10,7 +10,7 @@ Next: attention.py.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-from needle.backward import gradients_of, recording
+from needle.backward import compute_gradient_of_variables, recording
 from needle.compiler.fuse import is_costly
 from needle.compiler.graph import Node
 from needle.compiler.loop import Loop, LoopResult, cut
@@ -302,6 +302,17 @@ def _alike(a: Node, b: Node) -> bool:
 # ----------------------------------------------------------------------------------------------------- backward
 
 
+def _gradients(seeds: list[tuple[Any, Any]], inputs: list[Any]) -> list[Any]:
+    """The gradients of a step's inputs, or None, from (output, its gradient)."""
+    made = [(output, grad) for output, grad in seeds if output.op is not None]
+    if made:
+        compute_gradient_of_variables([output for output, _ in made], [grad for _, grad in made])
+    for output, grad in seeds:
+        if output.op is None:  # an input that is handed on
+            output.grad = grad if output.grad is None else output.grad + grad
+    return [value.grad for value in inputs]
+
+
 _CHEAP = (Elementwise, Movement, TensorTupleOp, TupleMember)
 """What the backward steps do again, from what the forward steps have stacked, rather than have it stacked too."""
 
@@ -334,7 +345,7 @@ class _Backward:
             seeds.append((made[c], grad + pieces[carries + c] if carries + c in pieces else grad))
         for i, output in enumerate(made[carries:], 3 * carries):
             seeds += [(output, pieces[i])] if i in pieces else []
-        found = gradients_of(seeds, own)
+        found = _gradients(seeds, own)
         self.next: list[int] = []
         for c in self.floats:
             grad, also = found[c], pieces.get(2 * carries + c)

@@ -26,6 +26,7 @@ from interpreted import Evaluated, Interpreted, built_by, compile_module
 from needle.compiler import build
 from needle.compiler import code as llvm_code
 from needle.compiler import kernel as kernel_module
+from needle.compiler import program as program_module
 from needle.dtype import Array
 from needle.errors import NeedleError
 
@@ -658,6 +659,37 @@ def round_every_product() -> Iterator[None]:
         llvm_code.FAST = before
 
 
+FENCE = 128
+"""Bytes before and behind each array of a native step that nobody may write."""
+
+
+@contextmanager
+def fences() -> Iterator[None]:
+    """Within this block the memory and the results of native steps lie between fences. Raises `AssertionError` where
+    one was written."""
+    made: list[tuple[Array, int, int]] = []
+
+    def empty(size: int) -> Array:
+        whole = np.full(size + 2 * FENCE + 64, 0x5A, np.uint8)
+        start = FENCE + -(whole.ctypes.data + FENCE) % 64
+        made.append((whole, start, start + size))
+        return whole[start : start + size]
+
+    def fresh(_: Any, __: int, node: Any) -> Array:
+        return empty(int(np.prod(node.shape)) * node.dtype.itemsize).view(node.dtype).reshape(node.shape)
+
+    kind = program_module.Program
+    before = kind._fresh, program_module.aligned_empty  # pyright: ignore[reportPrivateUsage]
+    kind._fresh, program_module.aligned_empty = fresh, empty  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+        for whole, start, stop in made:
+            untouched = (whole[:start] == 0x5A).all() and (whole[stop:] == 0x5A).all()
+            assert untouched, "memory beyond an array was written"
+    finally:
+        kind._fresh, program_module.aligned_empty = before  # pyright: ignore[reportPrivateUsage]
+
+
 WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "evaluate": lambda: built_by(Evaluated),
     "interpret": lambda: built_by(Interpreted),
@@ -697,7 +729,7 @@ def run_compiled(programs: list[Program], way: str, keep_grads: bool = True) -> 
 
     step = compile_module.compile(together, keep_grads=keep_grads)
     outcomes: list[list[Outcome]] = [[] for _ in programs]
-    with WAYS[way](), np.errstate(all="ignore"):
+    with WAYS[way](), fences(), np.errstate(all="ignore"):
         for call in range(CALLS):
             arguments = [i.arguments(call) for i in instances]
             results = step(*arguments)

@@ -14,6 +14,7 @@ import needle as ndl
 from needle.compiler.kernel import multiplications
 from needle.compiler.sides import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS, packing, sides
 from needle.ops import TriangularMatMul
+from random_programs import fences
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "one element": (1, 1, 1),
@@ -215,3 +216,19 @@ def test_what_follows_a_product_sees_every_element_once(shape: tuple[int, int, i
         step(ndl.Tensor(x, requires_grad=False), ndl.Tensor(above, requires_grad=False))
     wanted = start - 1.5 * (x.astype("float64").T @ above)
     np.testing.assert_allclose(weight.numpy(), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 9, 17, 33, 63])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "int32", "float32"])
+def test_narrow_results_end_where_they_end(columns: int, dtype: str) -> None:
+    """LLVM 22 stores a whole vector of narrowed integers where a mask leaves one lane."""
+    x, w = (ndl.Tensor(a) for a in operands(3, 5, columns, "plain", "float64"))
+
+    def counted(x: ndl.Tensor, w: ndl.Tensor) -> list[ndl.Tensor]:
+        product = x @ w
+        return [((product > 0.3).astype("int64") * 3).astype(dtype), (x[:, :1] * w[:1] > 0).astype(dtype)]
+
+    with fences():
+        found = ndl.compile(counted)(x, w)
+    for a, b in zip(found, counted(x, w), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())

@@ -285,6 +285,9 @@ class Code:
 
     def store(self, value: Reg, pointer: str, mask: Reg | None = None) -> None:
         """To consecutive elements; lanes outside the mask are left."""
+        if mask is not None and mask.text == self.mask(1, value.lanes).text:
+            # LLVM 22 stores a whole vector of narrowed integers under a mask of one lane.
+            value, mask = self.extract(value, 0), None
         kind, text = memory_type(value.dtype, value.lanes), value.text
         if value.dtype == BOOL:
             text = self.make(f"zext {value.type} {value.text} to {kind}", value.dtype, value.lanes).text
