@@ -24,6 +24,9 @@ from needle.value import Shape, Spec, broadcast_shapes, shape_of
 SHORT = 64
 """Steps that are better taken all at once: their weights are few enough to keep, and it takes fewer kernels."""
 
+SHORT_DROPPED = 512
+"""The same where weights are dropped: in blocks, it is drawn again for the gradient which of them are."""
+
 _NDIM = "{name}: needs Tensors of shape (..., steps, features), but {what} has shape {shape}"
 _FIT = "{name}: queries {query}, keys {key} and values {value}: {rule}"
 _FEATURES = "queries and keys must have equally many features"
@@ -62,7 +65,8 @@ def scaled_dot_product_attention(
     mask = None if mask is None else _fitting(mask, shape)
     constant = mask is None or mask.dtype == bool or not mask.requires_grad
     check_dropped(dropout_p)
-    if min(shape[-2:]) > SHORT and constant and _one_float(query, key, value):
+    short = SHORT_DROPPED if dropout_p else SHORT
+    if min(shape[-2:]) > short and constant and _one_float(query, key, value):
         MatMul().infer(Spec(shape, query.dtype), value.spec)
         kept = [randb(*shape, p=1 - dropout_p, device=query.device)] if dropout_p else []
         return _in_blocks(query * scale, key, value, mask, kept, causal, dropout_p)
