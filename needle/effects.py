@@ -233,7 +233,7 @@ def _what_it_does(name: str, thing: Any, function: Any, owner: str) -> str:
 def _named_before_call(frame: types.FrameType) -> Any:
     """The variable that a frame has just put on its stack to call a function with, if that is what it did."""
     before = [i for i in dis.get_instructions(frame.f_code) if i.offset < frame.f_lasti and i.opname != "PRECALL"]
-    if not before or before[-1].opname not in ("LOAD_FAST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME"):
+    if not before or not before[-1].opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME")):
         return None
     return frame.f_locals.get(before[-1].argval, frame.f_globals.get(before[-1].argval))
 
