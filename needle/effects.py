@@ -29,7 +29,7 @@ from typing import Any, cast
 import numpy as np
 
 from needle.culprit import CHANGING, Culprit
-from needle.errors import TraceError
+from needle.errors import TraceError, refusals
 from needle.guard import Guard, state_of
 from needle.tracing import LIBRARY, NEEDLE, USER, active, owner_of_frame, owners, site_of, user_site
 
@@ -71,9 +71,8 @@ _WORDS: dict[Any, str] = {
     **dict.fromkeys((sys.settrace, sys.setprofile, sys.setrecursionlimit, sys.setswitchinterval), "changes Python"),
 }
 """What Python's own functions do that cannot be repeated, where the user's code itself calls them."""
-_IMPORT = "<frozen importlib"
-_READERS = ("linecache.py", "tokenize.py", "warnings.py")
-"""Code of the standard library that reads source files for others; a warning is shown once in any case."""
+_READERS = ("linecache.py", "tokenize.py", "inspect.py", "bdb.py", "pdb.py", "cmd.py", "warnings.py")
+"""Code of the standard library that reads source files or debugs; and a warning is shown once in any case."""
 _NOW = ("now", "utcnow", "today")
 _TELLING = "tells other threads"
 
@@ -98,19 +97,22 @@ class Effects:
 
     def __init__(self, name: str, guard: Guard, culprit: Culprit) -> None:
         self.name, self.guard, self.culprit = name, guard, culprit
-        self.refused: TraceError | None = None
 
     def __enter__(self) -> "Effects":
         self._numpy, self._python = np.random.get_state(), random.getstate()
         self._profiler = sys.getprofile()
         self._chained = self._profiler if callable(self._profiler) else None
         self._collects = gc.isenabled()
+        refusals.errors = []
         gc.disable()  # a collection calls what others have registered, in the midst of the function
+        self.outermost = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         sys.setprofile(self._notice())
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._resume_profiler()
+        refusals.errors = None
+        del self.outermost  # which holds this object
         if self._collects:
             gc.enable()
         np.random.set_state(self._numpy)
@@ -126,7 +128,7 @@ class Effects:
     def _notice(self) -> Callable[[types.FrameType, Any, Any], None]:
         """What Python calls for each function that runs in this thread, thousands of times: few words, all local."""
         seen: dict[int, types.CodeType] = {}
-        chained, known, outermost = self._chained, owners.get, sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        chained, known, outermost = self._chained, owners.get, self.outermost
 
         def notice(frame: types.FrameType, event: Any, argument: Any) -> None:
             if chained is not None:
@@ -166,7 +168,7 @@ class Effects:
         """A function in C, called by the user's code or by the standard library."""
         name, thing = function.__name__, function.__self__
         if isinstance(thing, _random.Random) and name != "getstate":
-            raise self._keep(TraceError(_DRAWN.format(site=user_site(), name=self.name, source="random")))
+            raise TraceError(_DRAWN.format(site=user_site(), name=self.name, source="random"))
         if owner is USER:
             if name in CHANGING:
                 self.culprit.calls[id(thing)] = site_of(frame)
@@ -183,20 +185,23 @@ class Effects:
                 self._refuse(around.f_code.co_qualname, does)
 
     def _refuse(self, name: str, does: str) -> None:
-        if _is_importing(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
-            return
-        raise self._keep(TraceError(_ONCE.format(site=user_site(), name=f"{name}()", does=does)))
+        if not self._is_importing():
+            raise TraceError(_ONCE.format(site=user_site(), name=f"{name}()", does=does))
 
-    def _keep(self, error: TraceError) -> TraceError:
-        """The function may catch the error; it is raised again at the end."""
-        self.refused = self.refused or error
-        return error
+    def _is_importing(self) -> bool:
+        """Whether the function imports a module, which happens once in any case."""
+        frame: types.FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        while frame is not None and frame is not self.outermost:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                return True
+            frame = frame.f_back
+        return False
 
     def check(self) -> None:
         """Raise `TraceError` if the function did what cannot be repeated."""
         self._resume_profiler()
-        if self.refused is not None:
-            raise self.refused
+        if refusals.errors:
+            raise refusals.errors[0]  # the function has caught it
         now: Any = np.random.get_state()
         before = cast("Any", self._numpy)
         drawn = "" if now[2] == before[2] and np.array_equal(now[1], before[1]) else "np.random"
@@ -228,7 +233,7 @@ def _what_it_does(name: str, thing: Any, function: Any, owner: str) -> str:
 def _named_before_call(frame: types.FrameType) -> Any:
     """The variable that a frame has just put on its stack to call a function with, if that is what it did."""
     before = [i for i in dis.get_instructions(frame.f_code) if i.offset < frame.f_lasti and i.opname != "PRECALL"]
-    if not before or before[-1].opname not in ("LOAD_FAST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME"):
+    if not before or not before[-1].opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME")):
         return None
     return frame.f_locals.get(before[-1].argval, frame.f_globals.get(before[-1].argval))
 
@@ -243,15 +248,6 @@ def _around(frame: types.FrameType) -> types.FrameType | None:
             return frame
         frame = frame.f_back
     return None
-
-
-def _is_importing(frame: types.FrameType | None) -> bool:
-    """Whether a module is being imported, which happens once in any case."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(_IMPORT):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _set_state(generator: Any, state: Any) -> None:

@@ -6,6 +6,8 @@ Invariant: a message names the operation, what was found, the rule that it break
 Next: value.py, where most of them are raised.
 """
 
+import threading
+
 
 class NeedleError(Exception):
     """Base of every error that needle raises on purpose."""
@@ -47,5 +49,19 @@ class CheckpointError(NeedleError, ValueError):
     """A checkpoint that is damaged, incomplete, or made for another model."""
 
 
+class Refusals(threading.local):
+    """While this thread traces, every TraceError that was made in it: what catches one would do something else then."""
+
+    errors: "list[TraceError] | None" = None
+
+
+refusals = Refusals()
+
+
 class TraceError(NeedleError, RuntimeError):
     """Code inside `ndl.compile` that a compiled function could not repeat faithfully."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        if refusals.errors is not None:
+            refusals.errors.append(self)

@@ -9,9 +9,11 @@ A note keeps the very objects that were there. As long as they are the same obje
 holds. Where one is another object, plain values are compared.
 """
 
+import builtins
 import dataclasses
 import dis
 import gc
+import inspect
 import operator
 import os
 import sys
@@ -164,7 +166,8 @@ class Guard:
         if owner is USER:
             self.inside.update(c for c in code.co_consts if isinstance(c, types.CodeType))
             for name in global_names(code):
-                if name in space:
+                later = code.co_flags & inspect.CO_OPTIMIZED and not hasattr(builtins, name)  # in a function
+                if name in space or later:
                     self._note_name("", space, space, name)
             for function in self._functions_of(code):
                 self._outside_of(function)
@@ -280,7 +283,7 @@ class Guard:
         if isinstance(value, Value):
             self.tensors.setdefault(id(value), (what, value))
             return
-        if named and hasattr(kind, "__next__"):
+        if hasattr(kind, "__next__") and (named or "next" in self.names[USER]):
             raise TraceError(_ITERATOR.format(site=user_site(), what=what, kind=kind.__name__))
         if not self._first_time(id(value), value):
             return
@@ -301,8 +304,8 @@ class Guard:
             if not isinstance(value.__self__, types.ModuleType):
                 self.reach(what, value.__self__)
         elif isinstance(value, partial):
-            for part in (value.func, value.args, value.keywords):
-                self.reach(what, part)
+            for part in (value.func, *value.args, *value.keywords.values()):
+                self.reach(what, part, named)
         elif isinstance(value, type):
             self._reach_class(value)
         elif isinstance(value, types.ModuleType):

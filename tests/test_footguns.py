@@ -661,6 +661,28 @@ def a_module_that_is_imported_for_the_first_time(c: Any) -> Any:
             del sys.modules["footguns_helper"]
 
 
+def test_effects_are_refused_in_a_program_that_is_being_imported() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = "import needle as ndl\nndl.compile(lambda x: [print('once'), x][1])(ndl.ones(2))\n"
+        pathlib.Path(folder, "footguns_program.py").write_text(source)
+        sys.path.insert(0, folder)
+        try:
+            with pytest.raises(TraceError, match=r"footguns_program\.py:2: print\(\) prints"):
+                importlib.import_module("footguns_program")
+        finally:
+            sys.path.remove(folder)
+
+
+@row()
+def a_global_that_comes_later(c: Any) -> Any:
+    space: dict[str, Any] = {"__name__": __name__}
+    exec("def f(x):\n  try:\n    return x * LATER\n  except NameError:\n    return x", space)
+    f = c(cast("Any", space["f"]))
+    found = [f(X), f(X)]
+    space["LATER"] = 3.0
+    return found, f(X)
+
+
 ENVIRONMENT: dict[str, Callable[[Tensor], Any]] = {
     "member": lambda x: x * float(os.environ["FOOTGUN"]),
     "get": lambda x: x * float(os.environ.get("FOOTGUN", "7")),
@@ -862,6 +884,14 @@ def changes_a_class(x: Tensor) -> Tensor:
     return x
 
 
+def catches(x: Tensor) -> Tensor:
+    try:
+        return x * float(x.sum())
+    except Exception:
+        return x
+
+
+NEXT, LISTED = functools.partial(next, iter([1.0, 2.0])), [iter([1.0, 2.0])]
 OTHER, VARIABLE = Other(2.0), contextvars.ContextVar("VARIABLE", default=1.0)
 POOL = concurrent.futures.ThreadPoolExecutor(1)
 POOL.submit(int).result()
@@ -883,6 +913,10 @@ SIDE_EFFECTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "thread number": (lambda x: x * threading.get_ident(), "which thread this is"),
     "exists": (lambda x: x * os.path.exists("/"), "exists() asks or changes the system"),
     "Path": (lambda x: x * len(pathlib.Path("/").stat()), "Path.stat() asks or changes the system"),
+    "partial of an iterator": (lambda x: x * NEXT(), "is an iterator"),
+    "iterator in a list": (lambda x: x * next(LISTED[0]), "is an iterator"),
+    "caught": (catches, "float() reads it"),
+    "power of integers": (lambda x: x.astype("int64") ** x.astype("int64"), "negative exponents are errors"),
     "read_text": (lambda x: x * len(pathlib.Path(__file__).read_text()), "Path.read_text() opens a file"),
     "makedirs": (lambda x: [os.makedirs("/tmp/a/b"), x][1], "makedirs() asks or changes the system"),
     "remove": (lambda x: [os.remove("nothing"), x][1], "remove() asks or changes the system"),

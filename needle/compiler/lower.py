@@ -48,6 +48,7 @@ from needle.compiler.kernel import (
 from needle.compiler.loop import LoopResult, Repeat, pieces
 from needle.compiler.opaque import Opaque
 from needle.dtype import DType
+from needle.errors import TraceError
 from needle.ops import Contract, Embed, Equal, Gather, Max, Permute, ScatterAdd, TriangularMatMul
 from needle.ops.create import Arange, Full, Uniform
 from needle.ops.join import places
@@ -300,7 +301,10 @@ class _Lowering:
             number = self._number(scalar, node, np.result_type(args[0].dtype, 1.0))
             op = with_scalar(op, number)
         # Where NumPy has a rule of its own for a power of booleans, the node knows the dtype.
-        return self.pool.cast(op.compute(*args), node.dtype)
+        try:
+            return self.pool.cast(op.compute(*args), node.dtype)
+        except TraceError as error:  # it does not know the line
+            raise TraceError(f"{node.site}: {error}") from None
 
     def _gather(self, node: Node, where: tuple[Where, ...]) -> Scalar:
         source = node.inputs[0]

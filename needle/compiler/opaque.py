@@ -106,8 +106,8 @@ def _probe(op: Op, inputs: Sequence[Spec], seed: int, site: str) -> Spec:
     arrays = [np.asarray(source.uniform(0, 2, spec.shape)).astype(spec.dtype) for spec in inputs]
     try:
         result = _compute(op, arrays)
-    except TraceError:
-        raise
+    except TraceError as error:
+        raise TraceError(f"{site}: {error}") from None
     except Exception as error:
         specs, name = " and ".join(map(str, inputs)), f"{type(error).__name__} ({error})"
         raise TraceError(_PROBE.format(site=site, op=op, error=name, specs=specs)) from error
