@@ -84,7 +84,7 @@ class Loops:
         extra = ["i64 %length"] if kernel.lengths else []
         self.draw = first_draw(kernel)
         extra += [] if self.draw is None else ["i64 %draw"]
-        extra += ["ptr %sync", "ptr %shared"] if kernel.parted and threads > 1 else []
+        extra += ["ptr %sync", "ptr %shared"] if kernel.tells(threads) else []
         self.arguments = [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra]
         self.code = Code(name, self.arguments)
         self.kernel, self.machine = kernel, machine

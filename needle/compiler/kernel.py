@@ -359,6 +359,10 @@ class Kernel:
         """Slots of one row of a bundle; else all."""
         return len(self.slots) // max(len(self.lengths), 1)
 
+    def tells(self, threads: int) -> bool:
+        """Whether each of so many threads tells the others its parts of the sums, and waits for theirs."""
+        return self.parted and threads > 1
+
     def __str__(self) -> str:
         return _text(self)
 

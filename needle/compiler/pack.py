@@ -39,7 +39,7 @@ class Packed(Loops):
         self.k = self.inner[-1].source
         self.packing = packing(kernel, of)
         self.left_packed, self.packed, self.block = self.packing.left, self.packing.right, self.packing.block
-        self.tells = kernel.parted and self.threads > 1  # the other threads its part of each sum
+        self.tells = kernel.tells(self.threads)
         self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where not all of it is multiplied at once
         self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
 

@@ -108,7 +108,7 @@ def plan(
     needed = (max(scratch_bytes(lowered.kernel), turned_bytes(lowered.kernel)) for lowered in kernels)
     packing = _aligned(max(needed, default=0))
     barriers = Barriers(kernels, places, pieces, machine, threads).run(chains, spans)
-    told = [shared_bytes(lowered.kernel) for lowered in kernels if lowered.kernel.parted and threads > 1]
+    told = [shared_bytes(lowered.kernel) for lowered in kernels if lowered.kernel.tells(threads)]
     shared = max(told[0::2], default=0), max(told[1::2], default=0)
     scratch = packing + handed_on
     return Plan(places, barriers, arena, scratch, in_place, ranges, copies, chains, packing, shared, pieces, spans)

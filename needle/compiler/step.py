@@ -144,7 +144,7 @@ class _Step:
             ]
             arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
             arguments += [f"i64 {extra}" for extra in (length, first_draw(kernel)) if extra is not None]
-            if self._is_parted(kernel):
+            if kernel.tells(self.threads):
                 arguments += ["ptr %sync", f"ptr %shared{self.told % 2}"]
                 self.told += 1  # while the next such kernel tells, this one's may still be read
             call = f"  call void @{name}({', '.join(arguments)})"
@@ -164,12 +164,9 @@ class _Step:
     def _emitter(self, kernel: Kernel) -> Emitter:
         if kernel.product:
             return emit_product
-        if self._is_parted(kernel):
+        if kernel.tells(self.threads):
             return emit_parted
         return emit_turned if across(kernel) else emit
-
-    def _is_parted(self, kernel: Kernel) -> bool:
-        return kernel.parted and self.threads > 1
 
     def _pointer(self, node: Node, place: Place, number: str, chain: Chain | None, first: int, now: str) -> str:
         """Where the array of a node is, `first` bytes behind its beginning."""

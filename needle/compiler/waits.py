@@ -77,7 +77,7 @@ class Barriers:
         ends: list[_Touched] = []
         for at in range(first, stop):
             lowered = self.kernels[at]
-            parted = lowered.kernel.parted and self.threads > 1
+            parted = lowered.kernel.tells(self.threads)
             early, late = parted_slots(lowered.kernel) if parted else (set[int](), set[int]())
             for slot, (node, place) in enumerate(zip(lowered.memory, self.places[at], strict=True)):
                 region = region_of(place, size_of(node), self.pieces, s)
@@ -87,7 +87,7 @@ class Barriers:
                     ends += [touched] * (not parted or slot in late)
         clash = any(touched.disturbs(earlier) for touched in begins for earlier in self.recent)
         self.result[first] = self.result[first] or clash
-        waits = self.kernels[first].kernel.parted and self.threads > 1  # in the middle of it
+        waits = self.kernels[first].kernel.tells(self.threads)  # in the middle of it
         self.recent = ends if self.result[first] or waits else self.recent + ends
 
 
