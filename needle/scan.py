@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from needle.backward import compute_gradient_of_variables, recording
-from needle.compiler.fuse import is_costly
 from needle.compiler.graph import Node
 from needle.compiler.loop import Loop, LoopResult, cut
 from needle.compiler.opaque import Opaque
+from needle.compiler.roots import is_costly
 from needle.dtype import is_float
 from needle.errors import ArgumentError, ShapeError, TraceError
 from needle.ops import Add, Contract, MatMul, Permute, Reshape, Slice, Summation, Transpose, permute, split, stack

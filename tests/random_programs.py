@@ -31,9 +31,9 @@ from needle.dtype import Array
 from needle.errors import NeedleError
 
 # `needle.compiler.chain` itself is the function
-axes_module, chain_module, fuse_module, recompute_module, reroll_module, sides_module, turned_module = (
+axes_module, chain_module, roots_module, recompute_module, reroll_module, sides_module, turned_module = (
     importlib.import_module(f"needle.compiler.{name}")
-    for name in ("axes", "chain", "fuse", "recompute", "reroll", "sides", "turned")
+    for name in ("axes", "chain", "roots", "recompute", "reroll", "sides", "turned")
 )
 
 scan_module = importlib.import_module("needle.scan")
@@ -619,8 +619,8 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (kernel_module, "SERIAL_PRODUCT", 1),
     (chain_module, "FEWEST", 2),
     (chain_module, "HANDED_ON", 1),
-    (fuse_module, "ROW", 2),
-    (fuse_module, "OFTEN", 1),
+    (roots_module, "ROW", 2),
+    (roots_module, "OFTEN", 1),
     (axes_module, "FEW", 2),
     (axes_module, "LONG", 1),
     (axes_module, "SIDE", 1),

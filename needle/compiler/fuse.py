@@ -5,10 +5,7 @@ Invariants: every value that crosses groups belongs to a root; a group depends o
 Next: lower.py.
 
 Most nodes are not computed where they stand: an elementwise node is written into the loops of whoever needs it, and a
-movement only changes the index. What must exist in memory, or must be combined from many elements, is a *root*:
-
-    products and reductions; what a product, a gather or a general reshape reads; outputs and updates;
-    an expensive or long expression that several roots need; a large product, added to others.
+movement only changes the index. What must exist in memory, or must be combined from many elements, is a *root*.
 
 A root joins the group whose loops it fits best (same domain, same reduced axes; see `_fit`), of equals the latest,
 unless it needs a result of that group at another index, or of a later group. Otherwise it opens a group. At last the
@@ -22,43 +19,35 @@ from math import prod
 from typing import Any
 
 from needle.compiler.graph import Graph, Input, Later, Node
-from needle.compiler.loop import LoopResult, consecutive
+from needle.compiler.index import (
+    Where,
+    aligned,
+    gather_index,
+    inner_shape,
+    is_unit_reshape,
+    is_virtual,
+    storage,
+    through,
+    whole,
+)
+from needle.compiler.loop import LoopResult
 from needle.compiler.opaque import Opaque
-from needle.errors import NeedleError, TraceError
+from needle.compiler.roots import find_roots, keeps_rows, read_in_order
+from needle.errors import NeedleError
 from needle.ops import (
-    Add,
     Assemble,
-    BroadcastTo,
     Contract,
-    Cos,
     Embed,
-    Erf,
-    Exp,
     Gather,
-    Log,
     MatMul,
     Permute,
-    Power,
-    PowerScalar,
     Reshape,
     ScatterAdd,
-    Sigmoid,
-    Sin,
-    Slice,
     Summation,
-    Tanh,
-    Windows,
 )
-from needle.ops.create import Creation, Uniform
+from needle.ops.create import Creation
 from needle.ops.join import places
-from needle.value import Contraction, Elementwise, Movement, Op, Reduction, Shape, as_axes
-
-EXPENSIVE = (Exp, Log, Tanh, Sigmoid, Power, Sin, Cos, Erf, Uniform)
-LONG = 8
-"""How many virtual nodes an expression may have before several users share it through memory."""
-
-SPREAD = 24
-"""The same for an expression of a single array of its size: who needs it reads that array in its place."""
+from needle.value import Contraction, Elementwise, Movement, Reduction, Shape, as_axes
 
 USES, PASSES, SHARES, STRANGE = 4, 3, 2, 1
 """How well a node fits into loops: it uses their results, it sums what a product passes over anyway, it reads an array
@@ -66,33 +55,6 @@ that they read, or it is a reduction over an equal domain."""
 
 LARGE = 1 << 14
 """Elements from which on loops take in nothing that reads other arrays: too many at a time slow all of them down."""
-
-HEAVY = 1 << 20
-"""Elements from which on products are added up one after the other; smaller ones may wait in the cache."""
-
-ROW = 16
-"""Elements of an innermost axis that are worth to be written elsewhere, as they are made."""
-
-OFTEN, FEW_ROWS = 4, 128
-"""A right side is turned over once for all products if there are so many of them with fewer rows than that."""
-
-HUGE = 128
-"""How many it may have before it is stored even for a single user: the stages after this one walk it by recursion."""
-
-DEEP = 24
-"""What an op counts whose `compute` is itself a long expression."""
-
-Where = tuple[tuple[tuple[int, int], ...], int]
-"""((kernel axis, step), ...) and start: the index along one axis of a node is start + the sum of step * index of that
-kernel axis."""
-
-STILL: Where = ((), 0)
-"""Along an axis of length 1."""
-
-_UNSUPPORTED = (
-    "{site}: {op} cannot be compiled yet. Leave the function that uses it without ndl.compile, "
-    "or compute this part outside and pass it as an argument"
-)
 
 
 @dataclass(eq=False)
@@ -240,199 +202,10 @@ def _named(node: Node) -> str:
     return f"{type(node.op).__name__} {node.spec}"
 
 
-def is_unit_reshape(node: Node) -> bool:
-    """Whether a reshape only adds or drops axes of length 1."""
-    kept = [n for n in node.inputs[0].shape if n != 1]
-    return kept == [n for n in node.shape if n != 1]
-
-
-def through(node: Node, where: tuple[Where, ...]) -> list[tuple[Node, tuple[Where, ...]]]:
-    """The inputs of an elementwise or movement node, and at which index each is needed for the node's index `where`."""
-    op = node.op
-    if isinstance(op, Permute):
-        source = [STILL] * len(where)
-        for i, axis in enumerate(op.axes):
-            source[axis] = where[i]
-        return [(node.inputs[0], tuple(source))]
-    if isinstance(op, Slice):
-        steps = zip(where, op.ranges, strict=True)
-        return [(node.inputs[0], tuple([moved(at, s, start) for at, (start, _, s) in steps]))]
-    if isinstance(op, Windows):
-        count, first = len(op.out), op.first
-        places, taps = where[first : first + count], where[first + count : first + 2 * count]
-        steps = zip(places, op.stride, taps, op.dilation, strict=True)
-        inside = [_sum(moved(place, s), moved(tap, d)) for place, s, tap, d in steps]
-        return [(node.inputs[0], (*where[:first], *inside, *where[first + 2 * count :]))]
-    if isinstance(op, Reshape):
-        named = iter([w for w, n in zip(where, node.shape, strict=True) if n != 1])
-        return [(node.inputs[0], tuple(STILL if n == 1 else next(named) for n in node.inputs[0].shape))]
-    if isinstance(op, Later):
-        return [(node.inputs[0], where)]
-    return [(a, aligned(a.shape, where)) for a in node.inputs]
-
-
-def moved(where: Where, step: int, start: int = 0) -> Where:
-    """start + step * where."""
-    moves, at = where
-    return tuple([(axis, s * step) for axis, s in moves]), start + step * at
-
-
-def _sum(a: Where, b: Where) -> Where:
-    return (*a[0], *b[0]), a[1] + b[1]
-
-
-def whole(shape: Shape) -> tuple[Where, ...]:
-    """The index of every element in loops over `shape`: an axis of length 1 does not move."""
-    return tuple([STILL if n == 1 else (((i, 1),), 0) for i, n in enumerate(shape)])
-
-
-def aligned(shape: Shape, where: tuple[Where, ...]) -> tuple[Where, ...]:
-    """Broadcasting: axes are matched from the right; one of length 1 does not move."""
-    offset = len(where) - len(shape)
-    return tuple(STILL if n == 1 else where[offset + i] for i, n in enumerate(shape))
-
-
-def is_virtual(node: Node, roots: set[int]) -> bool:
-    """Whether a node is written into the loops of its users."""
-    if id(node) in roots or isinstance(node.op, Input):
-        return False
-    if isinstance(node.op, Reshape):
-        return is_unit_reshape(node)
-    return isinstance(node.op, Elementwise | BroadcastTo | Permute | Slice | Windows | Creation)
-
-
-def storage(node: Node, roots: set[int]) -> Node:
-    """The node whose memory a chain of movements reads."""
-    while isinstance(node.op, Movement) and id(node) not in roots:
-        node = node.inputs[0]
-    return node
-
-
-def inner_shape(node: Node) -> Shape:
-    """The lengths of the axes that a product sums over."""
-    a = node.inputs[0].shape
-    return a[len(a) - (node.op.inner if isinstance(node.op, Contract) else 1) :]
-
-
-def find_roots(graph: Graph) -> tuple[set[int], set[int]]:
-    """The nodes that must be computed where they stand, and those among them that must be stored for their size."""
-    nodes = graph.nodes()
-    users: dict[int, int] = {}
-    for node in nodes:
-        for a in node.inputs:
-            users[id(a)] = users.get(id(a), 0) + 1
-    roots = {id(n) for n in [*graph.outputs, *graph.updates.values()]}
-    for node in nodes:
-        if isinstance(node.op, Contraction):
-            roots |= {id(storage(a, roots)) for a in node.inputs} | {id(node)}
-        elif isinstance(node.op, Reduction):
-            roots.add(id(node))
-        elif isinstance(node.op, Reshape) and not is_unit_reshape(node):
-            roots.add(id(consecutive(node)))
-        elif isinstance(node.op, Gather):
-            roots |= {id(consecutive(node.inputs[0])), id(node)}
-        elif isinstance(node.op, ScatterAdd | Embed | Assemble):
-            roots.add(id(node))
-        elif isinstance(node.op, Opaque):
-            roots |= {id(node), *map(id, node.inputs)}
-        elif isinstance(node.op, LoopResult):
-            roots |= {id(node), *map(id, node.inputs[node.op.loop.carries :])}
-        elif isinstance(node.op, Add) and _adds_products(node, roots, users):
-            roots.add(id(node))
-        elif not isinstance(node.op, Elementwise | Movement | Creation):
-            raise TraceError(_UNSUPPORTED.format(site=node.site, op=node.op))
-    weight: dict[int, int] = {}
-    arrays: dict[int, set[int]] = {}
-    huge: set[int] = set()
-    for node in nodes:
-        own = LONG if is_costly(node.op) else 1
-        own = DEEP if isinstance(node.op, Erf) else own
-        weight[id(node)] = own + sum(weight.get(id(a), 0) for a in node.inputs)
-        arrays[id(node)] = _arrays(node, arrays, roots | huge)
-        costly = own >= LONG or weight[id(node)] > (SPREAD if len(arrays[id(node)]) < 2 else LONG)
-        shared = users.get(id(node), 0) > 1 and costly
-        if weight[id(node)] > HUGE and isinstance(node.op, Elementwise):
-            huge.add(id(node))
-        if shared and isinstance(node.op, Elementwise | Uniform):
-            roots.add(id(node))
-        if id(node) in roots or id(node) in huge:
-            weight[id(node)] = 1
-    roots |= _often_turned(nodes)
-    moved_rows = [n.inputs[0] for n in nodes if id(n) in roots and _keeps_rows(n)]
-    roots |= huge | {id(n) for n in moved_rows if isinstance(n.op, Elementwise)}
-    return roots | _early(graph, roots, weight), huge
-
-
-def _often_turned(nodes: list[Node]) -> set[int]:
-    """Right sides that many small products, such as the steps of a sequence, would each turn over as they pack them."""
-    products: dict[int, int] = {}
-    for node in nodes:
-        if isinstance(node.op, MatMul) and isinstance(node.inputs[1].op, Permute) and len(node.inputs[1].shape) == 2:
-            few = prod(node.shape) < FEW_ROWS * node.shape[-1]
-            products[id(node.inputs[1])] = products.get(id(node.inputs[1]), 0) + few
-    return {name for name, count in products.items() if count >= OFTEN}
-
-
-def _early(graph: Graph, roots: set[int], weight: dict[int, int]) -> set[int]:
-    """Costly functions of a product, such as the slope of an activation, which other loops will want, while nobody will
-    want the product: computed and stored in the loops that make it, they take its place."""
-    product_of: dict[int, Node] = {}  # what is a function of one product alone
-    wanted: dict[int, list[Node]] = {}  # of each product, which of its functions others read
-    for node in graph.nodes():
-        large = [a for a in node.inputs if prod(a.shape) >= prod(node.shape) and not isinstance(a.op, Creation)]
-        products = [product_of.get(id(a)) for a in large]
-        own = products[0] if products and all(p is products[0] for p in products) else None
-        inside = isinstance(node.op, Elementwise) and own is not None and own.shape == node.shape
-        if isinstance(node.op, Contraction):
-            product_of[id(node)] = node
-        elif inside and own is not None and id(node) not in roots:
-            product_of[id(node)] = own
-        for a, product in zip(large, products, strict=True):
-            if product is not None and not inside and a not in wanted.setdefault(id(product), []):
-                wanted[id(product)].append(a)
-    found = (of[0] for of in wanted.values() if len(of) == 1)
-    return {id(node) for node in found if weight[id(node)] >= DEEP}
-
-
-def _read_in_order(graph: Graph, roots: set[int]) -> set[int]:
-    """The roots under general reshapes, and what is read at indices or by Python."""
-    found: set[int] = set()
-    for node in graph.nodes():
-        if isinstance(node.op, Opaque | LoopResult):
-            found |= set(map(id, node.inputs))
-        elif isinstance(node.op, Gather) or (isinstance(node.op, Reshape) and not is_unit_reshape(node)):
-            found.add(id(storage(node.inputs[0], roots)))
-    return found
-
-
-def _adds_products(node: Node, roots: set[int], users: dict[int, int]) -> bool:
-    """Whether a large product is added to others. Then it is best added where it is made: a sum of many so takes no
-    more memory than one."""
-    if prod(node.shape) < HEAVY or not any(isinstance(x.op, Contraction) and users[id(x)] == 1 for x in node.inputs):
-        return False
-    terms = [storage(x, roots) for x in node.inputs]
-    return all(isinstance(x.op, Contraction | Add) and id(x) in roots for x in terms)
-
-
-def _arrays(node: Node, arrays: dict[int, set[int]], roots: set[int]) -> set[int]:
-    """The stored arrays, at least as large as the node, that its expression reads."""
-    found: set[int] = set()
-    for a in node.inputs:
-        if prod(a.shape) >= prod(node.shape):
-            stored = id(a) in roots or id(a) not in arrays or isinstance(a.op, Reshape)
-            found |= {id(a)} if stored else arrays[id(a)]
-    return found
-
-
-def is_costly(op: Op) -> bool:
-    """Whether an elementwise op takes far longer than a multiplication."""
-    return isinstance(op, EXPENSIVE) or (isinstance(op, PowerScalar) and op.scalar not in (2, 0.5, -1, -0.5))
-
-
 def fuse(graph: Graph) -> Grouping:
     """Put every root into a group."""
     roots, huge = find_roots(graph)
-    result = Grouping(graph, [], {}, roots, huge, _read_in_order(graph, roots))
+    result = Grouping(graph, [], {}, roots, huge, read_in_order(graph, roots))
     for node in graph.nodes():
         if isinstance(node.op, LoopResult):
             result.loops.setdefault(_loop_key(node), []).append(node)
@@ -521,15 +294,9 @@ def _place(result: Grouping, node: Node) -> None:
     _join(result, group, node, reduced)
 
 
-def _keeps_rows(node: Node) -> bool:
-    """Whether a Permute only moves rows, so that they are written as fast as in any other place."""
-    last = len(node.shape) - 1
-    return isinstance(node.op, Permute) and node.op.axes[last] == last and node.shape[last] >= ROW
-
-
 def _is_written_turned(result: Grouping, node: Node) -> bool:
     """Whether a Permute needs no loops, because those that make its elements write them where it wants them."""
-    if not _keeps_rows(node) or any(node is n for n in result.graph.updates.values()):
+    if not keeps_rows(node) or any(node is n for n in result.graph.updates.values()):
         return False
     home = _may_live_elsewhere(result, node, node.inputs[0])
     if home is None:
@@ -750,15 +517,6 @@ def _expand(result: Grouping, pending: list[Leaf]) -> Iterator[Leaf]:
             yield storage(current, result.roots), ((((-1, 0),), 0),)  # read from memory: never at a register's index
         else:
             yield current, at
-
-
-def gather_index(node: Node, index: Node, where: tuple[Where, ...] | None) -> tuple[Where, ...] | None:
-    """Where an index array of a Gather is read: its axes take the place of the gathered ones."""
-    if where is None:
-        return None
-    source, axes = node.inputs[0], node.op.axes
-    middle = len(node.shape) - (len(source.shape) - len(axes))
-    return aligned(index.shape, where[axes[0] : axes[0] + middle])
 
 
 def _inputs(node: Node, where: tuple[Where, ...] | None) -> list[Leaf]:

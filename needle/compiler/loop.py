@@ -4,7 +4,7 @@ In: the graph of a step, whose first inputs are what the step before has made (t
 from stacks, one piece for each step, and whose others are the same in all steps. Out: nodes, one for each result: all
 states of a carry, or a stack of what the steps made. Invariants: a step's graph has no state of its own, calls no
 Python and draws no random numbers; its results are as many different nodes, none of which is an input.
-Next: simplify.py.
+Next: index.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence

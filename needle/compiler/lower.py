@@ -13,22 +13,20 @@ from typing import Any
 import numpy as np
 
 from needle.compiler.axes import is_parted
-from needle.compiler.fuse import (
+from needle.compiler.fuse import Group, Grouping, leaves
+from needle.compiler.graph import Input, Node, with_scalar
+from needle.compiler.index import (
     STILL,
-    Group,
-    Grouping,
     Where,
     aligned,
     gather_index,
     inner_shape,
     is_virtual,
-    leaves,
     moved,
     storage,
     through,
     whole,
 )
-from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.keep import keep
 from needle.compiler.kernel import (
     Access,

@@ -3,7 +3,7 @@
 In: an op of no family, and the specs of its inputs. Out: an `Opaque` in its place, and the function that native code
 calls. Invariants: the result always has the shape and dtype that it had when the function was compiled, or the call
 raises; compute gets arrays that it cannot write, and may not change its op, because nobody would see it.
-Next: fuse.py.
+Next: simplify.py.
 """
 
 import ctypes

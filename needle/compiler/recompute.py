@@ -11,8 +11,9 @@ the backward one, for the gradient of one weight, beside the norm's input, of wh
 from collections.abc import Iterator
 from math import prod
 
-from needle.compiler.fuse import EXPENSIVE, SPREAD, find_roots, inner_shape, is_virtual, storage
 from needle.compiler.graph import Graph, Input, Later, Node
+from needle.compiler.index import inner_shape, is_virtual, storage
+from needle.compiler.roots import EXPENSIVE, SPREAD, find_roots
 from needle.value import Contraction, Elementwise
 
 KEPT = 1 << 21

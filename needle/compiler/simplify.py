@@ -2,7 +2,7 @@
 
 In: a Graph. Out: a new Graph. Invariant: each rule keeps shapes and dtypes exactly, and values up to the order of a
 sum; a rule is a line of the table `RULES`. Common subexpressions are merged because ops compare by their fields.
-Next: fuse.py.
+Next: loop.py.
 """
 
 from collections.abc import Callable
