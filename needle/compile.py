@@ -356,27 +356,27 @@ class Step:
     def _find(self, key: Any, leaves: list[Any]) -> tuple[Compiled | None, list[Array] | None]:
         """The compilation for this call, if there is one, and its inputs."""
         for number, entry in enumerate(self.compiled.get(key, ())):
-            if number and entry.trace.guard.names_differ():
+            if number > 1 and entry.trace.guard.names_differ():
                 continue
             arrays = entry.read(leaves)
             if arrays is not None:
                 if entry is not self.last:
-                    self._use(key, entry)
+                    self._use(entry)
                 return entry, arrays
         return None, None
 
-    def _use(self, key: Any, entry: Compiled) -> None:
-        """From now on this compilation is the one used last, and looked at first; the oldest may have to go."""
-        row = self.compiled.setdefault(key, [])
-        row[:] = [entry, *(other for other in row if other is not entry)]
+    def _use(self, entry: Compiled) -> None:
         self.last, self.uses = entry, self.uses + 1
         entry.used = self.uses
-        if sum(map(len, self.compiled.values())) > KEPT:
-            self._forget(min((e for row in self.compiled.values() for e in row), key=lambda e: e.used))
 
-    def _forget(self, entry: Compiled) -> None:
-        rows = {key: [e for e in row if e is not entry] for key, row in self.compiled.items()}
-        self.compiled = {key: row for key, row in rows.items() if row}
+    def _keep(self, key: Any, entry: Compiled) -> None:
+        """One more compilation; the one that was not used for longest may have to go."""
+        self._use(entry)
+        self.compiled.setdefault(key, []).append(entry)
+        if sum(map(len, self.compiled.values())) > KEPT:
+            oldest = min((e for row in self.compiled.values() for e in row), key=lambda e: e.used)
+            rows = {key: [e for e in row if e is not oldest] for key, row in self.compiled.items()}
+            self.compiled = {key: row for key, row in rows.items() if row}
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What became of the function: graph, groups, kernels, plan, LLVM IR, profile.
@@ -408,7 +408,7 @@ class Step:
             entry.program.verify()
         entry.seconds = time.perf_counter() - start
         self.seconds += entry.seconds
-        self._use(key, entry)
+        self._keep(key, entry)
         if sum(map(len, self.compiled.values())) == MANY:
             _LOG.warning(_OFTEN.format(name=self.name, count=MANY, reason=reason))
         self._tell(entry, leaves, parts)
@@ -417,7 +417,7 @@ class Step:
     def _reason(self, key: Any, leaves: list[Any]) -> str:
         """Why no compilation serves this call."""
         if key in self.compiled:
-            return self.compiled[key][0].trace.guard.changed() or "state"
+            return self.compiled[key][-1].trace.guard.changed() or "state"
         specs = [Spec(leaf.shape, leaf.dtype) for leaf in leaves]
         known = [[node.spec for node in e.trace.inputs[: e.arguments]] for row in self.compiled.values() for e in row]
         return "first call" if not known else "other Python arguments" if specs in known else "new shapes"
