@@ -1,7 +1,7 @@
 """Functions made of several ops: softmax, dropout, and the losses.
 
 In: Tensors. Out: Tensors. Invariant: no new op and no NumPy on values, so each is differentiable to any order.
-Next: tape.py.
+Next: surroundings.py.
 """
 
 from typing import Any

@@ -20,6 +20,7 @@ from needle.errors import ArgumentError, ShapeError, TraceError
 from needle.ops import Add, Contract, MatMul, Permute, Reshape, Slice, Summation, Transpose, permute, split, stack
 from needle.ops.create import Creation, Full, Uniform
 from needle.ops.tuples import MakeTensorTuple
+from needle.surroundings import Surroundings
 from needle.tape import Body, Tape
 from needle.tensor import Tensor
 from needle.tracing import HostNumber, active, user_site
@@ -71,8 +72,8 @@ def scan(
 
     recorded: list[_Step] = []
     if active.tracer is not None and min(lengths) >= FEW:
-        recorded = _recorded(checked, state, arrays, reverse)
-        if len(recorded) == 2 and recorded[0].equals(recorded[1]):
+        recorded = _recorded(checked, Surroundings(step), state, arrays, reverse)
+        if len(recorded) == 2 and recorded[1].is_loop and recorded[0].equals(recorded[1]):
             return recorded[0].scan(reverse)
     return _written_out(checked, state, arrays, reverse, recorded)
 
@@ -173,13 +174,17 @@ def _checked_graph(inputs: list[Node], outputs: list[Node]) -> Any:
 # ----------------------------------------------------------------------------------------------------- forward
 
 
-def _recorded(step: Any, state: Any, arrays: list[Any], reverse: bool) -> "list[_Step]":
-    """The first step, and the second if the first may be one of a loop."""
+def _recorded(step: Any, around: Surroundings, state: Any, arrays: list[Any], reverse: bool) -> "list[_Step]":
+    """The first step, and the second if the first may be one of a loop: it changes nothing around it."""
     leaves: list[Any] = []
-    if active.tracer.tape is not None or not _flatten(state, leaves):
+    if active.tracer.tape is not None or around.moves or not _flatten(state, leaves):
         return []
-    first = _Step(step, state, leaves, arrays, -1 if reverse else 0)
-    return [first, _Step(step, first.new, first.made, arrays, -2 if reverse else 1)] if first.is_loop else [first]
+    found = [_Step(step, state, leaves, arrays, -1 if reverse else 0)]
+    found[0].is_loop = found[0].is_loop and not around.changed()
+    if found[0].is_loop:
+        found.append(_Step(step, found[0].new, found[0].made, arrays, -2 if reverse else 1))
+        found[1].is_loop = found[1].is_loop and not around.changed()
+    return found
 
 
 def _flatten(state: Any, leaves: list[Any]) -> bool:
