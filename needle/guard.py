@@ -22,7 +22,7 @@ import types
 import weakref
 from array import array as Packed
 from collections import ChainMap, UserDict, UserList, UserString, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
@@ -58,6 +58,8 @@ _ITERATOR = (
     "pass its items as arguments"
 )
 _PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None), type(Ellipsis), range))
+_MATCH_CLASS = dis.opmap["MATCH_CLASS"]
+
 _DYNAMIC = frozenset(
     ("getattr", "hasattr", "vars", "__dict__", "asdict", "attrgetter", "methodcaller", "__getattribute__", "getmembers")
 )
@@ -161,7 +163,8 @@ class Guard:
         if owner is LIBRARY or code in self.entered:
             return
         self.entered.add(code)
-        new = set(code.co_names) - self.names[owner]
+        called = {*code.co_names, *(["getattr"] if _MATCH_CLASS in code.co_code[::2] else [])}  # `case Kind(name=x)`
+        new = called - self.names[owner]
         self.names[owner] |= new
         if owner is USER:
             self.inside.update(c for c in code.co_consts if isinstance(c, types.CodeType))
@@ -172,9 +175,9 @@ class Guard:
             for function in self._functions_of(code):
                 self._outside_of(function)
             self._note_imports(code, space)
-            if _DYNAMIC.intersection(code.co_names):  # of attributes that are named by strings
+            if _DYNAMIC.intersection(called):  # of attributes that are named by strings
                 self.dynamic = True
-                new |= {c for c in code.co_consts if isinstance(c, str) and c.isidentifier()} - self.names[owner]
+                new |= {c for c in _strings(code.co_consts) if c.isidentifier()} - self.names[owner]
                 self.names[owner] |= new
         self._reach_further(new, owner)
 
@@ -586,6 +589,15 @@ def _values(answer: Any) -> Iterable[Any]:
 
 def _content_of(array: Array) -> Any:
     return array.shape, array.tobytes() if array.dtype != object else tuple(map(id, array.flat))
+
+
+def _strings(constants: tuple[Any, ...]) -> Iterator[str]:
+    """Those among constants, and in tuples of them."""
+    for c in constants:
+        if isinstance(c, str):
+            yield c
+        elif isinstance(c, tuple):
+            yield from _strings(cast("Any", c))
 
 
 def _content(cell: Any) -> Any:

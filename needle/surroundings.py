@@ -63,7 +63,7 @@ class Surroundings:
         if isinstance(thing, functools.partial):
             found = cast("functools.partial[Any]", thing)
             return [found.func, *found.args, *found.keywords.values()]
-        if hasattr(type(thing), "__next__"):
+        if hasattr(cast("Any", type(thing)), "__next__"):
             self.moves = True
             return []
         if isinstance(thing, np.ndarray):
@@ -84,9 +84,10 @@ class Surroundings:
 
     def _attributes(self, thing: Any) -> list[Any]:
         """Those of an object; of a class only whether they are the same, because code does not count."""
-        kind: Any = type(thing)
+        kinds: tuple[Any, ...] = cast("Any", type(thing)).__mro__
         parts: list[Any] = []
-        names = [name for base in kind.__mro__ for name in vars(base).get("__slots__", ())]
+        slots: list[Any] = [base.__dict__.get("__slots__", ()) for base in kinds]
+        names: list[str] = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
         if names and not isinstance(thing, type):
             parts += self._note(lambda: [getattr(thing, name, None) for name in names])
         space: Any = getattr(thing, "__dict__", None)

@@ -23,17 +23,17 @@ from needle.compiler.graph import Graph, Input, Node, infer
 from needle.compiler.loop import Placeholder
 from needle.compiler.opaque import as_opaque, is_native
 from needle.device import default_device
-from needle.dtype import Array, as_dtype
+from needle.dtype import Array, as_dtype, as_supported
 from needle.errors import TraceError
 from needle.guard import Guard
 from needle.nn.module import Module
-from needle.ops import Cast, Equal, Gather, equal, gather, where
+from needle.ops import Cast, Equal, Gather, equal, gather, not_equal, where
 from needle.ops.create import Arange, Full, Uniform
 from needle.optim import Optimizer
 from needle.tape import Same, Tape
 from needle.tensor import Tensor, TensorTuple, as_values
 from needle.tracing import HostNumber, Symbol, active, user_site
-from needle.value import Op, Spec, TensorOp, TensorTupleOp, Value
+from needle.value import Op, Spec, TensorOp, TensorTupleOp, Value, as_tuple
 
 _OPTIMIZER = "{site}: {name}.step() cannot be compiled, because it reads values; call it outside of ndl.compile"
 _MASK = (
@@ -51,6 +51,10 @@ _WRITTEN = (
 BEYOND_RESULT = (
     "backward: this Tensor is the result of a compiled function, which keeps no graph; "
     "call backward() inside of the compiled function, or detach() the result"
+)
+_ARRAY = (
+    "{site}: `{name}` of a NumPy array that is an argument cannot be compiled; do it before the call, "
+    "or make a Tensor of the array, ndl.Tensor(x), and use an op"
 )
 _BEYOND_ARGUMENT = (
     "{site}: backward reaches an argument that was computed outside of the compiled function, and stops there; "
@@ -83,9 +87,11 @@ class Beyond(TensorOp):
 
 
 class ArrayArgument(Tensor):
-    """What a traced function gets in place of a NumPy array."""
+    """What a traced function gets in place of a NumPy array, and makes of it alone: where an array would do something
+    else than a Tensor, it does that, or is refused."""
 
     __slots__ = ()
+    __hash__ = Tensor.__hash__
 
     def _refuse(self, *_: Any) -> Any:
         raise TraceError(_WRITTEN.format(site=user_site()))
@@ -93,6 +99,69 @@ class ArrayArgument(Tensor):
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imatmul__ = _refuse
     __setitem__: Any = _refuse
     __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _refuse
+
+    def __eq__(self, other: Any) -> Any:
+        return equal(self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return not_equal(self, other)
+
+    def __contains__(self, _: Any) -> Any:
+        raise self.cached_data.refusal("in")
+
+    @property
+    def T(self) -> Tensor:
+        """All axes, the last one first."""
+        return self.transpose()
+
+    @property
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """For `isinstance`: code that asks whether it got an array, did."""
+        return np.ndarray
+
+    def transpose(self, axes: Any = None, *more: int) -> Tensor:
+        """Axes in another order: reversed, or as they are named."""
+        return self.permute(tuple(range(self.ndim))[::-1] if axes is None else as_tuple(axes) + more)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return super().__array_ufunc__(ufunc, method, *map(_as_array, inputs), **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(np.ndarray, name):
+            raise TraceError(_ARRAY.format(site=user_site(), name=name))
+        raise AttributeError(f"'numpy.ndarray' object has no attribute '{name}'")
+
+
+def _for_arrays(name: str) -> Any:
+    """An operator of Tensors that takes NumPy's scalars with their dtypes, as arrays do."""
+    method: Any = getattr(Tensor, name)
+
+    def apply(self: ArrayArgument, other: Any) -> Any:
+        return method(self, _as_array(other))
+
+    return apply
+
+
+def _as_array(value: Any) -> Any:
+    """What stands for an array or a scalar of NumPy beside one that is an argument."""
+    if isinstance(value, Value) or not isinstance(value, np.generic | np.ndarray):
+        return value
+    constant = Tensor(np.asarray(cast("Any", value)), requires_grad=False)
+    return active.tracer.as_array(constant)
+
+
+def _refused_for_arrays(name: str) -> Any:
+    def refuse(*_: Any) -> Any:
+        raise TraceError(_ARRAY.format(site=user_site(), name=name))
+
+    return refuse
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "gt", "ge", "lt", "le"):
+    if hasattr(Tensor, f"__{_name}__"):
+        setattr(ArrayArgument, f"__{_name}__", _for_arrays(f"__{_name}__"))
+for _name in ("floordiv", "rfloordiv", "mod", "rmod", "and", "rand", "or", "ror", "xor", "rxor", "invert", "divmod"):
+    setattr(ArrayArgument, f"__{_name}__", _refused_for_arrays(f"__{_name}__"))
 
 
 @dataclass(frozen=True)
@@ -183,9 +252,14 @@ class Trace:
                 shadow = self.shadows[id(leaf)] = Shadow(leaf, index)
                 shadow.input, shadow.data = symbol.node, symbol
             return leaf
+        as_supported(leaf.dtype)
         stand = self._wrap(ArrayArgument, (None, ()), self.add_input(leaf, None), False)
         self.stands[id(stand)] = index
         return stand
+
+    def as_array(self, tensor: Tensor) -> Any:
+        """A Tensor of the trace as what stands for an array."""
+        return self._wrap(ArrayArgument, (None, ()), tensor.cached_data, False)
 
     def shadow_of(self, tensor: Any) -> Shadow:
         """The shadow of a Tensor from outside."""
@@ -295,7 +369,8 @@ class Trace:
     def _result(self, op: Op, values: Any) -> Any:
         requires_grad = recording.enabled and any([v.requires_grad for v in values])  # noqa: C419
         kept = (op, tuple(values)) if requires_grad else (None, ())
-        kind = TensorTuple if isinstance(op, TensorTupleOp) else Tensor
+        one = ArrayArgument if values and all([type(v) is ArrayArgument for v in values]) else Tensor  # noqa: C419
+        kind = TensorTuple if isinstance(op, TensorTupleOp) else one
         if values and isinstance(values[0], TensorTuple):
             return self._wrap(Tensor, kept, op.compute(values[0].cached_data), requires_grad)
         if type(op).decompose is not Op.decompose and type(op).infer is not Op.infer:
@@ -307,7 +382,7 @@ class Trace:
             data = op.compute(*(self._symbol(v) for v in values))
             return self._wrap(kind, kept, data, requires_grad)
         nodes = tuple([self.node_of(v) for v in values])
-        return self._wrap(Tensor, kept, self._made(self._numbered(op), nodes), requires_grad)
+        return self._wrap(kind, kept, self._made(self._numbered(op), nodes), requires_grad)
 
     def _made(self, op: Op, nodes: tuple[Node, ...]) -> Symbol:
         if isinstance(op, Gather) and op.from_end and any(n.dtype.kind == "b" for n in nodes[1:]):

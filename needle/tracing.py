@@ -221,6 +221,9 @@ class HostNumber:
     def __pow__(self, other: Any) -> Any:
         return self._with("pow", other)
 
+    def __rpow__(self, other: Any) -> Any:
+        return self._with("pow", other, swap=True)
+
     def __neg__(self) -> Any:
         return self._with("mul", -1.0)
 

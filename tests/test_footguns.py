@@ -1520,3 +1520,83 @@ def test_a_variable_that_is_assigned_later() -> None:
     assign(3.0)
     also(3.0)
     assert compiled(X).numpy().tolist() == eager(X).numpy().tolist()
+
+
+class Matched:
+    """What a `match` statement takes apart."""
+
+    __match_args__ = ("scale",)
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_attributes_that_a_match_statement_reads(named: bool) -> None:
+    holder = Matched(2.0)
+
+    def by_name(x: ndl.Tensor) -> ndl.Tensor:
+        match holder:
+            case Matched(scale=s):
+                return x * s
+
+    def by_place(x: ndl.Tensor) -> ndl.Tensor:
+        match holder:
+            case Matched(s):
+                return x * s
+
+    compiled = ndl.compile(by_name if named else by_place)
+    for scale in (2.0, 5.0):
+        holder.scale = scale
+        np.testing.assert_array_equal(compiled(ndl.ones(2)).numpy(), [scale, scale])
+
+
+ARRAYS = {
+    "equal": lambda x, y: ndl.where(ndl.Tensor(y == 2), x, x * 0),
+    "not equal": lambda x, y: ndl.Tensor(x) * (y != 2),
+    "turned": lambda x, y: ndl.Tensor(np.ones((2, 3, 4)) * x.reshape((1, 3, 1))).sum(0) * y.T[0],
+    "all axes reversed": lambda x, y: ndl.Tensor(x.reshape((1, 3, 1)).T) + ndl.Tensor(y.reshape((3, 1, 1)).transpose()),
+    "axes by name": lambda x, y: ndl.Tensor(x.reshape((1, 3, 1)).transpose(1, 0, 2)) * 2,
+    "an array": lambda x, y: ndl.Tensor(x / 255.0) if isinstance(x, np.ndarray) else x,
+    "a scalar of NumPy": lambda x, y: ndl.Tensor(x * np.float64(0.5)) + ndl.Tensor(np.float64(3) * x),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_arguments_do_what_arrays_do(name: str) -> None:
+    x, y = np.array([1.0, 2.0, 3.0], "float32"), np.array([1, 2, 2])
+    wanted, found = ARRAYS[name](x, y), ndl.compile(ARRAYS[name])(x, y)
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda y: y & 1, lambda y: y // 2, lambda y: y.clip(0, 1), lambda y: y.std(), lambda y: ~y, lambda y: 3 in y],
+)
+def test_what_only_arrays_do_is_refused(function: Any) -> None:
+    with pytest.raises(TraceError, match=r"test_footguns\.py:\d+"):
+        ndl.compile(lambda y: ndl.Tensor(function(y)))(np.array([1, 2, 2]))
+
+
+def test_arrays_that_no_tensor_holds() -> None:
+    with pytest.raises(ndl.errors.DTypeError, match="complex64"):
+        ndl.compile(lambda x: ndl.Tensor(x))(np.ones(2, "complex64"))
+
+
+@pytest.mark.parametrize("betas", [(0, 0.9), (0.0, 0.0), (0.5, 0)])
+def test_decays_that_are_zero(betas: tuple[float, float]) -> None:
+    def trained(run: bool) -> Any:
+        w = ndl.nn.Parameter(np.ones(3, "float32"))
+        optimizer = ndl.optim.Adam([w], lr=0.1, beta1=betas[0], beta2=betas[1])
+
+        def step(x: ndl.Tensor) -> None:
+            optimizer.reset_grad()
+            ((w * x) ** 2).sum().backward()
+            optimizer.step()
+
+        for _ in range(3):
+            (ndl.compile(step) if run else step)(ndl.Tensor([1.0, 2.0, 3.0], dtype="float32"))
+        return w.numpy()
+
+    np.testing.assert_allclose(trained(True), trained(False), rtol=1e-5)
