@@ -16,7 +16,7 @@ from needle.compiler.loop import Loop, LoopResult, cut
 from needle.compiler.opaque import Opaque
 from needle.compiler.roots import is_costly
 from needle.dtype import is_float
-from needle.errors import ArgumentError, ShapeError, TraceError
+from needle.errors import ArgumentError, NeedleError, ShapeError, TraceError
 from needle.ops import Add, Contract, MatMul, Permute, Reshape, Slice, Summation, Transpose, permute, split, stack
 from needle.ops.create import Creation, Full, Uniform
 from needle.ops.tuples import MakeTensorTuple
@@ -24,7 +24,7 @@ from needle.surroundings import Surroundings
 from needle.tape import Body, Tape
 from needle.tensor import Tensor
 from needle.tracing import HostNumber, active, user_site
-from needle.value import Contraction, Elementwise, Movement, Spec, TensorTupleOp, TupleMember, check_tensor
+from needle.value import Contraction, Elementwise, Movement, Spec, TensorTupleOp, TupleMember, Value, check_tensor
 
 FEW = 4
 """Steps from which on a loop is worth it."""
@@ -33,9 +33,10 @@ _PAIR = "scan: step must return the pair (new state, output), not {found}"
 _STEP = "scan: step must be a function of (state, input), not a {kind}"
 _STEPS = "scan: inputs need one number of steps on axis 0, at least 1, but have the shapes {shapes}"
 _NO_GRADIENT = (
-    "{site}: the gradient of a step of ndl.scan needs {op}, which calls Python; a compiled loop cannot: "
+    "{site}: the gradient of a step of ndl.scan needs what a compiled loop cannot do ({op}): "
     "write the steps as a Python loop, or call the function outside of ndl.compile"
 )
+_OUTPUT = "scan: the output of step must be a Tensor or a tuple of Tensors, not {found}"
 _CHANGED = (
     "{site}: backward goes through ndl.scan, but a Tensor that its steps read was changed since; "
     "call backward before the change, or give the steps a copy (x * 1)"
@@ -68,7 +69,11 @@ def scan(
         pair: Any = step(state, tuple(x) if several else x[0])
         if not isinstance(pair, tuple | list) or len(cast("list[Any]", pair)) != 2:
             raise ArgumentError(_PAIR.format(found=type(cast("Any", pair)).__name__))
-        return cast("tuple[Any, Any]", tuple(cast("list[Any]", pair)))
+        new, output = cast("list[Any]", pair)
+        for part in cast("tuple[Any, ...]", output if type(output) is tuple else (output,)):
+            if not isinstance(part, Value):
+                raise ArgumentError(_OUTPUT.format(found=type(part).__name__))
+        return cast("tuple[Any, Any]", (new, output))
 
     recorded: list[_Step] = []
     if active.tracer is not None and min(lengths) >= FEW:
@@ -163,8 +168,11 @@ def _piece(stack: Any) -> Spec:
 
 
 def _checked_graph(inputs: list[Node], outputs: list[Node]) -> Any:
-    """The graph of a step, and the op that may not stand in one, if there is such an op."""
-    graph = cut(inputs, outputs)
+    """The graph of a step, and what may not stand in one, if there is such a thing."""
+    try:
+        graph = cut(inputs, outputs, active.tracer.constant)
+    except NeedleError as error:
+        return None, error
     for node in graph.nodes():
         if isinstance(node.op, Opaque | Uniform) or isinstance(getattr(node.op, "scalar", None), HostNumber):
             return graph, node.op
@@ -329,37 +337,55 @@ class _Backward:
 
     def __init__(self, scan: Scan, out_grad: Any, node: Any) -> None:
         self.scan, self.node = scan, node
-        loop, tracer = scan.loop, active.tracer
-        carries, count = loop.carries, len(loop.graph.inputs)
-        specs = [n.spec for n in loop.graph.inputs]
-        grads = [out_grad[i] for i in range(len(out_grad))]
-        self.floats = [c for c in range(carries) if is_float(specs[c].dtype)]
-        self.last = [grads[c] for c in self.floats]
+        self.carries = scan.loop.carries
+        self.specs = [n.spec for n in scan.loop.graph.inputs]
+        self.grads = [out_grad[i] for i in range(len(out_grad))]
+        self.stacks = {i: g for i, g in enumerate(self.grads) if i >= self.carries and self._counts(g)}
+        of_state = {i - self.carries * (i // self.carries) for i in self.stacks if i < 3 * self.carries}
+        reached = of_state | {c for c in range(self.carries) if self._counts(self.grads[c])}
+        while True:  # a carry has a gradient where another one that has one is made of it
+            found = self._record(sorted(reached))
+            more = {c for c in range(self.carries) if found[c] is not None and is_float(self.specs[c].dtype)} - reached
+            if not more:
+                break
+            reached |= more
+        self._look(found)
+
+    def _counts(self, grad: Any) -> bool:
+        return is_float(grad.dtype) and not _is_zero(grad)
+
+    def _record(self, reached: list[int]) -> list[Any]:
+        """Record a step backwards, in which these carries have gradients; the gradients of the inputs, or None."""
+        loop, tracer, specs, carries = self.scan.loop, active.tracer, self.specs, self.carries
+        self.floats = [c for c in reached if is_float(specs[c].dtype)]
         own = [tracer.placeholder(s, is_float(s.dtype)) for s in specs]
         arriving = [tracer.placeholder(specs[c], True) for c in self.floats]
-        self.stacks = {i: g for i, g in enumerate(grads) if i >= carries and is_float(g.dtype) and not _is_zero(g)}
-        pieces = {i: tracer.placeholder(_piece(g), True) for i, g in self.stacks.items()}
+        pieces = self.at = {i: tracer.placeholder(_piece(g), True) for i, g in self.stacks.items()}
         levels = [(p, 1 if i < loop.fixed else 0) for i, p in enumerate(own)]
         tape = self.tape = tracer.tape = Tape([*levels, *[(p, 2) for p in (*arriving, *pieces.values())]])
         self.arriving, self.sofar = [tape.number(p) for p in arriving], list[int]()
         self.places = {tape.number(p): self.stacks[i] for i, p in pieces.items()}
-        made = scan.body.apply(own)
+        made = self.scan.body.apply(own)
         self.made = [tape.number(m) for m in made]
         seeds: list[tuple[Any, Any]] = []
         for c, grad in zip(self.floats, arriving, strict=True):
             seeds.append((made[c], grad + pieces[carries + c] if carries + c in pieces else grad))
         for i, output in enumerate(made[carries:], 3 * carries):
             seeds += [(output, pieces[i])] if i in pieces else []
-        found = _gradients(seeds, own)
+        return _gradients(seeds, own)
+
+    def _look(self, found: list[Any]) -> None:
+        """Note what the step makes: the gradients of its state, of its pieces, and its part of the sums."""
+        loop, tracer, tape, specs = self.scan.loop, active.tracer, self.tape, self.specs
         self.next: list[int] = []
         for c in self.floats:
-            grad, also = found[c], pieces.get(2 * carries + c)
+            grad, also = found[c], self.at.get(2 * self.carries + c)
             total = also if grad is None else grad if also is None else grad + also
             total = tracer.full(0, *specs[c]) if total is None else total
             self.next.append(tape.number(total))
-        wanted = [v.requires_grad and is_float(v.dtype) for v in node.inputs]
-        some = [found[i] if wanted[i] else None for i in range(count)]
-        self.pieces = [None if g is None else tape.number(g) for g in some[carries : loop.fixed]]
+        wanted = [v.requires_grad and is_float(v.dtype) for v in self.node.inputs]
+        some = [grad if wanted[i] else None for i, grad in enumerate(found)]
+        self.pieces = [None if g is None else tape.number(g) for g in some[self.carries : loop.fixed]]
         self.sums = [None if g is None else _Sum(tape, tape.number(g)) for g in some[loop.fixed :]]
         self.totals: list[int] = []  # the sums that are carried, and what they are after a step
         for total in self.sums:
@@ -384,17 +410,19 @@ class _Backward:
         pieces = [n for n in front if tape.levels[n] > 0 and n not in carried]
         fixed = [n for n in front if tape.levels[n] == 0]
         inputs = [*carried, *pieces, *fixed]
-        back = _loop_of(tape, inputs, outputs, loop.length, not loop.reverse, len(carried), len(pieces))
-        zeros = [active.tracer.full(0, *tape.values[n].spec) for n in self.sofar]
-        stacks = {**self.places, **kept}
-        whole = back(*self.last, *zeros, *[stacks[n] for n in pieces], *map(self._fixed, fixed))
+        states = [self.grads[c] for c in self.floats]
+        states += [active.tracer.full(0, *tape.values[n].spec) for n in self.sofar]
+        stacks, whole = {**self.places, **kept}, None
+        if outputs:
+            back = _loop_of(tape, inputs, outputs, loop.length, not loop.reverse, len(carried), len(pieces))
+            whole = back(*states, *[stacks[n] for n in pieces], *map(self._fixed, fixed))
         stacks |= {n: ScanResult(3 * len(carried) + i)(whole) for i, n in enumerate(made)}
         grads: list[Any] = [None] * len(node.inputs)
         for i, c in enumerate(self.floats):
             grads[c] = ScanResult(i)(whole)
         for i, n in enumerate(self.pieces, loop.carries):
             grads[i] = None if n is None else stacks[n]
-        last = [ScanResult(len(self.floats) + i)(whole) for i in range(len(zeros))]
+        last = [ScanResult(len(self.floats) + i)(whole) for i in range(len(self.sofar))]
         for i, total in enumerate(self.sums, loop.fixed):
             grads[i] = None if total is None else total.evaluate(stacks, last)
         return grads
@@ -414,8 +442,10 @@ class _Backward:
         if more:
             outputs = [*self.made, *more]
             pieces = len(loop.firsts)
-            op = _loop_of(tape, range(count), outputs, loop.length, loop.reverse, loop.carries, pieces, loop)
-            whole = op(*node.inputs)
+            front = tape.frontier(outputs, lambda n: tape.entries[n].op is None or tape.is_fixed(n))
+            inputs = [*range(count), *(n for n in front if n >= count)]
+            op = _loop_of(tape, inputs, outputs, loop.length, loop.reverse, loop.carries, pieces, loop)
+            whole = op(*node.inputs, *map(self._fixed, inputs[count:]))
         stacks = {c: ScanResult(2 * loop.carries + c)(whole) for c in range(loop.carries)}
         stacks |= {i: node.inputs[i] for i in range(loop.carries, loop.fixed)}
         first = 2 * loop.carries + len(self.made)

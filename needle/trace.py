@@ -480,6 +480,14 @@ class Trace:
         counts = {key: count for key, (_, count) in self.steps.items()}
         return data, grads, requires, states, counts, len(self.labels), self.draws
 
+    def constant(self, node: Node) -> Op | None:
+        """The op that makes an input which is one number from outside, such as an op is made of."""
+        number = next((i for i, n in enumerate(self.inputs) if n is node), -1)
+        cell = self.cells[number] if number >= 0 else None
+        if cell is None or cell.kind != "constant" or self.arrays[number].size != 1:
+            return None
+        return Full(self.arrays[number].item(), node.shape, node.dtype.name)
+
     def is_same_constant(self, a: Node, b: Node) -> bool:
         """Whether two inputs are arrays from outside with the same elements."""
         found: list[Array] = []

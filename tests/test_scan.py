@@ -15,7 +15,7 @@ import needle as ndl
 from interpreted import Evaluated, built_by
 from needle import nn
 from needle.compiler.loop import LoopResult, loops
-from needle.errors import IndexRangeError, ShapeError, TraceError
+from needle.errors import ArgumentError, IndexRangeError, ShapeError, TraceError
 from random_programs import WAYS
 
 STEPS, WIDTH = 6, 3
@@ -151,6 +151,9 @@ KINDS = {
     "an array that is replaced": Kind(_written_over, is_loop=False),
     "no state": Kind(_nothing_carried, lambda v: None),
     "a state that is not changed": Kind(lambda s, x, w, v: (s, s * x)),
+    "an op made of others": Kind(lambda s, x, w, v: (s + x, (ndl.argmax(x), ndl.pad(x, 1, 2.0), (s * s + 1) ** x))),
+    "no state but in the gradient": Kind(lambda s, x, w, v: (s, (x * s).exp() * v)),
+    "an integer that it carries": Kind(lambda s, x, w, v: (ndl.argmax(x * s), ndl.gather(w, s, 0)), ndl.argmax),
     "a number in its state": Kind(lambda s, x, w, v: ((s[0] * x, s[1] + 1), s[0] * s[1]), lambda v: (v, 1.0), False),
     "a state that grows": Kind(lambda s, x, w, v: (s * x + v, s.sum()), lambda v: v[:1], False),
 }
@@ -168,7 +171,7 @@ def test_values_and_gradients(name: str, way: str, reverse: bool) -> None:
         state, outputs = ndl.scan(lambda s, x: kind.step(s, x, w, v), kind.state(v), x * 0.5, reverse)
         found: list[Any] = []
         _collect((state, outputs), found)
-        sum((t * t).sum() for t in found).backward()
+        sum((t * t).sum() for t in found if t.dtype.kind == "f").backward()
         first = [t.grad for t in given if t.grad is not None]
         found += first
         total = sum((g * g * g).sum() for g in first)
@@ -464,3 +467,36 @@ def test_what_the_graph_of_a_loop_says_when_it_is_wrong() -> None:
     output.spec = output.spec._replace(shape=(7,))
     with pytest.raises(Exception, match="its rule gives"):
         graph.verify()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_no_gradient_reaches_has_none(compiled: bool) -> None:
+    a, b = draw(WIDTH, seed=1), draw(WIDTH, seed=2)
+    before = b.numpy().copy()
+    optimizer = ndl.optim.SGD([a, b], lr=0.1, weight_decay=0.5)
+
+    def train(x: Any) -> None:
+        optimizer.reset_grad()
+        zeros = ndl.zeros(WIDTH, dtype="float64")
+        (s, _), _ = ndl.scan(lambda h, x: ((h[0] * a + x, h[1] * b + h[0]), x), (zeros, zeros), x)
+        s.sum().backward()
+        optimizer.step()
+
+    (ndl.compile(train) if compiled else train)(draw(STEPS, WIDTH))
+    np.testing.assert_array_equal(b.numpy(), before)
+    assert b.grad is None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("output", [[1], {}, None])
+def test_outputs_that_are_no_tensors(output: Any, compiled: bool) -> None:
+    function = lambda x: ndl.scan(lambda s, x: (s, output), x[0], x)[0]  # noqa: E731
+    with pytest.raises(ArgumentError, match="the output of step must be a Tensor or a tuple of Tensors"):
+        (ndl.compile(function) if compiled else function)(draw(STEPS, WIDTH))
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU])
+def test_layers_with_one_state_take_no_pair(layer: Any) -> None:
+    h = ndl.zeros(1, 2, 4)
+    with pytest.raises(ArgumentError, match="the state is one Tensor, not a tuple"):
+        layer(3, 4)(ndl.zeros(5, 2, 3), (h, h))

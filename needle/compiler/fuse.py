@@ -347,9 +347,9 @@ def _place_loop(result: Grouping, node: Node) -> None:
     """The first states, and then the steps, which have groups of their own."""
     loop = node.op.loop
     found = {n.op.index: n for n in result.loops[_loop_key(node)]}
-    for index in range(loop.carries):
-        if index not in found:  # read by steps alone
-            op = LoopResult(loop, index, kept=False)
+    for index in range(len(loop.graph.outputs)):
+        if index not in found:  # read by steps alone, or by nobody any more
+            op = LoopResult(loop, index, kept=index >= loop.carries)
             found[index] = Node(op, node.inputs, op.infer(), node.site)
     before = 0
     for index in range(loop.carries):

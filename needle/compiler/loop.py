@@ -39,7 +39,7 @@ class Loop:
     carries: int
     firsts: tuple[int, ...]
     base: "Loop | None" = None
-    """A loop with the same inputs whose results are the first ones of this."""
+    """A loop whose inputs are the first ones of this, and its results, too."""
 
     @property
     def fixed(self) -> int:
@@ -156,14 +156,18 @@ def pieces(loop: Loop, inputs: Sequence[Node], results: Sequence[Node]) -> dict[
     return found
 
 
-def cut(inputs: Sequence[Node], outputs: Sequence[Node]) -> Graph:
-    """The graph between nodes of another one: `inputs` are its inputs."""
+def cut(
+    inputs: Sequence[Node], outputs: Sequence[Node], constant: Callable[[Node], Op | None] = lambda _: None
+) -> Graph:
+    """The graph between nodes of another one: `inputs` are its inputs. Others that it reads must be `constant`, which
+    gives the op that makes them. Raises `NeedleError` where one is not."""
     fresh = [Node(Input(i), (), n.spec) for i, n in enumerate(inputs)]
     copies = {id(n): f for n, f in reversed(list(zip(inputs, fresh, strict=True)))}
     for node in Graph(list(inputs), list(outputs)).nodes():
-        if isinstance(node.op, Input | Placeholder):
+        op: Any = constant(node) if isinstance(node.op, Input) else node.op
+        if op is None or isinstance(op, Placeholder):
             raise NeedleError(f"loop: a step reads {node.spec}, which is no input of it")
-        copies[id(node)] = Node(node.op, tuple([copies[id(a)] for a in node.inputs]), node.spec, node.site)
+        copies[id(node)] = Node(op, tuple([copies[id(a)] for a in node.inputs]), node.spec, node.site)
     return Graph(fresh, [copies[id(n)] for n in outputs])
 
 
@@ -176,7 +180,8 @@ def settle(graph: Graph) -> Graph:
     """Loops with nothing in them that nobody needs, and no copies of what they read: for a graph as it was traced."""
     if not any(isinstance(n.op, LoopResult) for n in graph.nodes()):
         return simplify(graph)
-    graph = simplify(_mapped(graph, _extended(graph)))
+    _extend(graph)
+    graph = simplify(graph)
     return simplify(_mapped(graph, _settled(graph)))
 
 
@@ -188,20 +193,19 @@ def _mapped(graph: Graph, make: Callable[[Node, tuple[Node, ...]], Node]) -> Gra
     return Graph(graph.inputs, [new[id(n)] for n in graph.outputs], {i: new[id(n)] for i, n in graph.updates.items()})
 
 
-def _extended(graph: Graph) -> Any:
-    """A loop whose results another one has, among others, becomes that one."""
-    larger: dict[tuple[int, ...], Loop] = {}
+def _extend(graph: Graph) -> None:
+    """Let a loop whose results another one has, among others, be that one."""
+    larger: dict[tuple[int, ...], Node] = {}
     for node in graph.nodes():
         if isinstance(node.op, LoopResult) and node.op.loop.base is not None:
-            larger[(id(node.op.loop.base), *map(id, node.inputs))] = node.op.loop
-
-    def make(node: Node, inputs: tuple[Node, ...]) -> Node:
-        op = node.op
-        while isinstance(op, LoopResult) and (id(op.loop), *map(id, node.inputs)) in larger:
-            op = replace(op, loop=larger[(id(op.loop), *map(id, node.inputs))])
-        return Node(op, inputs, node.spec, node.site)
-
-    return make
+            base = node.op.loop.base
+            larger[(id(base), *map(id, node.inputs[: len(base.graph.inputs)]))] = node
+    for node in graph.nodes():
+        while isinstance(node.op, LoopResult):
+            other = larger.get((id(node.op.loop), *map(id, node.inputs)))
+            if other is None:
+                break
+            node.op, node.inputs = replace(node.op, loop=other.op.loop), other.inputs
 
 
 def _settled(graph: Graph) -> Any:

@@ -8,7 +8,7 @@ Next: attention.py.
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from needle import init
 from needle.device import Device
@@ -24,6 +24,7 @@ _NONLINEARITY = "{layer}: nonlinearity must be 'tanh' or 'relu', not {value!r}"
 _INPUT = "{layer}: needs an input of shape ({axes}, {size}), not {shape}"
 _EMPTY = "{layer}: the sequence has no steps (shape {shape}); give at least one"
 _STATE = "{layer}: {name} must have shape {wanted}, not {shape}"
+_ALONE = "{layer}: the state is one Tensor, not a {found}"
 _PAIR = "{layer}: the state is a pair of Tensors (h, c), not {found}"
 
 
@@ -32,6 +33,8 @@ def _check_state(layer: str, state: Any, paired: bool, wanted: tuple[int, ...]) 
     listed = as_tuple(state)
     if paired and len(listed) != 2:
         raise ArgumentError(_PAIR.format(layer=layer, found=type(state).__name__))
+    if not paired and isinstance(state, tuple | list):
+        raise ArgumentError(_ALONE.format(layer=layer, found=type(cast("Any", state)).__name__))
     for name, part in zip("hc", listed, strict=False):
         if getattr(part, "shape", None) != wanted:
             shape = getattr(part, "shape", type(part).__name__)
