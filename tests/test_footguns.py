@@ -918,7 +918,7 @@ SIDE_EFFECTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "caught": (catches, "float() reads it"),
     "power of integers": (lambda x: x.astype("int64") ** x.astype("int64"), "negative exponents are errors"),
     "read_text": (lambda x: x * len(pathlib.Path(__file__).read_text()), "Path.read_text() opens a file"),
-    "makedirs": (lambda x: [os.makedirs("/tmp/a/b"), x][1], "makedirs() asks or changes the system"),
+    "makedirs": (lambda x: [os.makedirs("a/b"), x][1], "makedirs() asks or changes the system"),
     "remove": (lambda x: [os.remove("nothing"), x][1], "remove() asks or changes the system"),
     "system": (lambda x: [os.system("true"), x][1], "system() asks or changes the system"),
     "subprocess": (lambda x: [subprocess.run(["true"]), x][1], "run() asks or changes the system"),
