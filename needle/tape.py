@@ -25,17 +25,6 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Detach(Elementwise):
-    """Its input, without gradient."""
-
-    def compute(self, a: Any) -> Any:
-        return a
-
-    def gradient(self, out_grad: Any, node: Any) -> Any:
-        return None
-
-
-@dataclass(frozen=True)
 class Same(Elementwise):
     """Its input."""
 
@@ -46,11 +35,19 @@ class Same(Elementwise):
         return out_grad
 
 
+@dataclass(frozen=True)
+class Detach(Same):
+    """Its input, without gradient."""
+
+    def gradient(self, out_grad: Any, node: Any) -> Any:
+        return None
+
+
 class Body:
     """Ops as they were applied, the last of which make the outputs. Values have numbers: inputs first."""
 
-    def __init__(self, inputs: int, entries: list[Entry], outputs: list[int]) -> None:
-        self.inputs, self.entries, self.outputs = inputs, entries, outputs
+    def __init__(self, entries: list[Entry], outputs: list[int]) -> None:
+        self.entries, self.outputs = entries, outputs
 
     def apply(self, inputs: Sequence[Any]) -> list[Any]:
         """The outputs for these inputs."""
@@ -134,7 +131,7 @@ class Tape:
             op, used = self.entries[number]
             place[number] = len(inputs) + len(entries)
             entries.append(Entry(op, tuple([place[i] for i in used])))
-        return Body(len(inputs), entries, [place[i] for i in outputs])
+        return Body(entries, [place[i] for i in outputs])
 
     def between(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[int]:
         """What the outputs are made of, in order."""

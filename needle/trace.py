@@ -482,20 +482,19 @@ class Trace:
 
     def constant(self, node: Node) -> Op | None:
         """The op that makes an input which is one number from outside, such as an op is made of."""
-        number = next((i for i, n in enumerate(self.inputs) if n is node), -1)
-        cell = self.cells[number] if number >= 0 else None
-        if cell is None or cell.kind != "constant" or self.arrays[number].size != 1:
-            return None
-        return Full(self.arrays[number].item(), node.shape, node.dtype.name)
+        array = self._constant_array(node)
+        return Full(array.item(), node.shape, node.dtype.name) if array is not None and array.size == 1 else None
 
     def is_same_constant(self, a: Node, b: Node) -> bool:
         """Whether two inputs are arrays from outside with the same elements."""
-        found: list[Array] = []
-        for node in (a, b):
-            number = next((i for i, n in enumerate(self.inputs) if n is node), -1)
-            cell = self.cells[number] if number >= 0 else None
-            found += [self.arrays[number]] if cell is not None and cell.kind == "constant" else []
-        return len(found) == 2 and found[0].dtype == found[1].dtype and np.array_equal(*found, equal_nan=True)
+        x, y = self._constant_array(a), self._constant_array(b)
+        return x is not None and y is not None and x.dtype == y.dtype and np.array_equal(x, y, equal_nan=True)
+
+    def _constant_array(self, node: Node) -> Array | None:
+        for known, cell, array in zip(self.inputs, self.cells, self.arrays, strict=True):
+            if known is node:
+                return array if cell is not None and cell.kind == "constant" else None
+        return None
 
     def check_complete(self, graph: Graph) -> None:
         """Raise `TraceError` where a result depends on a Tensor that belongs to a step of a loop."""

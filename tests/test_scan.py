@@ -7,6 +7,7 @@ written out is seen to be, and each that is a loop. Next: test_reroll.py.
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -410,6 +411,20 @@ def test_a_tensor_kept_outside_of_the_step() -> None:
     compiled, x = ndl.compile(function), draw(STEPS, WIDTH)
     np.testing.assert_allclose(compiled(x).numpy(), function(x).numpy())
     assert not loops_of(compiled)
+
+
+def test_a_tensor_kept_where_python_cannot_look() -> None:
+    def function(x: Any) -> Any:
+        holder: Any = ElementTree.Element("holder")
+
+        def step(s: Any, x: Any) -> Any:
+            holder.text = s * x
+            return s + x, s
+
+        return ndl.scan(step, x[0], x)[0] + holder.text
+
+    with pytest.raises(TraceError, match=r"test_scan\.py:\d+: a Tensor .* made in a step of ndl\.scan was kept"):
+        ndl.compile(function)(draw(STEPS, WIDTH))
 
 
 def test_a_list_that_grows_in_a_step() -> None:

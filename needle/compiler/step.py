@@ -234,14 +234,18 @@ class _Step:
             start = self._time()
             self._kernel(kernel, f"%b{at}", chain)
             self._add_time(2 * kernel + 1, start)
+        self._again(at, f"%b{at}", "%batch", f"%high{at}", f"%chain{at}")
+        self._lay_out_times(kernels)
+
+    def _again(self, at: int, number: str, counter: str, limit: str, begin: str) -> None:
+        """The end of a loop: count on, and go to its beginning unless the limit is reached."""
         self.lines += [
-            f"  %after{at} = add i64 %b{at}, 1",
-            f"  store i64 %after{at}, ptr %batch",
-            f"  %more{at} = icmp ult i64 %after{at}, %high{at}",
-            f"  br i1 %more{at}, label %chain{at}, label %end{at}",
+            f"  %after{at} = add i64 {number}, 1",
+            f"  store i64 %after{at}, ptr {counter}",
+            f"  %more{at} = icmp ult i64 %after{at}, {limit}",
+            f"  br i1 %more{at}, label {begin}, label %end{at}",
             f"end{at}:",
         ]
-        self._lay_out_times(kernels)
 
     # --------------------------------------------------------------------------------------------------- loops
 
@@ -259,13 +263,7 @@ class _Step:
             start = self._time()
             self._kernel(kernel, "%tid", now=f"%now{at}")
             self._add_time(2 * kernel + 1, start)
-        self.lines += [
-            f"  %after{at} = add i64 %now{at}, 1",
-            f"  store i64 %after{at}, ptr %steps",
-            f"  %more{at} = icmp ult i64 %after{at}, {span.length}",
-            f"  br i1 %more{at}, label %loop{at}, label %end{at}",
-            f"end{at}:",
-        ]
+        self._again(at, f"%now{at}", "%steps", str(span.length), f"%loop{at}")
         self._lay_out_times(kernels)
 
     # ----------------------------------------------------------------------------------------------------- time
