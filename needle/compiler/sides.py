@@ -6,7 +6,7 @@ Next: pack.py.
 
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
+from math import gcd, prod
 
 from needle.compiler.axes import Axis, all_strides, merged
 from needle.compiler.emit import Machine, kept_lines
@@ -23,9 +23,16 @@ WIDEST = 7
 PACK_BYTES = 1 << 19
 """A right side above this size is packed, so that a panel stays in the cache."""
 
-LEFT, LEFT_LENGTH, FAR = 128, 1024, 4096
-"""A left side whose rows stand beside each other and whose k are FAR bytes apart or more, LEFT_LENGTH of them, is
-packed LEFT rows at a time: else each k would be in another page, and in the same few places of the cache."""
+LEFT = 128
+"""A left side whose rows stand beside each other is packed so many rows at a time, where its k crowd: see `_crowd`."""
+
+CROWD, TURN, LINE = 16, 4096, 64
+"""A cache of the first level has 8 to 12 lines of LINE bytes for all memory that is a multiple of TURN bytes apart.
+Beyond CROWD of them a product reads each anew from the next cache."""
+
+LEAST_LEFT, LEAST_RIGHT, LEAST_ROWS, APART = 128, 64, 64, 512
+"""Below so many k, or rows that use what is packed, or bytes between the k of the right side, packing it costs more
+than lines that crowd."""
 
 PANELS = 8
 """Where the left side is packed, so many panels of the right one are packed before, which all use it."""
@@ -118,16 +125,24 @@ class Packing:
     """Of those that wait while blocks are multiplied."""
 
 
+def _crowd(length: int, step: int, width: int, least: int) -> bool:
+    """Whether so many k, each `width` bytes, a step apart, push each other out of the cache before they are used
+    again: steps of a power of two lead to the same few places of it."""
+    return length >= least and min(length, BLOCK) > CROWD * (TURN // max(gcd(step, TURN), width))
+
+
 def packing(kernel: Kernel, of: Sides) -> Packing:
     """What a product packs."""
     p = kernel.product
     assert p is not None  # noqa: S101
     size, left, right = p.dtype.itemsize, False, False
     if p.length:
-        far = p.a.strides[of.inner[-1].source] * kernel.slots[p.a.slot].itemsize >= FAR
-        plain = len(of.rows) == len(of.inner) == 1 and p.bound is None
-        left = plain and p.a.strides[of.rows[-1].source] == 1 and far and p.length >= LEFT_LENGTH and not kernel.parted
+        steps = [abs(x.strides[of.inner[-1].source]) * kernel.slots[x.slot].itemsize for x in (p.a, p.b)]
+        plain = len(of.rows) == len(of.inner) == 1 and p.bound is None and not kernel.parted
+        left = plain and p.a.strides[of.rows[-1].source] == 1 and _crowd(p.length, steps[0], LINE, LEAST_LEFT)
         right = p.b.strides[of.column.source] != 1 or p.length * of.column.extent * size > PACK_BYTES
+        many = steps[1] >= APART and prod(a.extent for a in of.rows) >= LEAST_ROWS
+        right = right or (many and _crowd(p.length, steps[1], VECTORS * LINE, LEAST_RIGHT))
     first = of.inner[0].extent
     step = max(BLOCK * first // max(p.length, 1), 1)
     long = p.length >= 2 * BLOCK + (not left) and p.bound is None
@@ -160,8 +175,9 @@ def split(kernel: Kernel, of: Sides, machine: Machine, threads: int) -> str:
     height, found = prod(a.extent for a in of.rows), packing(kernel, of)
     rows = of.rows[-1].extent if of.inside else height
     columns, one = -(-of.column.extent // machine.lanes(p.dtype.itemsize)), p.length * p.dtype.itemsize
-    long = found.block and -(-columns // VECTORS) % threads == 0
-    both = found.left and columns >= 2 * VECTORS * threads and of.column.extent >= height
+    wide = of.column.extent >= height
+    long = found.block and -(-columns // VECTORS) % threads == 0 and wide
+    both = found.left and columns >= 2 * VECTORS * threads and wide
     packs = found.right and height * one <= PACK_BYTES and of.column.extent * one >= MUCH
     if long or both or packs:  # so less is packed in all: each thread has columns of its own
         return "column"
