@@ -14,7 +14,7 @@ from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Reg, integer
 from needle.compiler.emit import Loops, Machine
 from needle.compiler.kernel import Kernel, Product
-from needle.compiler.sides import LEFT, packing, sides
+from needle.compiler.sides import LEFT, LINE, packing, sides
 from needle.compiler.square import square
 from needle.dtype import DType
 
@@ -77,26 +77,31 @@ class Packed(Loops):
         """Where the packed part of the left side is, behind that of the right one."""
         return self.code.address("%scratch", integer(self.packing.of_right), np.dtype("int8"))
 
-    def _pack_left(self, low: Reg, high: Reg) -> None:
-        """Copy rows low to high of the left side so that those of each k stand beside each other, LEFT apart."""
-        c, p, dtype = self.code, self.product, self.kernel.slots[self.product.a.slot]
-        source = self._base(p.a.slot, p.a.strides, p.a.offset, {**self._batch_index(), **self._row_index(low)})
-        count = c.make(f"sub i64 {high.text}, {low.text}", INT)
-        starts = range(0, LEFT, self.lanes)
-        masks = [c.compare("lt", self._lanes_from(v), count) for v in starts]
-        to = self._left
+    def _left_start(self, row: Reg) -> Reg:
+        """The row with which what is packed begins, so that `row` is in it. Where rows are several axes it is one
+        whose vector ends before the last axis does."""
+        if len(self.rows) == 1:
+            return row
+        return self.code.make(f"and i64 {row.text}, {-LINE // self._of_a.itemsize}", INT)
 
-        def copy(k: Reg, _: Sequence[Reg]) -> list[Reg]:
-            line = c.address(source, c.mul(k, p.a.strides[self.k]), dtype)
-            place = c.address(to, c.mul(self._since(k, start), LEFT), dtype)
-            self._ask_ahead(line, p.a.strides[self.k] * dtype.itemsize, LEFT * dtype.itemsize)
-            for v, mask in zip(starts, masks, strict=True):
-                value = c.load(c.address(line, integer(v), dtype), dtype, self.lanes, mask)
-                c.store(value, c.address(place, integer(v), dtype))
-            return []
+    def _pack_left(self, start: Reg, high: Reg) -> None:
+        """Copy rows start to high of the left side so that those of each k stand beside each other, LEFT apart."""
+        c, a, dtype, to = self.code, self.product.a, self._of_a, self._left
+        places = range(0, LEFT, self.lanes)
+        count = c.make(f"sub i64 {high.text}, {start.text}", INT)
+        masks = [c.compare("lt", self._lanes_from(place), count) for place in places]
+        rows = [{**self._batch_index(), **self._row_index(c.add(start, integer(place)))} for place in places]
+        lines = [self._base(a.slot, a.strides, a.offset, row) for row in rows]
 
-        start, end = self._limits(self.inner[0])
-        c.loop(start, end, 1, [], copy)
+        def copy(offset: Reg, k: Reg) -> None:
+            line = c.address(to, c.mul(k, LEFT), dtype)
+            for place, source, mask in zip(places, lines, masks, strict=True):
+                here = c.address(source, offset, dtype)
+                if place * dtype.itemsize % LINE == 0:
+                    self._ask_ahead(here, a.strides[self.k] * dtype.itemsize, LINE)
+                c.store(c.load(here, dtype, self.lanes, mask), c.address(line, integer(place), dtype))
+
+        self._each_inner(self.inner, a.strides, integer(0), integer(0), copy)
 
     def _ask_ahead(self, line: str, step: int, size: int) -> None:
         """Have the memory fetch what is copied AHEAD steps later."""
@@ -133,10 +138,12 @@ class Packed(Loops):
                 value = self._strided(at, by_column, masks[v])
                 c.store(value, c.address(to, integer(v * self.lanes), dtype))
 
-        self._each_inner(self.inner, integer(0), integer(0), copy)
+        self._each_inner(self.inner, p.b.strides, integer(0), integer(0), copy)
 
-    def _each_inner(self, axes: list[Axis], offset: Reg, k: Reg, body: Callable[[Reg, Reg], None]) -> None:
-        """Loops over inner axes: `body` is told the offset on the right side, and how many k came before."""
+    def _each_inner(
+        self, axes: list[Axis], strides: tuple[int, ...], offset: Reg, k: Reg, body: Callable[[Reg, Reg], None]
+    ) -> None:
+        """Loops over inner axes: `body` is told the offset in a side, and how many k came before."""
         if not axes:
             body(offset, k)
             return
@@ -144,8 +151,8 @@ class Packed(Loops):
         low, high = self._limits(axis)
 
         def inside(i: Reg, _: Sequence[Reg]) -> list[Reg]:
-            here = c.add(offset, c.mul(i, self.product.b.strides[axis.source]))
-            self._each_inner(axes[1:], here, c.add(c.mul(k, axis.extent), self._since(i, low)), body)
+            here = c.add(offset, c.mul(i, strides[axis.source]))
+            self._each_inner(axes[1:], strides, here, c.add(c.mul(k, axis.extent), self._since(i, low)), body)
             return []
 
         c.loop(low, high, 1, [], inside, may_be_empty=self.tells)
@@ -175,7 +182,7 @@ class Packed(Loops):
 
             c.loop(low, high, lanes, [], square_of, may_be_empty=self.tells)
 
-        self._each_inner(self.inner[:-1], integer(0), integer(0), lines)
+        self._each_inner(self.inner[:-1], self.product.b.strides, integer(0), integer(0), lines)
 
     @property
     def _of_a(self) -> DType:

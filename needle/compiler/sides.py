@@ -31,8 +31,8 @@ CROWD, TURN, LINE = 16, 4096, 64
 Beyond CROWD of them a product reads each anew from the next cache."""
 
 LEAST_LEFT, LEAST_RIGHT, LEAST_ROWS, APART = 128, 64, 64, 512
-"""Below so many k, or rows that use what is packed, or bytes between the k of the right side, packing it costs more
-than lines that crowd."""
+"""Below so many k, or rows that use what is packed of the right side, or bytes from one k to the next, packing costs
+more than lines that crowd."""
 
 PANELS = 8
 """Where the left side is packed, so many panels of the right one are packed before, which all use it."""
@@ -49,7 +49,7 @@ FEW_ROWS = 128
 stay in the cache while all columns pass over them, which those of the whole batch would not."""
 
 
-MANY, MOST = 16, 0.9
+MANY, MOST = 16, 0.75
 """Zeros around pictures are left out of a product where a place has MANY pictures, and no more than MOST terms stay."""
 
 
@@ -128,7 +128,7 @@ class Packing:
 def _crowd(length: int, step: int, width: int, least: int) -> bool:
     """Whether so many k, each `width` bytes, a step apart, push each other out of the cache before they are used
     again: steps of a power of two lead to the same few places of it."""
-    return length >= least and min(length, BLOCK) > CROWD * (TURN // max(gcd(step, TURN), width))
+    return step >= APART and length >= least and min(length, BLOCK) > CROWD * (TURN // max(gcd(step, TURN), width))
 
 
 def packing(kernel: Kernel, of: Sides) -> Packing:
@@ -138,10 +138,12 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
     size, left, right = p.dtype.itemsize, False, False
     if p.length:
         steps = [abs(x.strides[of.inner[-1].source]) * kernel.slots[x.slot].itemsize for x in (p.a, p.b)]
-        plain = len(of.rows) == len(of.inner) == 1 and p.bound is None and not kernel.parted
-        left = plain and p.a.strides[of.rows[-1].source] == 1 and _crowd(p.length, steps[0], LINE, LEAST_LEFT)
+        lines = len(of.rows) == 1 or of.rows[-1].extent % (LINE // size) == 0
+        plain = lines and not of.inside and p.bound is None and not kernel.parted
+        beside = p.a.strides[of.rows[-1].source] == 1
+        left = plain and beside and _crowd(p.length, steps[0], LINE, LEAST_LEFT)
         right = p.b.strides[of.column.source] != 1 or p.length * of.column.extent * size > PACK_BYTES
-        many = steps[1] >= APART and prod(a.extent for a in of.rows) >= LEAST_ROWS
+        many = prod(a.extent for a in of.rows) >= LEAST_ROWS
         right = right or (many and _crowd(p.length, steps[1], VECTORS * LINE, LEAST_RIGHT))
     first = of.inner[0].extent
     step = max(BLOCK * first // max(p.length, 1), 1)

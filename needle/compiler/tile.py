@@ -21,7 +21,7 @@ from needle.compiler.code import INT, Code, Reg, integer, memory_type
 from needle.compiler.emit import Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
 from needle.compiler.parted import row_bytes, shared_bytes
-from needle.compiler.sides import LEFT, PANELS, VECTORS, WIDEST, sides, split, tile_rows
+from needle.compiler.sides import LEFT, LINE, PANELS, VECTORS, WIDEST, sides, split, tile_rows
 from needle.compiler.terms import At, Terms
 
 LOW = 8
@@ -347,13 +347,16 @@ class _Tile(Terms):
                 tiles(low, high, None)
                 continue
 
-            def block(first: Reg, _: Sequence[Reg], rows: int = rows, high: Reg = high) -> list[Reg]:
-                end = self.code.smaller(self.code.add(first, integer(max(LEFT // rows, 1) * rows)), high)
-                self._pack_left(first, end)
-                self._each_panel(lambda: tiles(first, end, first, rows))
+            fit = LEFT if len(self.rows) == 1 else LEFT - LINE // self._of_a.itemsize
+            step = max(fit // rows, 1) * rows
+
+            def block(low: Reg, _: Sequence[Reg], rows: int = rows, high: Reg = high, step: int = step) -> list[Reg]:
+                start, end = self._left_start(low), self.code.smaller(self.code.add(low, integer(step)), high)
+                self._pack_left(start, end)
+                self._each_panel(lambda: tiles(low, end, start, rows))
                 return []
 
-            self.code.loop(low, high, max(LEFT // rows, 1) * rows, [], block, may_be_empty=True)
+            self.code.loop(low, high, step, [], block, may_be_empty=True)
 
     def _row_parts(self, vectors: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """For each tile height that occurs, the range of rows that each thread covers with it."""
@@ -527,17 +530,21 @@ class _Tile(Terms):
             if last < self.lanes:
                 masks = [*masks[:-1], self.code.mask(self.column.extent % self.lanes, last)]
             return start, {a.source: p.b.strides[a.source] for a in self.inner}, masks
-        steps, width = dict[int, int](), vectors * self.lanes
+        return self._packed_right(vectors), self._packed_steps(vectors * self.lanes), [None] * vectors
+
+    def _packed_steps(self, width: int) -> dict[int, int]:
+        """The steps of inner axes where each k has `width` elements beside each other."""
+        steps = dict[int, int]()
         for axis in reversed(self.inner):
             steps[axis.source], width = width, width * axis.extent
-        return self._packed_right(vectors), steps, [None] * vectors
+        return steps
 
     def _left_rows(self, i: Reg, rows: int, first: Reg | None) -> tuple[list[tuple[str, int]], dict[int, int]]:
         """Where the rows of a tile begin, as an address and how many elements further; and the steps of inner axes."""
         c, p = self.code, self.product
         if first is not None:
             start = c.address(self._left, c.make(f"sub i64 {i.text}, {first.text}", INT), self.kernel.slots[p.a.slot])
-            return [(start, r) for r in range(rows)], {self.k: LEFT}
+            return [(start, r) for r in range(rows)], self._packed_steps(LEFT)
         steps = {a.source: p.a.strides[a.source] for a in self.inner}
 
         def start_of(i: Reg) -> str:
