@@ -17,6 +17,7 @@ import needle as ndl
 from needle import nn
 from needle.errors import ArgumentError, DTypeError, IndexRangeError, TraceError
 from needle.models import MLPResNet
+from needle.runtime.memory import LARGE
 
 Step = Callable[[ndl.Tensor, ndl.Tensor], ndl.Tensor]
 
@@ -126,6 +127,24 @@ def test_a_view_that_the_user_holds_keeps_its_values() -> None:
         np.testing.assert_array_equal(array, kept)
         np.testing.assert_array_equal(part, kept[:1])
     assert any((p.numpy() != kept).any() for p, kept in zip(model.parameters(), before, strict=True))
+
+
+def test_a_view_of_a_large_array_keeps_its_values() -> None:
+    state = ndl.Tensor(np.zeros(LARGE // 4 + 5), dtype="float32", requires_grad=False)
+
+    @ndl.compile
+    def step(x: ndl.Tensor) -> ndl.Tensor:
+        state.data = state + x
+        return state * 2
+
+    parts: list[np.ndarray] = []
+    for i in range(1, 6):
+        result = step(ndl.Tensor([1.0], dtype="float32")).numpy()
+        assert result.ctypes.data % 64 == 0
+        for array in (result, state.numpy()):
+            parts.append(array[3:5].reshape(-1)[1:] if i % 2 else array[-1:].view("int32").view("float32"))
+        del result, array
+        np.testing.assert_array_equal(np.concatenate(parts), [n * k for n in range(1, i + 1) for k in (2, 1)])
 
 
 def test_outputs_are_fresh_and_containers_come_back() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import needle as ndl
 from needle.compiler.kernel import multiplications
-from needle.compiler.sides import BLOCK, FAR, LEFT, LEFT_LENGTH, PACK_BYTES, PANELS, packing, sides
+from needle.compiler.sides import BLOCK, LEAST_LEFT, LEFT, PACK_BYTES, PANELS, TURN, packing, sides
 from needle.ops import TriangularMatMul
 from random_programs import fences
 
@@ -25,11 +25,11 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "threads that share unevenly": (101, 47, 101),
     "few rows, many columns": (3, 200, 1500),
     "a right side larger than the cache": (40, 1031, PACK_BYTES // 4096 + 10),
-    "a left side in far places": (FAR // 4 + 3, LEFT_LENGTH + 9, 70),
-    "fewer rows than are packed at a time": (LEFT // 3, LEFT_LENGTH + 9, 37),
+    "sides that crowd in the cache": (TURN // 4, LEAST_LEFT + 9, TURN // 8),
+    "less than is packed at a time": (LEFT + LEFT // 2, 2 * LEAST_LEFT + 9, 37),
     "a sum that is made in blocks": (31, 2 * BLOCK + 300, PACK_BYTES // 4 // 2 // BLOCK + 7),
-    "the same, from far places": (FAR // 4 + 1, 2 * BLOCK + 5, 70),
-    "several panels from far places": (FAR // 4 + 1, LEFT_LENGTH + 9, 64 * PANELS + 200),
+    "the same, of a side that crowds": (TURN // 4, 2 * BLOCK + 5, 70),
+    "several panels of sides that crowd": (TURN // 8, LEAST_LEFT + 9, 64 * PANELS + 200),
 }
 """Name -> (m, k, n) of (m, k) @ (k, n)."""
 
@@ -117,6 +117,8 @@ def test_a_right_side_of_small_integers_is_summed_in_large_ones(narrow: str) -> 
         (21, (5, 3), (3, 3), 18, 40, 1, 1, 3),
         (19, (3, 4), (2, 4), 20, 17, 2, 2, 2),
         (16, (4, 2), (3, 3), 130, 70, 1, 1, 3),
+        (5, (6, 7), (3, 3), 128, 150, 1, 1, 0),
+        (40, (7,), (3,), 144, 70, 2, 1, 0),
     ],
 )
 def test_convolutions_and_their_gradients(
@@ -155,10 +157,29 @@ def test_convolutions_and_their_gradients(
         assert "<= " in str(kernel).split("where", 1)[1]
 
 
+@pytest.mark.parametrize(
+    ("rows", "length", "columns", "packed"),
+    [
+        (256, 256, 256, (True, True)),  # 1,024 bytes from one k to the next: four places of the cache
+        (200, 200, 200, (False, False)),  # 800 bytes: all places
+        (256, 100, 256, (False, True)),
+        (40, 100, 256, (False, False)),  # too few rows to use what is packed
+        (2048, 300, 64, (True, False)),
+    ],
+)
+def test_sides_that_crowd_are_packed(rows: int, length: int, columns: int, packed: tuple[bool, bool]) -> None:
+    pair = [ndl.Tensor(np.ones(shape, "float32"), requires_grad=False) for shape in ((length, rows), (length, columns))]
+    multiply = ndl.compile(lambda a, b: a.transpose() @ b)
+    multiply(*pair)
+    (kernel,) = (low.kernel for low in multiply.last.program.kernels)
+    found = packing(kernel, sides(kernel))
+    assert (found.left, found.right) == packed
+
+
 def test_a_block_of_a_sum_may_lie_among_the_zeros() -> None:
     """At an end of a line, all of a block's taps read zeros, while memory is asked for what is added to the sums."""
     source = np.random.default_rng(0)
-    shapes = (16, 40, 64), (33, 64, 512), (16, 40, 512)
+    shapes = (16, 30, 64), (33, 64, 512), (16, 30, 512)
     arrays = [source.standard_normal(shape).astype("float32") for shape in shapes]
     step = ndl.compile(lambda x, weight, more: ndl.conv(x, weight, 1, 16) + more)
     found = step(*(ndl.Tensor(a, requires_grad=False) for a in arrays)).numpy()
@@ -167,7 +188,7 @@ def test_a_block_of_a_sum_may_lie_among_the_zeros() -> None:
     assert (len(of.inside), packing(kernel, of).block > 0) == (1, True)
     x, weight, more = arrays
     padded = np.pad(x, ((0, 0), (16, 16), (0, 0)))
-    wanted = sum((padded[:, k : k + 40] @ weight[k] for k in range(33)), more.astype("float64"))
+    wanted = sum((padded[:, k : k + 30] @ weight[k] for k in range(33)), more.astype("float64"))
     assert_close(found, wanted, 33 * 64)
 
 

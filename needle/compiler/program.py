@@ -27,7 +27,7 @@ from needle.dtype import Array
 from needle.errors import IndexRangeError
 from needle.ops.index import check_index
 from needle.runtime import native
-from needle.runtime.memory import aligned_empty, ask_for_pages
+from needle.runtime.memory import aligned_empty, ask_for_pages, empty, owns
 from needle.runtime.team import team
 
 _RANGE = (
@@ -201,7 +201,7 @@ class Program:
         for array in given:
             if sys.getrefcount(array) == NAMED and array.flags.writeable and array.shape == node.shape:
                 return array
-        given[:] = [*given[-1:], np.empty(node.shape, node.dtype)]  # a caller holds one while it asks for the next
+        given[:] = [*given[-1:], empty(node.shape, node.dtype)]  # a caller holds one while it asks for the next
         return given[-1]
 
     def _point_to(self, arrays: list[Array]) -> list[Array]:
@@ -225,11 +225,11 @@ class Program:
         updates: dict[int, Array] = {}
         for i, at, node, in_place in self.updates:
             array = arrays[i]
-            own = in_place and self.last[i] is array and array.flags.owndata and array.flags.writeable
+            own = in_place and self.last[i] is array and owns(array) and array.flags.writeable
             if own and sys.getrefcount(array) <= NAMED + 2:
                 self.words[at] = self.words[FIRST + i]
             else:
-                updates[i] = fresh = np.empty(node.shape, node.dtype)
+                updates[i] = fresh = empty(node.shape, node.dtype)
                 self.words[at] = _address(fresh)
         self.moved = bool(updates)
         return updates

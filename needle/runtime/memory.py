@@ -10,10 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import prod
+from typing import cast
 
 import numpy as np
 
-from needle.dtype import Array
+from needle.dtype import Array, DType
 
 LINE = 64
 """Bytes: everything starts on a cache line of its own."""
@@ -29,18 +31,45 @@ POPULATE_WRITE = 23
 """See madvise(2)."""
 
 
+class _Pages(mmap.mmap):
+    """Memory that one array has and nobody else: NumPy says of it that the array does not own it."""
+
+
+def _pages(size: int) -> _Pages:
+    """New pages of the process's own."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return _Pages(-1, size)
+
+
 def aligned_empty(size: int) -> Array:
     """Bytes that start on a cache line.
 
     Many of them come in small pages, which NumPy would not ask for: steps are as fast, and the first one is faster,
     because a system may take several times as long to clear huge pages.
     """
-    if size >= LARGE and hasattr(mmap, "MAP_PRIVATE"):
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return np.frombuffer(pages, dtype=np.uint8)
+    if size >= LARGE:
+        return np.frombuffer(_pages(size), dtype=np.uint8)
     block = np.empty(size + LINE, dtype=np.uint8)
     start = -block.ctypes.data % LINE
     return block[start : start + size]
+
+
+def empty(shape: tuple[int, ...], dtype: DType) -> Array:
+    """An array, which starts on a cache line if it is large: NumPy's do not, and each vector of theirs lies in two."""
+    size = prod(shape) * dtype.itemsize
+    if size < LARGE:
+        return np.empty(shape, dtype)
+    pages = _pages(size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system may have none
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.ndarray(shape, dtype, buffer=pages)
+
+
+def owns(array: Array) -> bool:
+    """Whether its memory is the array's own. Its views have it for their base, so that its references tell of them."""
+    return array.flags.owndata or isinstance(cast("object", array.base), _Pages)
 
 
 def ask_for_pages(arrays: Sequence[Array]) -> None:
