@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -418,9 +418,16 @@ class Step:
         """Why no compilation serves this call."""
         if key in self.compiled:
             return self.compiled[key][-1].trace.guard.changed() or "state"
+        if not self.compiled:
+            return "first call"
+        if _bare(key) in map(_bare, self.compiled):
+            return "gradients are recorded or not"
         specs = [Spec(leaf.shape, leaf.dtype) for leaf in leaves]
         known = [[node.spec for node in e.trace.inputs[: e.arguments]] for row in self.compiled.values() for e in row]
-        return "first call" if not known else "other Python arguments" if specs in known else "new shapes"
+        if specs in known:
+            return "other Python arguments"
+        shapes = [[spec.shape for spec in row] for row in (specs, *known)]
+        return "new dtypes" if shapes[0] in shapes[1:] else "new shapes"
 
     def _tell(self, entry: Compiled, leaves: list[Any], parts: list[str]) -> None:
         """One log line for each compilation; and what NEEDLE_DEBUG asks for, on stderr."""
@@ -567,6 +574,16 @@ def _key(args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> An
         ids = list(map(id, leaves))
         return (key, *map(ids.index, ids))
     return key
+
+
+def _bare(key: Any) -> Any:
+    """A key without whether gradients are recorded, for all of the call and for each Tensor."""
+    parts = cast("tuple[Any, ...]", key)
+    if not isinstance(key, tuple) or not parts:
+        return parts
+    if isinstance(parts[0], type) and issubclass(cast("Any", parts[0]), Tensor):
+        return parts[:3]
+    return tuple([_bare(part) for part in (parts[1:] if isinstance(parts[0], bool) else parts)])
 
 
 def _watch(thing: Any, guard: Guard, passed: Guard) -> None:

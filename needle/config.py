@@ -23,7 +23,7 @@ PARTS = ("summary", "graph", "groups", "kernels", "plan", "ir", "time")
 """What NEEDLE_DEBUG and `needle explain` can print."""
 
 _DEBUG = "NEEDLE_DEBUG={part}: the parts are {parts}"
-_THREADS = "NEEDLE_THREADS must be a whole number of 1 or more, not {found!r}"
+_THREADS = "NEEDLE_THREADS must be a whole number from 1 to {most}, not {found!r}"
 
 
 def cache_dir() -> Path:
@@ -54,12 +54,16 @@ def debug_parts() -> list[str]:
     return found
 
 
+MOST_THREADS = 1024
+"""More than any processor has: a larger number is a slip."""
+
+
 def thread_count() -> int:
     """Threads of a compiled function: NEEDLE_THREADS, or the processors that this process may use."""
     chosen = os.environ.get("NEEDLE_THREADS")
     if chosen:
-        if not (chosen.strip().isdecimal() and int(chosen)):
-            raise ArgumentError(_THREADS.format(found=chosen))
+        if not (chosen.strip().isdecimal() and 1 <= int(chosen) <= MOST_THREADS):
+            raise ArgumentError(_THREADS.format(found=chosen, most=MOST_THREADS))
         return int(chosen)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(available, math.ceil(min(cpu_quota(), available))))

@@ -73,6 +73,8 @@ class ParamGroup(MutableMapping[str, Any]):
     def __init__(self, optimizer: "Optimizer", params: list[Tensor]) -> None:
         self.optimizer, self.params = optimizer, params
         self.own: dict[str, float] = {}
+        self.start = optimizer.t
+        """Steps of the optimizer before this group came."""
 
     def __getitem__(self, name: str) -> Any:
         if name == "params":
@@ -133,26 +135,55 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], **numbers: float) -> None:
         name = type(self).__name__
-        groups = _groups(name, _listed(name, params))
-        self.param_groups = [ParamGroup(self, group.pop("params")) for group in groups]
-        self.params: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
-        self.group_of = [k for k, group in enumerate(self.param_groups) for _ in group["params"]]
+        self.param_groups: list[ParamGroup] = []
+        self.params: list[Tensor] = []
+        self.group_of: list[int] = []
         """For each parameter, the index of its group."""
         self.t = 0
-        self.state: list[list[Array]] = [[] for _ in self.params]  # empty until the first step of a parameter
-        if not self.params:
-            raise ArgumentError(_NO_PARAMETERS.format(name=name))
-        for i, p in enumerate(self.params):
-            if not isinstance(p, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ArgumentError(_NOT_PARAMETER.format(name=name, index=i, found=type(p).__name__))
-            if (first := self.params.index(p)) != i:
-                raise ArgumentError(_TWICE.format(name=name, index=i, first=first))
-            if not is_float(p.dtype):
-                raise DTypeError(_INTEGER.format(name=name, index=i, dtype=p.dtype))
+        self.state: list[list[Array]] = []  # of each parameter; empty until its first step
         for argument, value in numbers.items():
             setattr(self, argument, value)
-        for group, own in zip(self.param_groups, groups, strict=True):
-            group.update(own)
+        self._add(_groups(name, _listed(name, params)))
+        if not self.params:
+            raise ArgumentError(_NO_PARAMETERS.format(name=name))
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """More parameters, with numbers of their own, such as layers that were frozen: {"params": [...], "lr": 0.1}.
+
+        Their steps are counted from here. Raises as the constructor does; then the optimizer is as it was.
+        """
+        name = type(self).__name__
+        groups = _groups(name, [group], len(self.param_groups))
+        if not groups[0]["params"]:
+            raise ArgumentError(_NO_PARAMETERS.format(name=name))
+        self._add(groups)
+
+    def _add(self, groups: list[dict[str, Any]]) -> None:
+        """Take groups, all or none."""
+        before, start = len(self.param_groups), len(self.params)
+        params = [*self.params, *[p for group in groups for p in group["params"]]]
+        for i, p in enumerate(params[start:], start):
+            self._check(i, p, params)
+        try:
+            self.param_groups += [ParamGroup(self, group["params"]) for group in groups]
+            for k, group in enumerate(groups, before):
+                self.param_groups[k].update({name: value for name, value in group.items() if name != "params"})
+        except BaseException:
+            del self.param_groups[before:]
+            raise
+        self.params += params[start:]
+        self.group_of += [k for k, group in enumerate(groups, before) for _ in group["params"]]
+        self.state += [[] for _ in params[start:]]
+
+    def _check(self, i: int, p: Any, params: list[Tensor]) -> None:
+        """Refuse what cannot be parameter i."""
+        name = type(self).__name__
+        if not isinstance(p, Tensor):
+            raise ArgumentError(_NOT_PARAMETER.format(name=name, index=i, found=type(p).__name__))
+        if (first := params.index(p)) != i:
+            raise ArgumentError(_TWICE.format(name=name, index=i, first=first))
+        if not is_float(p.dtype):
+            raise DTypeError(_INTEGER.format(name=name, index=i, dtype=p.dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.numbers:  # as in `optimizer.lr = 0.1`
@@ -169,10 +200,11 @@ class Optimizer:
 
     def _for_group(self, k: int) -> "Optimizer":
         """This optimizer with the numbers of group k."""
-        if not self.param_groups[k].own:
+        group = self.param_groups[k]
+        if not (group.own or group.start):
             return self
         view = copy.copy(self)
-        vars(view).update(self.param_groups[k].own)
+        vars(view).update(group.own, t=self.t - group.start)
         return view
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
@@ -266,9 +298,10 @@ class Optimizer:
         return {**arrays, "step": self.t, **{name: getattr(self, name) for name in self.numbers}, **self._own_numbers()}
 
     def _own_numbers(self) -> dict[str, Any]:
-        """The numbers that groups have of their own: "group.0.lr", ..."""
-        groups = enumerate(self.param_groups)
-        return {f"group.{k}.{name}": value for k, group in groups for name, value in group.own.items()}
+        """The numbers that groups have of their own: "group.0.lr", ..., and "group.1.start" of one that came later."""
+        groups = list(enumerate(self.param_groups))
+        starts = {f"group.{k}.start": group.start for k, group in groups if group.start}
+        return starts | {f"group.{k}.{name}": value for k, group in groups for name, value in group.own.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all of `state_dict`. Raises `CheckpointError`, and changes nothing, unless it fits the parameters."""
@@ -286,13 +319,15 @@ class Optimizer:
             setattr(self, name, state[name])
         for k, group in enumerate(self.param_groups):
             group.own.clear()
+            group.start = int(state.get(f"group.{k}.start", 0))
             group.update({name: state[key] for name in self.numbers if (key := f"group.{k}.{name}") in state})
 
     def _fault_in(self, key: str, value: Any) -> str:
         """What is wrong with one entry of a state_dict, or nothing."""
         ranges: dict[str, Range] = {"step": (0, math.inf), **self.numbers}
         groups = range(len(self.param_groups))
-        ranges |= {f"group.{k}.{name}": allowed for k in groups for name, allowed in self.numbers.items()}
+        of_groups = {"start": (0, math.inf), **self.numbers}
+        ranges |= {f"group.{k}.{name}": allowed for k in groups for name, allowed in of_groups.items()}
         if key in ranges:
             return _fault(key, value, ranges[key])
         name, _, index = key.rpartition(".")
@@ -322,12 +357,12 @@ def _listed(name: str, params: Any) -> list[Any]:
     return [params] if isinstance(params, Tensor) else list(cast("Any", params))
 
 
-def _groups(name: str, params: list[Any]) -> list[dict[str, Any]]:
-    """Parameters, or groups of them, as dicts that may be changed."""
+def _groups(name: str, params: list[Any], first: int = 0) -> list[dict[str, Any]]:
+    """Parameters, or groups of them, as dicts that may be changed; `first` is the number of the first group."""
     if not any(isinstance(p, Mapping) for p in params):
         return [{"params": params}]
     groups: list[dict[str, Any]] = []
-    for k, group in enumerate(params):
+    for k, group in enumerate(params, first):
         if not isinstance(group, Mapping) or "params" not in group:
             problem = "has no 'params'" if isinstance(group, Mapping) else f"is a {type(group).__name__}"
             raise ArgumentError(_NO_GROUP.format(name=name, group=k, problem=problem))
@@ -587,9 +622,11 @@ class Muon(Optimizer):
         self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        for i, p in enumerate(self.params):
-            if p.ndim < 2:
-                raise ArgumentError(_MATRIX.format(index=i, shape=p.shape))
+
+    def _check(self, i: int, p: Any, params: list[Tensor]) -> None:
+        super()._check(i, p, params)
+        if p.ndim < 2:
+            raise ArgumentError(_MATRIX.format(index=i, shape=p.shape))
 
     def update(self, p: Any, grad: Any, *state: Any) -> Any:
         (m,) = state

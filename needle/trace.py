@@ -530,7 +530,8 @@ class Trace:
         self.own[id(shadow)] = shadow
         mine = id(optimizer) in self.own
         space = cast("dict[str, Any]", vars(shadow))
-        space.update(vars(optimizer), t=vars(optimizer)["t"] if mine else self.count_of(optimizer))
+        start = optimizer.param_groups[group].start
+        space.update(vars(optimizer), t=vars(optimizer)["t"] - start if mine else self.count_of(optimizer, start))
         for name in optimizer.numbers:
             value: Any = optimizer.number(name, group)
             if not mine and (value or name == "lr"):
@@ -540,10 +541,10 @@ class Trace:
             space[name] = value
         return shadow
 
-    def count_of(self, optimizer: Optimizer) -> HostNumber:
-        """`optimizer.t` at this point of the function."""
+    def count_of(self, optimizer: Optimizer, start: int = 0) -> HostNumber:
+        """`optimizer.t` at this point of the function, without the steps before `start`."""
         _, count = self.steps.get(id(optimizer), (optimizer, 0))
-        return HostNumber((id(optimizer), "t", count), lambda: optimizer.t + count)
+        return HostNumber((id(optimizer), "t", count - start), lambda: optimizer.t + count - start)
 
     def _update(self, optimizer: Optimizer, shadow: Any, i: int, p: Tensor) -> None:
         keys = [(id(optimizer), (i, j)) for j in range(len(optimizer.state_names))]

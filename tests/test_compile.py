@@ -129,6 +129,29 @@ def test_a_view_that_the_user_holds_keeps_its_values() -> None:
     assert any((p.numpy() != kept).any() for p, kept in zip(model.parameters(), before, strict=True))
 
 
+SUMS: dict[str, Any] = {
+    "of everything": (lambda x: x.sum(), (3_000_000,)),
+    "of rows": (lambda x: x.sum(axes=1), (3, 1_000_000)),
+    "of columns": (lambda x: x.sum(axes=0), (300_000, 3)),
+    "of many columns": (lambda x: x.sum(axes=0), (30_000, 96)),
+    "of several axes": (lambda x: x.sum(axes=(0, 2)), (100_000, 2, 5)),
+    "of the squares of differences": (lambda x: ((x - x.sum() / x.size) ** 2 + x).sum(), (1_000_000,)),
+    "of one product": (lambda x: x.reshape((1, -1)) @ x.reshape((-1, 1)), (1_000_000,)),
+    "of products in tiles": (lambda x: x.transpose() @ x, (200_000, 5)),
+    "of products in packed tiles": (lambda x: x.transpose() @ x, (50_000, 70)),
+}
+"""Name -> sums of many equal numbers, of which one after the other would lose most of the digits; shape of x."""
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_long_sums_keep_their_digits(name: str) -> None:
+    function, shape = SUMS[name]
+    x = np.full(shape, 0.1, "float32")
+    found = ndl.compile(function)(ndl.Tensor(x, requires_grad=False)).numpy()
+    wanted = function(ndl.Tensor(x.astype("float64"), dtype="float64", requires_grad=False)).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=5e-5)
+
+
 def test_a_view_of_a_large_array_keeps_its_values() -> None:
     state = ndl.Tensor(np.zeros(LARGE // 4 + 5), dtype="float32", requires_grad=False)
 

@@ -344,6 +344,9 @@ nn.Embedding(3, 2, padding_idx=3)
     ArgumentError: Embedding: padding_idx must be a whole number from -3 to 2, the index of a row, not 3
 nn.Embedding(3, 2)(labels(0, 1.5))
     DTypeError: Embedding: 1.5 is not a whole number, so it is no index of a row; round it, and use .astype('int64')
+nn.Conv2d(3, 4, 3, stride=2, padding="same")
+    ArgumentError: Conv2d: padding must be numbers, 'valid', or, with stride 1, 'same', not 'same' with stride 2; 'same'
+    keeps every length
 nn.Conv2d(3, 4, 0)
     ArgumentError: Conv2d: kernel_size must be a whole number of at least 1, or one of them for each of the 2 sliding
     axes, not 0

@@ -782,6 +782,20 @@ def test_the_log_names_what_changed(caplog: Any) -> None:
     assert "(mask)" in caplog.records[0].getMessage()
 
 
+def test_the_log_tells_dtypes_from_shapes_and_gradients(caplog: Any) -> None:
+    f = ndl.compile(lambda x: x * 2)
+    with caplog.at_level("INFO", logger="needle"):
+        f(X)
+        f(X.astype("float64"))
+        f(ndl.Tensor(X.numpy(), requires_grad=not X.requires_grad))
+        with ndl.no_grad():
+            f(X)
+        f(t(1, 2, 3))
+    gradients = "gradients are recorded or not"
+    for reason, record in zip(("first", "new dtypes", gradients, gradients, "new shapes"), caplog.records, strict=True):
+        assert reason in record.getMessage()
+
+
 def test_the_log_names_numbers_and_warns_of_many(caplog: Any) -> None:
     f = ndl.compile(lambda x, k: x * k)
     with caplog.at_level("INFO", logger="needle"):

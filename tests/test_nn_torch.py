@@ -32,6 +32,12 @@ PAIRS: dict[str, Pair] = {
     ),
     "conv1d": (lambda: nn.Conv1d(2, 3, 3), lambda: torch.nn.Conv1d(2, 3, 3), (2, 2, 7)),
     "conv2d": (lambda: nn.Conv2d(2, 3, 3), lambda: torch.nn.Conv2d(2, 3, 3), (2, 2, 6, 7)),
+    "same lengths": (
+        lambda: nn.Conv2d(2, 3, (5, 3), padding="same", dilation=(1, 2)),
+        lambda: torch.nn.Conv2d(2, 3, (5, 3), padding="same", dilation=(1, 2)),
+        (2, 2, 6, 7),
+    ),
+    "root mean square": (lambda: nn.RMSNorm(5), lambda: torch.nn.RMSNorm(5), (3, 5)),
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3), lambda: torch.nn.ConvTranspose2d(2, 3, 3), (2, 2, 4, 5)),
     "lstm": (lambda: nn.LSTM(3, 4, 2), lambda: torch.nn.LSTM(3, 4, 2), (5, 2, 3)),
     "gru": (lambda: nn.GRU(3, 4, 2), lambda: torch.nn.GRU(3, 4, 2), (5, 2, 3)),

@@ -275,6 +275,43 @@ def test_a_group_without_a_number_of_its_own_has_that_of_the_optimizer() -> None
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+def test_a_group_that_comes_later(torch: Any, compiled: bool) -> None:
+    starts = [np.random.randn(3), np.random.randn(2)]
+    params = [nn.Parameter(start) for start in starts]
+    twins = [torch.tensor(start, requires_grad=True) for start in starts]
+    optimizer, other = optim.Adam(params[:1], lr=0.1), torch.optim.Adam(twins[:1], lr=0.1)
+
+    def step() -> None:
+        optimizer.reset_grad()
+        ((params[0] ** 2).sum() + (params[1] ** 3).sum()).backward()
+        optimizer.step()
+
+    run = ndl.compile(step) if compiled else step
+    for i in range(5):
+        if i == 3:  # what a checkpoint keeps
+            optimizer.load_state_dict(optimizer.state_dict())
+        if i == 2:
+            optimizer.add_param_group({"params": params[1], "lr": 0.5})
+            other.add_param_group({"params": twins[1], "lr": 0.5})
+        run()
+        other.zero_grad()
+        ((twins[0] ** 2).sum() + (twins[1] ** 3).sum()).backward()
+        other.step()
+        for p, twin in zip(params, twins, strict=True):
+            np.testing.assert_allclose(p.numpy(), twin.detach().numpy(), rtol=1e-4)
+    with pytest.raises(ndl.errors.ArgumentError, match="parameter 2 is parameter 0 once more"):
+        optimizer.add_param_group({"params": params[:1]})
+    with pytest.raises(ndl.errors.ArgumentError, match="group 2 has 'rate', which is no number"):
+        optimizer.add_param_group({"params": [ndl.Tensor([1.0])], "rate": 1})
+    assert [len(optimizer.params), len(optimizer.param_groups), len(optimizer.state), optimizer.group_of] == [
+        2,
+        2,
+        2,
+        [0, 1],
+    ]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 def test_the_bound_of_a_norm_may_be_a_tensor(compiled: bool) -> None:
     p = nn.Parameter([3.0, 4.0])
     optimizer = optim.SGD([p], lr=1.0)

@@ -29,10 +29,10 @@ def step_of(rows: int, columns: int) -> tuple[Any, list[ndl.Tensor]]:
     before a norm, which is 0 but for rounding, into a step."""
     np.random.seed(0)
     layers = [nn.Linear(9, columns), nn.BatchNorm1d(columns), nn.ReLU(), nn.Linear(columns, columns)]
-    layers += [nn.BatchNorm1d(columns), nn.Linear(columns, 1)]
+    layers += [nn.BatchNorm1d(columns), nn.Linear(columns, 3)]
     model = nn.Sequential(*layers)
     optimizer = ndl.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    x, y = (ndl.Tensor(draw(rows, n), requires_grad=False) for n in (9, 1))
+    x, y = (ndl.Tensor(draw(rows, n), requires_grad=False) for n in (9, 3))
 
     def step() -> ndl.Tensor:
         optimizer.reset_grad()

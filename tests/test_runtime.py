@@ -129,10 +129,10 @@ def test_any_number_of_threads_gives_the_right_result(threads: int, monkeypatch:
     np.testing.assert_allclose(found[1], w.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
+@pytest.mark.parametrize("text", ["two", "0", "-1", "1.5", "100000"])
 def test_a_number_of_threads_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEEDLE_THREADS", text)
-    with pytest.raises(ArgumentError, match=f"whole number of 1 or more, not '{text}'"):
+    with pytest.raises(ArgumentError, match=f"whole number from 1 to 1024, not '{text}'"):
         config.thread_count()
 
 

@@ -182,6 +182,25 @@ def test_nan_and_infinity_in_what_takes_two() -> None:
             assert near.all(), f"{name} of {PAIRS[:, np.flatnonzero(~near)[:3] % PAIRS.shape[1]].T}"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("exponent", [2.5, 1.5, 0.5, 3, 2, 0, -0.5, -1, -1.5, -2, -3])
+def test_powers_of_special_values(exponent: float, dtype: str) -> None:
+    """NumPy knows 0 and infinity without their sign where the exponent has a half, but for the square root."""
+    values = np.array([-np.inf, -2, -0.0, 0, 2, 300, np.inf, np.nan], dtype)
+    bound = {"rtol": 4 * float(np.finfo(dtype).eps), "atol": float(np.finfo(dtype).smallest_subnormal)}
+
+    def both(x: ndl.Tensor) -> tuple[ndl.Tensor, ndl.Tensor]:
+        x.grad = None
+        y = x**exponent
+        y.sum().backward()
+        return y, x.grad
+
+    with np.errstate(all="ignore"):
+        wanted = both(ndl.Tensor(values, dtype=dtype))
+        for found, exact in zip(ndl.compile(both)(ndl.Tensor(values, dtype=dtype)), wanted, strict=True):
+            np.testing.assert_allclose(found.numpy(), exact.numpy(), **bound)
+
+
 @pytest.mark.parametrize(
     ("dtype", "divisors"),
     [

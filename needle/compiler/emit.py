@@ -12,6 +12,7 @@ axis, each lane is an outer element of its own.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isqrt, prod
 from typing import Any, cast
 
 import numpy as np
@@ -36,6 +37,9 @@ from needle.compiler.kernel import (
 )
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
+
+CHAIN = 256
+"""A loop of more than twice so many steps makes its sums in blocks of so many, or more where it has very many."""
 
 LONG = 24
 """Instructions of a loop body that leave no registers for a second vector beside the first."""
@@ -97,6 +101,7 @@ class Loops:
         self.lanes = machine.lanes(4) * self._unroll(machine.lanes(4))
         self.values: dict[int, Reg] = {}
         self.reduced: dict[int, Reg] = {}
+        self.sums: list[Reduce] = []  # of the current pass
         self.index: dict[int, Reg] = {}
         self.mask: Reg | None = None
         self.depths: dict[int, int] = {}
@@ -177,13 +182,13 @@ class Loops:
         self, axis: Axis, split: bool, carried: list[Reg], body: Callable[[list[Reg]], Sequence[Reg]]
     ) -> list[Reg]:
         """Whole vectors in a loop, and the rest under a mask."""
-        c, lanes = self.code, self.lanes
+        lanes = self.lanes
         whole, rest = divmod(axis.extent, lanes)
         if split:
             low, high = self._part(whole + (rest > 0))
             return self._split_vectors(axis, low, high, body)
         if whole:
-            carried = c.loop(integer(0), integer(whole), 1, carried, self._inside(axis, body, lanes))
+            carried = self._summing(integer(0), integer(whole), whole, carried, self._inside(axis, body, lanes))
         if rest:
             carried = self._masked(axis, carried, body)
         return carried
@@ -214,10 +219,9 @@ class Loops:
         level = len(self.outer) - 1
         for step in self.kernel.passes:
             self._hoist(step.full, level)
-            reduces = [s for s in step.full if isinstance(s, Reduce)]
-            carried = [self._identity(r) for r in reduces]
+            reduces = self.sums = [s for s in step.full if isinstance(s, Reduce)]
             known = dict(self.values)
-            results = self._inner(0, carried, step)
+            results = self._inner(0, self._nothing(), step)
             self.values = known
             for r, value in zip(reduces, results, strict=True):
                 self.reduced[r.number] = self._combine_lanes(r, value)
@@ -228,16 +232,44 @@ class Loops:
     def _inner(self, level: int, carried: list[Reg], step: Pass) -> list[Reg]:
         if level == len(self.inner):
             return self._statements(step, carried)
-        axis = self.inner[level]
+        axis, inside = self.inner[level], prod(a.extent for a in self.inner[level + 1 :])
+        enough = inside // (self.lanes if self.vector is not None and self.vector.reduced else 1) >= CHAIN
 
-        def body(c: list[Reg]) -> list[Reg]:
-            return self._inner(level + 1, c, step)
+        def body(sofar: list[Reg]) -> list[Reg]:
+            if not enough:
+                return self._inner(level + 1, sofar, step)
+            return self._with(sofar, self._inner(level + 1, self._nothing(), step))
 
         if not axis.extent:
             return carried
         if axis is self.vector:
             return self._vector_loop(axis, False, carried, body)
-        return self.code.loop(integer(0), integer(axis.extent), 1, carried, self._inside(axis, body))
+        return self._summing(integer(0), integer(axis.extent), axis.extent, carried, self._inside(axis, body))
+
+    def _summing(
+        self, low: Reg, high: Reg, most: int, carried: list[Reg], body: Callable[[Reg, list[Reg]], Sequence[Reg]]
+    ) -> list[Reg]:
+        """A loop of at most so many steps that carries sums: many are made in blocks, each of which begins with
+        nothing, because a long sum to which one small number after the other is added loses their last digits."""
+        c = self.code
+        empty = low.text != "0"
+        if not carried or most <= 2 * CHAIN:
+            return c.loop(low, high, 1, carried, body, may_be_empty=empty)
+
+        length = max(CHAIN, isqrt(most))
+
+        def block(start: Reg, totals: list[Reg]) -> list[Reg]:
+            stop = c.smaller(c.add(start, integer(length)), high)
+            return self._with(totals, c.loop(start, stop, 1, self._nothing(), body))
+
+        return c.loop(low, high, length, carried, block, may_be_empty=empty)
+
+    def _nothing(self) -> list[Reg]:
+        """What the sums of the current pass begin with."""
+        return [self._identity(s) for s in self.sums]
+
+    def _with(self, totals: list[Reg], more: list[Reg]) -> list[Reg]:
+        return [self._combine(s.combine, a, b) for s, a, b in zip(self.sums, totals, more, strict=True)]
 
     def _statements(self, step: Pass, carried: list[Reg]) -> list[Reg]:
         remaining, after = iter(carried), list[Reg]()

@@ -166,13 +166,18 @@ class Pool:
 
     def power(self, a: Scalar, exponent: float) -> Scalar:
         """a ** exponent by products and a square root where that is exact in the exponent."""
-        one = self.const(1, a.dtype)
-        if exponent < 0:
-            return self.make("div", (one, self.power(a, -exponent)), a.dtype)
-        whole, half = divmod(exponent, 1)
+        whole, half = divmod(abs(exponent), 1)
         if half not in (0, 0.5) or whole > 8:
             return self.make("pow", (a, self.const(exponent, a.dtype)), a.dtype)
-        result = self.make("sqrt", (a,), a.dtype) if half else one
+        one = self.const(1, a.dtype)
+        if half and exponent != 0.5:  # -0.0 and -inf count as 0 and inf then, but have no such square root
+            infinite = self.make("eq", (a, self.const(-np.inf, a.dtype)), np.dtype(bool))
+            zero = self.make("eq", (a, self.const(0, a.dtype)), np.dtype(bool))
+            a = self.where(zero, self.const(0, a.dtype), self.where(infinite, self.const(np.inf, a.dtype), a))
+        root = self.make("sqrt", (a,), a.dtype) if half else one
+        if exponent < 0:  # of a itself, because its power may be too large for a number
+            a, root = (x if x is one else self.make("div", (one, x), a.dtype) for x in (a, root))
+        result = root
         for _ in range(int(whole)):
             result = a if result is one else self.make("mul", (result, a), a.dtype)
         return result

@@ -105,9 +105,10 @@ class Parted(Loops):
             return []
         step = passes[number]
         self._hoist(step.full, 0)
-        sums = [s for s in step.full if isinstance(s, Reduce)]
+        sums = self.sums = [s for s in step.full if isinstance(s, Reduce)]
         body = self._inside(self.row, lambda carried: self._statements(step, carried))
-        results = c.loop(self.first, self.stop, 1, [self._identity(s) for s in sums], body, may_be_empty=True)
+        rows = -(-self.row.extent // self.threads)
+        results = self._summing(self.first, self.stop, rows, self._nothing(), body)
         for s, value in zip(sums, results, strict=True):
             c.store(c.splat(value, self.lanes), self._line_of(s, Reg("%tid", INT)))
         return []

@@ -204,6 +204,23 @@ def _sum_of_products(build: Builder, op: Any, inputs: tuple[Node, ...], like: No
     return build.make(Contract(len(kept), len(summed) + 1), tuple(turned), like)
 
 
+def _one_column(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
+    """A product with one column as a sum of each row: loops over rows read whole vectors, a tile one lane of each."""
+    a, b = inputs
+    inner = op.inner if isinstance(op, Contract) else 1
+    batch = op.batch if isinstance(op, Contract) else len(b.shape) - 2
+    if prod(b.shape[batch + inner :]) != 1 or like.dtype.itemsize < 4 or not a.dtype == b.dtype == like.dtype:
+        return None
+    rows = len(a.shape) - inner - (op.batch if isinstance(op, Contract) else len(a.shape) - 2)
+    shape = (*b.shape[:batch], *[1] * rows, *b.shape[batch : batch + inner])
+    line = build.make(Reshape(shape), (b,), _like(b, shape))
+    terms = Node(Multiply(), (a, line), infer(Multiply(), [a.spec, line.spec]), like.site)
+    terms = build.make(terms.op, terms.inputs, terms)
+    axes = tuple(range(len(terms.shape) - inner, len(terms.shape)))
+    sums = build.make(Summation(axes), (terms,), _like(like, terms.shape[:-inner]))
+    return build.make(Reshape(like.shape), (sums,), like)
+
+
 def _assembled(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -> Node | None:
     """A sum of arrays that are laid among zeros, none on top of another: they are put there one by one."""
     if not all(isinstance(a.op, Embed | Assemble) and a.shape == like.shape and a.dtype == like.dtype for a in inputs):
@@ -314,6 +331,8 @@ RULES: list[tuple[type[Op], Rule]] = [
     (PowerScalar, _scalar_identity(1)),
     (PowerScalar, _square_root),
     (Negate, _double_negate),
+    (MatMul, _one_column),
+    (Contract, _one_column),
     (Summation, _reduces_nothing),
     (Summation, _drops_axes),
     (Summation, _reduced_later),

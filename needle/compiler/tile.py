@@ -421,9 +421,10 @@ class _Tile(Terms):
             return acc
 
         ask = self._asker(i, column, vectors)
+        widths = [self.lanes] * (vectors - 1) + [self._lanes_of_last(masks)]
+        nothing = [Reg("zeroinitializer", dtype, width) for width in widths] * rows
         if not self.block:
-            widths = [self.lanes] * (vectors - 1) + [self._lanes_of_last(masks)]
-            acc = [Reg("zeroinitializer", dtype, width) for width in widths] * rows
+            acc = nothing
             acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
             acc = [self.code.widened(one, self.lanes) for one in acc]
             if self.tells:
@@ -433,8 +434,9 @@ class _Tile(Terms):
             return
         sums = self._sums(self.code.mul(i, vectors), vectors)
         places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(rows * vectors)]
+        acc = along(self.inner, integer(0), integer(0), nothing)
         before = [self.code.load(place, dtype, self.lanes) for place in places]
-        acc = along(self.inner, integer(0), integer(0), before)
+        acc = [self.code.binary("add", sofar, one) for sofar, one in zip(before, acc, strict=True)]
         for one, place in zip(acc, places, strict=True):
             self.code.store(one, place)
         last = self.code.compare("eq", self._limits(self.inner[0])[1], integer(self.inner[0].extent))

@@ -19,6 +19,10 @@ from needle.tensor import Tensor
 from needle.value import as_tuple, shape_of
 
 _GROUPS = "{layer}: {value} {name} cannot be divided into {groups} equal groups"
+_SAME = (
+    "{layer}: padding must be numbers, 'valid', or, with stride 1, 'same', not {padding!r} with stride {stride}; "
+    "'same' keeps every length"
+)
 _INPUT = "{layer}: needs an input of shape (batch, {channels}, {axes}), not {shape}"
 _AXES = {1: "length", 2: "height, width"}
 
@@ -60,8 +64,8 @@ class _Convolution(Module):
                 raise ArgumentError(_GROUPS.format(layer=self.name, value=value, name=name, groups=groups))
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         kernel = per_axis(self.name, "kernel_size", kernel_size, self.count)
-        as_conv(self.name, self.count, stride, padding, dilation, groups)
         self.kernel_size, self.stride, self.dilation, self.padding = kernel_size, stride, dilation, padding
+        as_conv(self.name, self.count, stride, self._widths(), dilation, groups)
         shape = (*kernel, *self._channels())
         self.weight = Parameter(init.kaiming_uniform(shape[-2], shape[-1], shape=shape, device=device, dtype=dtype))
         self.bias: Parameter | None = None
@@ -72,8 +76,19 @@ class _Convolution(Module):
     def _channels(self) -> tuple[int, int]:
         return self.in_channels // self.groups, self.out_channels
 
+    def _widths(self) -> Any:
+        """Padding as numbers, also where it is a word. Where they are odd, one zero more stands behind than before."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        named = (("kernel_size", self.kernel_size), ("stride", self.stride), ("dilation", self.dilation))
+        kernel, strides, dilations = (per_axis(self.name, name, value, self.count) for name, value in named)
+        if self.padding not in ("valid", "same") or (self.padding == "same" and set(strides) != {1}):
+            raise ArgumentError(_SAME.format(layer=self.name, padding=self.padding, stride=self.stride))
+        more = [d * (k - 1) if self.padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
+        return tuple([(n // 2, n - n // 2) for n in more])
+
     def _apply(self, x: Tensor) -> Tensor:
-        return conv(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+        return conv(x, self.weight, self.stride, self._widths(), self.dilation, self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = shape_of(self.name, x)
@@ -89,7 +104,7 @@ class _Convolution(Module):
         lengths = as_tuple(self.kernel_size)
         kernel = lengths[0] if len(set(lengths)) == 1 else lengths
         parts = [f"{self.in_channels}, {self.out_channels}, {kernel}"]
-        parts += [f"{name}={value}" for name, value in numbers.items() if value != usual[name]]
+        parts += [f"{name}={value!r}" for name, value in numbers.items() if value != usual[name]]
         return ", ".join(parts + (["bias=False"] if self.bias is None else []))
 
 
@@ -97,8 +112,9 @@ class Conv2d(_Convolution):
     """A convolution of pictures: (batch, in_channels, height, width) -> (batch, out_channels, height', width').
 
     height' = floor((height + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1. `kernel_size`, `stride`,
-    `padding` and `dilation` are a number, or one for each axis. With `groups`, channels are convolved in so many
-    independent parts. `weight` (kernel, kernel, in_channels / groups, out_channels) is Kaiming uniform.
+    `padding` and `dilation` are a number, or one for each axis; padding "same" keeps height and width. With `groups`,
+    channels are convolved in so many independent parts. `weight` (kernel, kernel, in_channels / groups, out_channels)
+    is Kaiming uniform.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from needle.dtype import as_float_dtype, is_float, is_whole
 from needle.errors import ArgumentError, DTypeError
 from needle.nn.module import Module, Parameter, check_sizes
 from needle.ops import Gather, equal, not_equal, where
+from needle.ops.index import NOT_WHOLE
 from needle.tensor import Tensor
 from needle.tracing import active
 from needle.value import check_tensor
@@ -55,7 +56,7 @@ class Embedding(Module):
     def forward(self, x: Tensor) -> Tensor:
         check_tensor("Embedding", x)
         if is_float(x.dtype):
-            x = _whole(x, self.num_embeddings)
+            x = _whole(x)
         rows = Gather(from_end=False)(self.weight, x)
         if self.padding_idx is None:
             return rows
@@ -67,10 +68,10 @@ class Embedding(Module):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
 
-def _whole(x: Tensor, rows: int) -> Tensor:
+def _whole(x: Tensor) -> Tensor:
     """Whole numbers in a floating-point dtype as integers."""
-    if active.tracer is not None:  # what is not whole becomes a number without a row, which is an error later
-        return where(equal(x.astype("int64"), x), x.astype("int64"), rows)
+    if active.tracer is not None:
+        return where(equal(x.astype("int64"), x), x.astype("int64"), NOT_WHOLE)
     array = x.numpy()
     if (wrong := array[array != np.floor(array)]).size:
         raise DTypeError(_WHOLE.format(value=wrong[0]))

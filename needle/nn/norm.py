@@ -7,6 +7,8 @@ Next: conv.py.
 
 from typing import Any
 
+import numpy as np
+
 from needle import init
 from needle.backward import no_grad
 from needle.device import Device
@@ -133,11 +135,19 @@ class LayerNorm(_Trailing):
 
 
 class RMSNorm(_Trailing):
-    """x / sqrt(mean(x ** 2) + eps) * weight over the last axes (Zhang and Sennrich, 2019)."""
+    """x / sqrt(mean(x ** 2) + eps) * weight over the last axes (Zhang and Sennrich, 2019).
+
+    Without `eps` it is the distance from 1 to the next number of the dtype.
+    """
 
     def __init__(
-        self, normalized_shape: int | Shape, eps: float = 1e-6, device: Device | None = None, dtype: Any = "float32"
+        self,
+        normalized_shape: int | Shape,
+        eps: float | None = None,
+        device: Device | None = None,
+        dtype: Any = "float32",
     ) -> None:
+        eps = float(np.finfo(as_float_dtype(dtype, "RMSNorm")).eps) if eps is None else eps
         super().__init__(normalized_shape, eps, device, dtype, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from needle.errors import DTypeError, IndexRangeError, ShapeError
 from needle.ops.movement import Range, Reshape, Slice
 from needle.value import Indexed, Shape, Spec, Value, as_axes, as_axis, broadcast_shapes
 
+_NOT_WHOLE = "{op}: an index is not a whole number; round it, and use .astype('int64')"
 _RANGE = "{op}: index {index} is outside axis {axis} of shape {shape}; indices go from {low} to {high}"
 _INDEX_DTYPE = "{op}: indices must be integers, not {dtype}; convert with .astype('int64')"
 _AXES_COUNT = "{op}: {indices} index arrays for axes {axes}; give one for each"
@@ -69,6 +70,10 @@ class ScatterAdd(Indexed):
         return Gather(self.axes, self.from_end)(out_grad, *indices), *([None] * len(indices))
 
 
+NOT_WHOLE = np.iinfo("int64").min
+"""The index that stands for a number that is none, where nothing can be raised before the index is used."""
+
+
 def _place(axes: tuple[int, ...], indices: Any) -> tuple[Any, ...]:
     return (*[slice(None)] * axes[0], *indices)
 
@@ -94,6 +99,8 @@ def check_index(op: Gather | ScatterAdd, axis: int, shape: Shape, index: Array) 
     low = -n if op.from_end else 0
     if index.size and not (low <= index.min() and index.max() < n):
         wrong = index[~((index >= low) & (index < n))].flat[0]
+        if wrong == NOT_WHOLE:
+            raise DTypeError(_NOT_WHOLE.format(op=op))
         raise IndexRangeError(_RANGE.format(op=op, index=wrong, axis=axis, shape=shape, low=low, high=n - 1))
 
 
