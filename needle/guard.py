@@ -9,7 +9,6 @@ A note keeps the very objects that were there. As long as they are the same obje
 holds. Where one is another object, plain values are compared.
 """
 
-import builtins
 import dataclasses
 import dis
 import gc
@@ -22,7 +21,7 @@ import types
 import weakref
 from array import array as Packed
 from collections import ChainMap, UserDict, UserList, UserString, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MappingView
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
@@ -61,11 +60,13 @@ _PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None), type(Elli
 _MATCH_CLASS = dis.opmap["MATCH_CLASS"]
 
 _DYNAMIC = frozenset(
-    ("getattr", "hasattr", "vars", "__dict__", "asdict", "attrgetter", "methodcaller", "__getattribute__", "getmembers")
+    ("getattr", "hasattr", "vars", "__dict__", "asdict", "astuple", "attrgetter", "methodcaller", "__getattribute__")
+    + ("getmembers",)
 )
 """Names by which code may read attributes that it does not name."""
 _IMPORTING = frozenset(("import_module", "__import__", "modules"))
 """Names by which code may reach modules that it does not name."""
+_ASKING = (getattr, hasattr)
 _BUILT_IN = (list, tuple, dict, set, frozenset, deque)
 _WRAPPERS = {UserDict: "data", UserList: "data", UserString: "data", ChainMap: "maps"}
 """Classes in Python whose objects are what they have in this attribute, which no user's code names."""
@@ -169,8 +170,7 @@ class Guard:
         if owner is USER:
             self.inside.update(c for c in code.co_consts if isinstance(c, types.CodeType))
             for name in global_names(code):
-                later = code.co_flags & inspect.CO_OPTIMIZED and not hasattr(builtins, name)  # in a function
-                if name in space or later:
+                if name in space or code.co_flags & inspect.CO_OPTIMIZED:  # in a function it may come later
                     self._note_name("", space, space, name)
             for function in self._functions_of(code):
                 self._outside_of(function)
@@ -307,12 +307,14 @@ class Guard:
             if not isinstance(value.__self__, types.ModuleType):
                 self.reach(what, value.__self__)
         elif isinstance(value, partial):
+            if value.func in _ASKING:
+                self._call(value.args)
             for part in (value.func, *value.args, *value.keywords.values()):
                 self.reach(what, part, named)
         elif isinstance(value, type):
             self._reach_class(value)
         elif isinstance(value, types.ModuleType):
-            if _is_users(value):
+            if _is_users(value) or owner_of(_file(value), value.__name__) is NEEDLE:
                 self.modules.append(value)
                 self._module_names(value, self.names[USER])
         elif not self._reach_inside(what, value):
@@ -324,6 +326,10 @@ class Guard:
             self.questions.append(Note(what, value, partial(_listed, value), _listed(value)))
             for key in list(cast("Any", value)):
                 self.reach(f"{what}[{key!r}]", value[key])
+        elif isinstance(value, MappingView):
+            self.reach(what, getattr(value, "mapping", None))
+        elif isinstance(value, operator.attrgetter | operator.methodcaller):
+            self._call(cast("Any", value).__reduce__()[1])
         elif isinstance(value, bytearray | Packed):
             read = _steady(lambda: bytes(cast("Any", value)))
             self.questions.append(Note(what, value, read, read()))
@@ -340,12 +346,12 @@ class Guard:
         return True
 
     def _reach_array(self, what: str, array: Array) -> None:
-        base: Any = array
-        while isinstance(base, np.ndarray) and not base.flags.writeable:
-            base = base.base
-        if base is None:
-            return  # nobody can change it
         if array.nbytes > LARGEST_COPY:
+            base: Any = array
+            while isinstance(base, np.ndarray) and not base.flags.writeable:
+                base = base.base
+            if base is None:
+                return  # nobody can change it, unless it is made writeable again
             raise TraceError(_LARGE.format(site=user_site(), what=what, size=array.nbytes))
         self.arrays.append((what, array, _content_of(array)))
 
@@ -370,6 +376,11 @@ class Guard:
             self._outside_of(function)
 
     def _reach_class(self, kind: type) -> None:
+        if _owner_of_class(kind) is USER and self._first_time(("bases", id(kind)), kind):
+            read = lambda: [kind.__mro__]  # noqa: E731
+            self.questions.append(Note(f"{kind.__name__}.__bases__", kind, read, read()))
+            if type(kind) is not type:
+                self._reach_class(type(kind))
         for base in kind.__mro__:
             owner = _owner_of_class(base)
             if owner is LIBRARY or not self._first_time(("class", id(base)), base):
@@ -413,9 +424,26 @@ class Guard:
             self._reach_attributes(kind.__name__, value, lambda name: self._named(name, inner=name != "decay"))
         elif isinstance(value, _INNER):
             self._reach_attributes(kind.__name__, value)
-        elif _owner_of_class(kind) is not NEEDLE:
+        elif _owner_of_class(kind) is LIBRARY:
+            self._reach_attributes(what, value, self._counts_in_library(value))
+        elif _owner_of_class(kind) is not NEEDLE or kind.__module__.startswith("needle.data"):
             self._reach_attributes(what, value)
             self._reach_slots(what, value)
+
+    def _call(self, names: Iterable[Any]) -> None:
+        """The user's code names attributes by strings, as in attrgetter("a.b")."""
+        named = {part for name in names if isinstance(name, str) for part in name.split(".")}
+        new = named - self.names[USER]
+        self.names[USER] |= new
+        self._reach_further(new, USER)
+
+    def _counts_in_library(self, thing: Any) -> Callable[[Any], bool]:
+        """What the user's code names; and the plain values that methods read which it names, as `Event.is_set` does."""
+        kind, space = cast("Any", type(thing)), getattr(thing, "__dict__", {})
+        return lambda name: (
+            self._named(name, False)
+            or (type(space.get(name)) in _PLAIN and name in _read_by(kind, frozenset(self.names[USER] & {*dir(kind)})))
+        )
 
     def _counts_in_optimizer(self, optimizer: Optimizer) -> Callable[[Any], bool]:
         """Its numbers are read on each call, and its state is an input: they count where the user's code reads them."""
@@ -500,8 +528,8 @@ class Guard:
             space = cast("Any", note.thing if note.counts is None else vars(note.thing))
             self._spaces += [space] * len(present)
             self._names += present
-            if len(present) < len(note.before):
-                self._questions.append(note.read)
+            if absent := note.before.keys() - set(present):
+                self._questions.append(partial(_absent, space, absent))
         self._dicts = [note.thing.__dict__ for note in self.objects.values() if note not in partly]
         self._dicts += [cast("Any", note.thing) for note in self.members if isinstance(note.thing, dict)]
         self._members = [note.thing for note in self.members]
@@ -563,6 +591,23 @@ def _attributes(note: Note) -> Iterable[Any]:
 
 def _chosen(space: Any, names: Iterable[str]) -> dict[str, Any]:
     return {name: space.get(name, MISSING) for name in names}
+
+
+def _absent(space: Any, names: set[str]) -> list[bool]:
+    """Whether none of these is there."""
+    return [space.keys().isdisjoint(names)]
+
+
+@cache
+def _read_by(kind: type, called: frozenset[str]) -> frozenset[str]:
+    """The names that methods of these names use, and the methods that those call."""
+    pending, found = [*called], {*called}
+    while pending:
+        for function in _functions_in(inspect.getattr_static(kind, pending.pop(), None)):
+            new = {*function.__code__.co_names} - found
+            found |= new
+            pending += new
+    return frozenset(found)
 
 
 def _listed(container: Any) -> list[Any]:

@@ -20,6 +20,7 @@ import importlib
 import io
 import itertools
 import logging
+import operator
 import os
 import pathlib
 import platform
@@ -711,6 +712,9 @@ def holders() -> dict[str, tuple[Any, Callable[[Any], float], Callable[[Any], An
     config, local = Config(), threading.local()
     config.scale = local.scale = 2.0
     variable = contextvars.ContextVar("variable", default=2.0)
+    by_partial, frozen = functools.partial(getattr, number, "scale"), np.array([2.0, 1.0])
+    frozen.flags.writeable = False
+    loader = ndl.data.DataLoader([1, 2, 3, 4], batch_size=2)
     return {
         "UserDict": (UserDict(a=2.0), lambda h: h["a"], lambda h: h.update(a=3.0)),
         "other UserDict": (UserDict(a=2.0), lambda h: h["a"], lambda h: setattr(h, "data", {"a": 3.0})),
@@ -725,7 +729,52 @@ def holders() -> dict[str, tuple[Any, Callable[[Any], float], Callable[[Any], An
         "local": (local, lambda h: h.scale, lambda h: setattr(h, "scale", 3.0)),
         "context": (variable, lambda h: h.get(), lambda h: h.set(3.0)),
         "class": (Callable_(2.0), lambda h: h.double, lambda h: setattr(h, "__class__", Doubled)),
+        "values": (inner.values(), sum, lambda _: inner.update(a=3.0)),
+        "attribute by a getter": (number, operator.attrgetter("scale"), lambda _: setattr(number, "scale", 3.0)),
+        "attribute by a partial": (by_partial, lambda h: h(), lambda _: setattr(number, "scale", 3.0)),
+        "record": (Settings(2.0), lambda h: dataclasses.astuple(h)[0], lambda h: setattr(h, "scale", 3.0)),
+        "event": (threading.Event(), lambda h: 3.0 if h.is_set() else 2.0, lambda h: h.set()),
+        "bases": (type("Child", (Sevenfold,), {}), lambda h: h.double, lambda h: setattr(h, "__bases__", (Doubled,))),
+        "class of a class": (Counted, lambda h: h.scale, lambda _: setattr(Counting, "scale", 3.0)),
+        "array that is read-only": (frozen, lambda h: h[0], lambda _: thaw(frozen)),
+        "batches": (loader, lambda h: h.batch_size, lambda h: setattr(h, "batch_size", 3)),
     }
+
+
+def thaw(array: np.ndarray) -> None:
+    array.flags.writeable = True
+    array[0] = 3
+
+
+@dataclasses.dataclass
+class Settings:
+    scale: float
+
+
+class Sevenfold:
+    double = 7.0
+
+
+class Counting(type):
+    scale = 2.0
+
+
+class Counted(metaclass=Counting):
+    pass
+
+
+def test_a_name_of_its_own_comes_before_a_builtin_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = ndl.compile(lambda x: x * abs(-2))
+    assert f(X).numpy().tolist() == (X * 2).numpy().tolist()
+    monkeypatch.setitem(globals(), "abs", lambda _: 5)
+    assert f(X).numpy().tolist() == (X * 5).numpy().tolist()
+
+
+def test_a_function_of_needle_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = ndl.compile(lambda x: ndl.tanh(x))
+    f(X)
+    monkeypatch.setattr(ndl, "tanh", lambda x: x * 7)
+    assert f(X).numpy().tolist() == (X * 7).numpy().tolist()
 
 
 @pytest.mark.parametrize("name", holders())

@@ -23,7 +23,8 @@ from op_cases import DTYPES
 
 
 def name_of(thing: Any) -> str:
-    return repr(thing).replace("\n", "").replace("slice", "").replace("None", "_")[:60]
+    """The same in each process."""
+    return repr(thing).partition(" at 0x")[0].replace("\n", "").replace("slice", "").replace("None", "_")[:60]
 
 
 def assert_same(t: Any, wanted: Any) -> None:
