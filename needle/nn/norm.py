@@ -12,7 +12,7 @@ import numpy as np
 from needle import init
 from needle.backward import no_grad
 from needle.device import Device
-from needle.dtype import as_float_dtype, in_range, is_whole
+from needle.dtype import as_float_dtype, in_range, is_float, is_whole
 from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
 from needle.ops import center, lerp, mean_square
@@ -38,7 +38,7 @@ class _Norm(Module):
         super().__init__()
         dtype = as_float_dtype(dtype, type(self).__name__)
         self._require("eps", eps, in_range(eps, 0), "a number of at least 0")
-        self.eps = eps
+        self.eps: Any = eps
         self.weight = Parameter(init.ones(*shape, device=device, dtype=dtype))
         self.bias = Parameter(init.zeros(*shape, device=device, dtype=dtype)) if bias else None
 
@@ -137,7 +137,7 @@ class LayerNorm(_Trailing):
 class RMSNorm(_Trailing):
     """x / sqrt(mean(x ** 2) + eps) * weight over the last axes (Zhang and Sennrich, 2019).
 
-    Without `eps` it is the distance from 1 to the next number of the dtype.
+    Where `eps` is None it is the distance from 1 to the next number of the input's dtype.
     """
 
     def __init__(
@@ -147,11 +147,13 @@ class RMSNorm(_Trailing):
         device: Device | None = None,
         dtype: Any = "float32",
     ) -> None:
-        eps = float(np.finfo(as_float_dtype(dtype, "RMSNorm")).eps) if eps is None else eps
-        super().__init__(normalized_shape, eps, device, dtype, bias=False)
+        super().__init__(normalized_shape, 0.0 if eps is None else eps, device, dtype, bias=False)
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / (mean_square(x, self._axes(x), keepdims=True) + self.eps).sqrt() * self.weight
+        axes = self._axes(x)
+        eps = float(np.finfo(x.dtype if is_float(x.dtype) else np.float32).eps) if self.eps is None else self.eps
+        return x / (mean_square(x, axes, keepdims=True) + eps).sqrt() * self.weight
 
 
 class GroupNorm(_Norm):
