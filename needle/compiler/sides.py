@@ -11,7 +11,7 @@ from math import gcd, prod
 from needle.compiler.axes import Axis, all_strides, merged
 from needle.compiler.emit import Machine, kept_lines
 from needle.compiler.keep import LANES
-from needle.compiler.kernel import Inside, Kernel, Product
+from needle.compiler.kernel import Access, Inside, Kernel
 
 VECTORS = 4
 """Usual width of a tile, in vectors."""
@@ -49,8 +49,9 @@ FEW_ROWS = 128
 stay in the cache while all columns pass over them, which those of the whole batch would not."""
 
 
-MANY, MOST = 16, 0.75
-"""Zeros around pictures are left out of a product where a place has MANY pictures, and no more than MOST terms stay."""
+MANY, MOST, MOST_PACKED = 16, 0.9, 0.75
+"""Zeros around pictures are left out of a product where a place has MANY pictures, and no more than MOST terms stay; or
+MOST_PACKED of them, where the left side would otherwise be packed."""
 
 
 @dataclass
@@ -95,7 +96,7 @@ def sides(kernel: Kernel) -> Sides:
     chained = [a for a in shared if a.source < kernel.batches]
     batch = [*merged(chained, every), *merged([a for a in shared if a not in chained], every), *outer]
     others = merged([a for a in rows if a.source not in {x.row for x in p.inside}], every)
-    if len(others) == 1 and others[0].extent >= MANY and _leaves_out(p, tuple([a.extent for a in axes])):
+    if len(others) == 1 and others[0].extent >= MANY and _leaves_out(kernel, axes, others[0], inner):
         taps = {x.inner for x in p.inside}
         runs = [(tap, [*run]) for tap, run in groupby(inner, lambda a: a.source in taps)]
         inner = [a for tap, run in runs for a in (run if tap else merged(run, of_sides))]
@@ -103,9 +104,18 @@ def sides(kernel: Kernel) -> Sides:
     return Sides(batch, some(rows, every), column, some(inner, of_sides), ())
 
 
-def _leaves_out(p: Product, axes: tuple[int, ...]) -> bool:
+def _leaves_out(kernel: Kernel, axes: list[Axis], row: Axis, inner: list[Axis]) -> bool:
     """Whether so many terms are zeros of borders that it is worth to leave them out."""
-    return p.bound is None and prod(x.share(axes) for x in p.inside) < MOST
+    p = kernel.product
+    assert p is not None  # noqa: S101
+    packed = p.a.strides[row.source] == 1 and _crowd(p.length, _step(kernel, p.a, inner), LINE, LEAST_LEFT)
+    share = prod(x.share(tuple([a.extent for a in axes])) for x in p.inside)
+    return p.bound is None and share < (MOST_PACKED if packed else MOST)
+
+
+def _step(kernel: Kernel, side: Access, inner: list[Axis]) -> int:
+    """Bytes from one k to the next."""
+    return abs(side.strides[inner[-1].source]) * kernel.slots[side.slot].itemsize
 
 
 @dataclass
@@ -137,7 +147,7 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
     assert p is not None  # noqa: S101
     size, left, right = p.dtype.itemsize, False, False
     if p.length:
-        steps = [abs(x.strides[of.inner[-1].source]) * kernel.slots[x.slot].itemsize for x in (p.a, p.b)]
+        steps = [_step(kernel, side, of.inner) for side in (p.a, p.b)]
         lines = len(of.rows) == 1 or of.rows[-1].extent % (LINE // size) == 0
         plain = lines and not of.inside and p.bound is None and not kernel.parted
         beside = p.a.strides[of.rows[-1].source] == 1
