@@ -206,7 +206,7 @@ def test_products_in_batches(batch: tuple[tuple[int, ...], tuple[int, ...]], lay
 @pytest.mark.parametrize("layout", ["plain", "both"])
 def test_triangles(order: tuple[str, str], layout: str) -> None:
     """Tiles on the diagonal count some terms, those on one side of it all, on the other none."""
-    for m, k, n in [(65, 33, 170), (9, 130, 40)]:
+    for m, k, n in [(65, 33, 170), (9, 130, 40), (256, 150, 70)]:
         a, b = operands(m, k, n, layout, "float32", (2,))
         for shift in (0, 5, -300):
             op = TriangularMatMul(*order, shift)

@@ -149,7 +149,7 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
     if p.length:
         steps = [_step(kernel, side, of.inner) for side in (p.a, p.b)]
         lines = len(of.rows) == 1 or of.rows[-1].extent % (LINE // size) == 0
-        plain = lines and not of.inside and p.bound is None and not kernel.parted
+        plain = lines and not of.inside and not kernel.parted
         beside = p.a.strides[of.rows[-1].source] == 1
         left = plain and beside and _crowd(p.length, steps[0], LINE, LEAST_LEFT)
         right = p.b.strides[of.column.source] != 1 or p.length * of.column.extent * size > PACK_BYTES
