@@ -255,7 +255,8 @@ class Guard:
         everything = names & _DYNAMIC and owner is USER
         for note in list(self.objects.values()):
             if owner is USER or isinstance(note.thing, _INNER):
-                for name in list(note.before) if everything else names & note.before.keys():
+                all_of_it = everything and not isinstance(note.thing, Optimizer)
+                for name in filter(note.count, list(note.before) if all_of_it else names & note.before.keys()):
                     self.reach(f"{note.what}.{name}", note.before[name], named=owner is USER)
         if owner is USER:
             for kind in list(self.classes):
@@ -426,9 +427,14 @@ class Guard:
             self._reach_attributes(kind.__name__, value)
         elif _owner_of_class(kind) is LIBRARY:
             self._reach_attributes(what, value, self._counts_in_library(value))
-        elif _owner_of_class(kind) is not NEEDLE or kind.__module__.startswith("needle.data"):
+        elif _owner_of_class(kind) is not NEEDLE:
             self._reach_attributes(what, value)
             self._reach_slots(what, value)
+        elif kind.__module__.startswith("needle.data"):  # a loader's batch_size; not where it is in its data
+            space = getattr(value, "__dict__", {})
+            self._reach_attributes(
+                what, value, lambda name: type(space.get(name)) in _PLAIN and not name.startswith("_")
+            )
 
     def _call(self, names: Iterable[Any]) -> None:
         """The user's code names attributes by strings, as in attrgetter("a.b")."""
@@ -464,7 +470,8 @@ class Guard:
         note = Note(what, thing, lambda: space, dict(space), counts or (lambda name: self._named(name, inner)))
         self.objects[id(thing)] = note
         for name, value in note.before.items():
-            if self._named(name, inner):
+            named = name in self.names[USER] if isinstance(thing, Optimizer) else self._named(name, inner)
+            if named and note.count(name):
                 self.reach(f"{what}.{name}", value, named=name in self.names[USER])
 
     def _reach_slots(self, what: str, thing: Any) -> None:

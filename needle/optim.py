@@ -15,8 +15,8 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from needle.dtype import Array, in_range, is_float
-from needle.errors import ArgumentError, CheckpointError, DTypeError, GraphError, ShapeError
+from needle.dtype import Array, in_range, is_float, is_whole
+from needle.errors import ArgumentError, CheckpointError, DTypeError, GraphError, ShapeError, TraceError
 from needle.ops import clip, where
 from needle.tensor import Tensor
 from needle.tracing import active
@@ -28,6 +28,7 @@ _NO_GROUP = (
     "{name}: a group is a dict of 'params' and of numbers, but group {group} {problem}; "
     "write [{{'params': first, 'lr': 0.1}}, {{'params': second}}]"
 )
+_LATER = "{name}.add_param_group: a compiled function would do this once, and not on each call; call it outside"
 _MATRIX = "Muon: parameter {index} has shape {shape}, but only matrices have a direction; give it to another optimizer"
 _LOSSES = "accumulate: losses must be Tensors, such as (loss_of(part) for part in parts), not a {found}"
 _BETAS = "{name}: betas must be a pair of numbers, (beta1, beta2), not {value!r}"
@@ -153,6 +154,8 @@ class Optimizer:
         Their steps are counted from here. Raises as the constructor does; then the optimizer is as it was.
         """
         name = type(self).__name__
+        if active.tracer is not None:
+            raise TraceError(_LATER.format(name=name))
         groups = _groups(name, [group], len(self.param_groups))
         if not groups[0]["params"]:
             raise ArgumentError(_NO_PARAMETERS.format(name=name))
@@ -313,6 +316,8 @@ class Optimizer:
         for key, value in state.items():
             if fault := self._fault_in(key, value):
                 raise self._unfit(fault)
+            if key.startswith("group.") and key.endswith(".start") and not is_whole(state["step"] - value, 0):
+                raise self._unfit(f"{key} is {value!r}, no step before step {state['step']!r}")
         fresh = [self._loaded(i, state) for i in range(len(self.params))]
         self.t, self.state = int(state["step"]), fresh
         for name in self.numbers:

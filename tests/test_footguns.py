@@ -763,6 +763,35 @@ class Counted(metaclass=Counting):
     pass
 
 
+def test_what_names_attributes_by_strings_compiles_once() -> None:
+    """Neither the place of a loader in its data nor an optimizer's state and rate are what the function depends on."""
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.loader = ndl.data.DataLoader([1, 2, 3, 4], batch_size=2)
+            self.layer = nn.Linear(2, 1)
+            self.optimizer = ndl.optim.Adam(self.layer.parameters())
+            self.settings = Settings(2.0)
+
+        def step(self, x: Tensor) -> Tensor:
+            self.optimizer.reset_grad()
+            loss = self.layer(x).sum() * getattr(self, "factor", 1.0) * dataclasses.astuple(self.settings)[0]
+            loss.backward()
+            self.optimizer.step()
+            return loss / len(self.loader)
+
+    trainer = Trainer()
+    f = ndl.compile(trainer.step)
+    for _ in range(3):
+        for _ in trainer.loader:
+            f(X)
+            trainer.optimizer.lr /= 2
+    assert len(compilations(f)) == 1
+    trainer.loader.batch_size = 1
+    f(X)
+    assert len(compilations(f)) == 2
+
+
 def test_a_name_of_its_own_comes_before_a_builtin_one(monkeypatch: pytest.MonkeyPatch) -> None:
     f = ndl.compile(lambda x: x * abs(-2))
     assert f(X).numpy().tolist() == (X * 2).numpy().tolist()

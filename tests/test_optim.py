@@ -303,6 +303,12 @@ def test_a_group_that_comes_later(torch: Any, compiled: bool) -> None:
         optimizer.add_param_group({"params": params[:1]})
     with pytest.raises(ndl.errors.ArgumentError, match="group 2 has 'rate', which is no number"):
         optimizer.add_param_group({"params": [ndl.Tensor([1.0])], "rate": 1})
+    inside = ndl.compile(lambda: optimizer.add_param_group({"params": [ndl.Tensor([1.0])]}))
+    with pytest.raises(ndl.errors.TraceError, match="call it outside"):
+        inside()
+    for start in (9, 1.5):
+        with pytest.raises(ndl.errors.CheckpointError, match=r"group\.1\.start"):
+            optimizer.load_state_dict(optimizer.state_dict() | {"group.1.start": start})
     assert [len(optimizer.params), len(optimizer.param_groups), len(optimizer.state), optimizer.group_of] == [
         2,
         2,

@@ -12,7 +12,7 @@ import numpy as np
 from needle import init
 from needle.backward import no_grad
 from needle.device import Device
-from needle.dtype import as_float_dtype, in_range, is_float, is_whole
+from needle.dtype import as_float_dtype, in_range, is_whole
 from needle.errors import ArgumentError, ShapeError
 from needle.nn.module import Module, Parameter
 from needle.ops import center, lerp, mean_square
@@ -137,7 +137,7 @@ class LayerNorm(_Trailing):
 class RMSNorm(_Trailing):
     """x / sqrt(mean(x ** 2) + eps) * weight over the last axes (Zhang and Sennrich, 2019).
 
-    Where `eps` is None it is the distance from 1 to the next number of the input's dtype.
+    Where `eps` is None it is the distance from 1 to the next number of the input's dtype, or of float32 if smaller.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class RMSNorm(_Trailing):
 
     def forward(self, x: Tensor) -> Tensor:
         axes = self._axes(x)
-        eps = float(np.finfo(x.dtype if is_float(x.dtype) else np.float32).eps) if self.eps is None else self.eps
+        eps = float(np.finfo(np.promote_types(x.dtype, np.float32)).eps) if self.eps is None else self.eps
         return x / (mean_square(x, axes, keepdims=True) + eps).sqrt() * self.weight
 
 

@@ -34,6 +34,10 @@ POPULATE_WRITE = 23
 class _Pages(mmap.mmap):
     """Memory that one array has and nobody else: NumPy says of it that the array does not own it."""
 
+    def close(self) -> None:
+        """It lives as long as the array."""
+        raise BufferError("an array has this memory")
+
 
 def _pages(size: int) -> _Pages:
     """New pages of the process's own."""
