@@ -309,7 +309,7 @@ class Guard:
                 self.reach(what, value.__self__)
         elif isinstance(value, partial):
             if value.func in _ASKING:
-                self._call(value.args)
+                self._name_by_strings(value.args)
             for part in (value.func, *value.args, *value.keywords.values()):
                 self.reach(what, part, named)
         elif isinstance(value, type):
@@ -330,7 +330,7 @@ class Guard:
         elif isinstance(value, MappingView):
             self.reach(what, getattr(value, "mapping", None))
         elif isinstance(value, operator.attrgetter | operator.methodcaller):
-            self._call(cast("Any", value).__reduce__()[1])
+            self._name_by_strings(cast("Any", value).__reduce__()[1])
         elif isinstance(value, bytearray | Packed):
             read = _steady(lambda: bytes(cast("Any", value)))
             self.questions.append(Note(what, value, read, read()))
@@ -436,7 +436,7 @@ class Guard:
                 what, value, lambda name: type(space.get(name)) in _PLAIN and not name.startswith("_")
             )
 
-    def _call(self, names: Iterable[Any]) -> None:
+    def _name_by_strings(self, names: Iterable[Any]) -> None:
         """The user's code names attributes by strings, as in attrgetter("a.b")."""
         named = {part for name in names if isinstance(name, str) for part in name.split(".")}
         new = named - self.names[USER]

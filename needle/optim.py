@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from needle.dtype import Array, in_range, is_float, is_whole
+from needle.dtype import Array, in_range, is_float
 from needle.errors import ArgumentError, CheckpointError, DTypeError, GraphError, ShapeError, TraceError
 from needle.ops import clip, where
 from needle.tensor import Tensor
@@ -316,7 +316,7 @@ class Optimizer:
         for key, value in state.items():
             if fault := self._fault_in(key, value):
                 raise self._unfit(fault)
-            if key.startswith("group.") and key.endswith(".start") and not is_whole(state["step"] - value, 0):
+            if key.endswith(".start") and (value > state["step"] or value % 1):
                 raise self._unfit(f"{key} is {value!r}, no step before step {state['step']!r}")
         fresh = [self._loaded(i, state) for i in range(len(self.params))]
         self.t, self.state = int(state["step"]), fresh
@@ -331,8 +331,8 @@ class Optimizer:
         """What is wrong with one entry of a state_dict, or nothing."""
         ranges: dict[str, Range] = {"step": (0, math.inf), **self.numbers}
         groups = range(len(self.param_groups))
-        of_groups = {"start": (0, math.inf), **self.numbers}
-        ranges |= {f"group.{k}.{name}": allowed for k in groups for name, allowed in of_groups.items()}
+        ranges |= {f"group.{k}.{name}": allowed for k in groups for name, allowed in self.numbers.items()}
+        ranges |= {f"group.{k}.start": (0, math.inf) for k in groups[1:]}
         if key in ranges:
             return _fault(key, value, ranges[key])
         name, _, index = key.rpartition(".")

@@ -531,7 +531,7 @@ class Trace:
         mine = id(optimizer) in self.own
         space = cast("dict[str, Any]", vars(shadow))
         start = optimizer.param_groups[group].start
-        space.update(vars(optimizer), t=vars(optimizer)["t"] - start if mine else self.count_of(optimizer, start))
+        space.update(vars(optimizer), t=vars(optimizer)["t"] - start if mine else self.count_of(optimizer, group))
         for name in optimizer.numbers:
             value: Any = optimizer.number(name, group)
             if not mine and (value or name == "lr"):
@@ -541,10 +541,13 @@ class Trace:
             space[name] = value
         return shadow
 
-    def count_of(self, optimizer: Optimizer, start: int = 0) -> HostNumber:
-        """`optimizer.t` at this point of the function, without the steps before `start`."""
+    def count_of(self, optimizer: Optimizer, group: int | None = None) -> HostNumber:
+        """`optimizer.t` at this point of the function, for a group of parameters without the steps before it came."""
         _, count = self.steps.get(id(optimizer), (optimizer, 0))
-        return HostNumber((id(optimizer), "t", count - start), lambda: optimizer.t + count - start)
+        if not group:
+            return HostNumber((id(optimizer), "t", count), lambda: optimizer.t + count)
+        key = (id(optimizer), "t", count, group)
+        return HostNumber(key, lambda: optimizer.t + count - optimizer.param_groups[group].start)
 
     def _update(self, optimizer: Optimizer, shadow: Any, i: int, p: Tensor) -> None:
         keys = [(id(optimizer), (i, j)) for j in range(len(optimizer.state_names))]

@@ -303,6 +303,15 @@ def test_a_group_that_comes_later(torch: Any, compiled: bool) -> None:
         optimizer.add_param_group({"params": params[:1]})
     with pytest.raises(ndl.errors.ArgumentError, match="group 2 has 'rate', which is no number"):
         optimizer.add_param_group({"params": [ndl.Tensor([1.0])], "rate": 1})
+    state = optimizer.state_dict()
+    results: list[list[float]] = []
+    for start in (1, 4):  # the same compilation reads on each call when the group came
+        optimizer.load_state_dict(state | {"group.1.start": start})
+        for p, twin in zip(params, twins, strict=True):
+            p.data = ndl.Tensor(twin.detach().numpy())
+        run()
+        results.append(params[1].numpy().tolist())
+    assert results[0] != results[1]
     inside = ndl.compile(lambda: optimizer.add_param_group({"params": [ndl.Tensor([1.0])]}))
     with pytest.raises(ndl.errors.TraceError, match="call it outside"):
         inside()
