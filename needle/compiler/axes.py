@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from needle.compiler.kernel import Kernel, Product, Scatter, Store, is_few, scalars
+from needle.compiler.kernel import Kernel, Product, Scatter, Store, is_few, multiplications, scalars
 
 FEW, MUCH = 32, 1 << 20
 """Rows below which a barrier costs more than it saves; and bytes of all arrays above which a thread's rows do not stay
@@ -19,6 +19,10 @@ LONG, SMALL, SIDE, LONGEST = 4, 1 << 16, 1 << 17, 1 << 11
 """A product of so many times more terms than rows or columns, of so few bytes, whose right side has so many: it is less
 to tell what each thread has added up than to read the whole right side on every thread. More terms than LONGEST are
 multiplied in blocks, which threads do not share."""
+
+
+STOLEN, STOLEN_PRODUCT = 1 << 18, 1 << 24
+"""So many elements, or multiplications, are worth to be shared out in pieces, as threads come."""
 
 
 @dataclass
@@ -88,6 +92,13 @@ def is_parted(kernel: Kernel) -> bool:
     size = prod(kernel.shape) * sum(dtype.itemsize for dtype in moving.values())
     rows_first = len(axes) == 2 and axes[1].reduced and not axes[0].reduced and axes[0].source == last
     return rows_first and made and axes[1].extent >= FEW and size <= MUCH
+
+
+def is_stolen(kernel: Kernel) -> bool:
+    """Whether there is so much to do that no thread should wait for one that is slower."""
+    if kernel.parted or is_serial(kernel):
+        return False
+    return multiplications(kernel) >= STOLEN_PRODUCT if kernel.product else prod(kernel.shape) >= STOLEN
 
 
 def _is_long(kernel: Kernel, p: Product) -> bool:

@@ -41,6 +41,9 @@ from needle.ops.create import ROUNDS
 CHAIN = 256
 """A loop of more than twice so many steps makes its sums in blocks of so many, or more where it has very many."""
 
+PIECES = 32
+"""Into so many pieces a thread's part is cut, at most, where others may take some."""
+
 LONG = 24
 """Instructions of a loop body that leave no registers for a second vector beside the first."""
 
@@ -89,10 +92,14 @@ class Loops:
         self.draw = first_draw(kernel)
         extra += [] if self.draw is None else ["i64 %draw"]
         extra += ["ptr %sync", "ptr %shared"] if kernel.tells(threads) else []
+        extra += ["ptr %sync", "i64 %taken"] if kernel.steals(threads) else []
         self.arguments = [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra]
         self.code = Code(name, self.arguments)
         self.kernel, self.machine = kernel, machine
         self.threads = 1 if is_serial(kernel) or kernel.batches else threads
+        self.steals = kernel.steals(self.threads)
+        self.thread = Reg("%tid", INT)  # whose part is being done
+        self.pieces = 0  # of each thread, that have been handed out
         self.starts = starts(kernel)
         self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
         self.outer = [a for a in self.axes if not a.reduced]
@@ -145,8 +152,8 @@ class Loops:
         if axis is self.vector:
             self._vector_loop(axis, split, [], lambda _: self._outer(level + 1) or [])
         else:
-            low, high = self._part(axis.extent) if split else (integer(0), integer(axis.extent))
-            self.code.loop(low, high, 1, [], self._inside(axis, lambda _: self._outer(level + 1) or []), split)
+            inside = self._inside(axis, lambda _: self._outer(level + 1) or [])
+            self._shared_out(axis.extent, split, level == 0, lambda low, high: self.code.loop(low, high, 1, [], inside, split))
 
     def _split_axis(self) -> Axis | None:
         """The axis that threads divide: the first with enough pieces for all, else the one with most."""
@@ -158,11 +165,64 @@ class Loops:
         return enough[0] if enough else free[pieces.index(max(pieces))]
 
     def _part(self, pieces: int) -> tuple[Reg, Reg]:
-        """This thread's range of `pieces`."""
-        c, tid = self.code, Reg("%tid", INT)
-        low = c.make(f"udiv i64 {c.mul(tid, pieces).text}, {self.threads}", INT)
-        after = c.mul(c.add(tid, integer(1)), pieces)
+        """The range of `pieces` that is one thread's."""
+        c, thread = self.code, self.thread
+        low = c.make(f"udiv i64 {c.mul(thread, pieces).text}, {self.threads}", INT)
+        after = c.mul(c.add(thread, integer(1)), pieces)
         return low, c.make(f"udiv i64 {after.text}, {self.threads}", INT)
+
+    def _shared_out(self, pieces: int, split: bool, first: bool, body: Callable[[Reg, Reg], object]) -> None:
+        """Do it for all pieces, or where threads split them, for this thread's, and then for some of others' if no
+        loop is outside of this one, which is the `first`."""
+        if not split:
+            body(integer(0), integer(pieces))
+            return
+        if not (self.steals and first):
+            body(*self._part(pieces))
+            return
+        count = min(max(pieces // self.threads, 1), PIECES)
+
+        def piece(number: Reg) -> None:
+            low, high = self._part(pieces)
+            body(*self._cut(low, high, number, count))
+
+        self._steal(count, piece)
+
+    def _cut(self, low: Reg, high: Reg, number: Reg, count: int) -> tuple[Reg, Reg]:
+        """Of a range that is cut into `count` pieces, the one of a number."""
+        if count == 1:
+            return low, high
+        c = self.code
+        size = c.make(f"sub i64 {high.text}, {low.text}", INT)
+        ends: list[Reg] = []
+        for n in (number, c.add(number, integer(1))):
+            product = c.make(f"mul nsw i64 {size.text}, {n.text}", INT)
+            ends.append(c.add(low, c.make(f"udiv i64 {product.text}, {count}", INT)))
+        return ends[0], ends[1]
+
+    def _steal(self, count: int, body: Callable[[Reg], None]) -> None:
+        """Do all pieces of this thread, numbered 0 to count - 1, and then what others have not begun of theirs."""
+        c, known = self.code, dict(self.values)
+        first = c.add(Reg("%taken", INT), integer(self.pieces))
+        self.pieces += count
+
+        def part(further: Reg, _: Sequence[Reg]) -> list[Reg]:
+            look, take, after = c.label(), c.label(), c.label()
+            thread = c.make(f"add i64 %tid, {further.text}", INT)
+            self.thread = c.make(f"urem i64 {thread.text}, {self.threads}", INT)
+            c.line(f"br label %{look}")
+            c.start(look)
+            number = c.make(f"call i64 @take(ptr %sync, {self.thread}, {first}, i64 {count})", INT)
+            none = c.compare("lt", number, integer(0))
+            c.line(f"br i1 {none.text}, label %{after}, label %{take}")
+            c.start(take)
+            body(number)
+            c.line(f"br label %{look}")
+            c.start(after)
+            return []
+
+        c.loop(integer(0), integer(self.threads), 1, [], part)
+        self.thread, self.values = Reg("%tid", INT), known
 
     def _inside(
         self, axis: Axis, body: Callable[[list[Reg]], Sequence[Reg]], scale: int = 1
@@ -185,8 +245,9 @@ class Loops:
         lanes = self.lanes
         whole, rest = divmod(axis.extent, lanes)
         if split:
-            low, high = self._part(whole + (rest > 0))
-            return self._split_vectors(axis, low, high, body)
+            pieces, first = whole + (rest > 0), axis is self.outer[0]
+            self._shared_out(pieces, True, first, lambda low, high: self._split_vectors(axis, low, high, body))
+            return []
         if whole:
             carried = self._summing(integer(0), integer(whole), whole, carried, self._inside(axis, body, lanes))
         if rest:

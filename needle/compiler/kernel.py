@@ -358,6 +358,8 @@ class Kernel:
     whose number it is told in place of the thread's."""
     parted: bool = False
     """Each thread takes a part of the reduced axes, or of a product's terms, and not of the others: see parted.py."""
+    stolen: bool = False
+    """Threads that have done their part take pieces of what others have not begun, where it is no bundle or chain."""
 
     @property
     def width(self) -> int:
@@ -367,6 +369,10 @@ class Kernel:
     def tells(self, threads: int) -> bool:
         """Whether each of so many threads tells the others its parts of the sums, and waits for theirs."""
         return self.parted and threads > 1
+
+    def steals(self, threads: int) -> bool:
+        """Whether threads that have done their part take pieces of what others have not begun."""
+        return self.stolen and threads > 1 and not self.lengths and not self.batches
 
     def __str__(self) -> str:
         return _text(self)
@@ -456,7 +462,7 @@ def identity(kernel: Kernel) -> str:
         return Access(a.slot, a.strides, a.offset - first.get(a.slot, 0))
 
     p = kernel.product and replace(kernel.product, a=since(kernel.product.a), b=since(kernel.product.b))
-    lines = [str((shape, kernel.reduced, slots, p, kernel.scattered, is_few(kernel), kernel.batches, kernel.parted))]
+    lines = [str((shape, kernel.reduced, slots, p, kernel.scattered, is_few(kernel), kernel.batches, kernel.parted, kernel.stolen))]
 
     def visit(s: Scalar) -> int:
         if s.number not in numbers:

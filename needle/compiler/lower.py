@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.compiler.axes import is_parted
+from needle.compiler.axes import is_parted, is_stolen
 from needle.compiler.fuse import Group, Grouping, leaves
 from needle.compiler.graph import Input, Node, with_scalar
 from needle.compiler.index import (
@@ -168,6 +168,7 @@ class _Lowering:
             scattered,
         )
         kernel.parted = is_parted(kernel) and not self.repeated
+        kernel.stolen = is_stolen(kernel) and not self.repeated
         keep(kernel)
         return Lowered(kernel, self.memory, self.group)
 

@@ -18,7 +18,7 @@ from needle.compiler.place import Place, Span, size_of
 from needle.compiler.plan import Plan
 from needle.compiler.tile import Emitter, emit_product
 from needle.compiler.turned import across, emit_turned
-from needle.runtime.barrier import barrier_text
+from needle.runtime.barrier import TAKE, barrier_text
 
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
@@ -77,6 +77,8 @@ class _Step:
         self.declared: set[str] = set()
         self.lines: list[str] = []
         self.told = 0  # kernels that told their threads' sums
+        self.stolen = 0  # kernels and chains of which threads steal pieces
+        self.before: list[str] = []
 
     def text(self) -> str:
         """Declarations, kernels, and the function that calls them."""
@@ -104,8 +106,8 @@ class _Step:
         body = [*before, *self._head(), *self.lines, *after, "  ret void", "}"]
         # It only calls others: LLVM need not think about it for long.
         step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind noinline optnone {", "entry:", *body]
-        barrier = barrier_text(self.threads) if self.threads > 1 else ""
-        return "\n".join([*sorted(self.declared), barrier, *self.bodies, "\n".join(step)])
+        waiting = [barrier_text(self.threads)] * (self.threads > 1) + [TAKE] * (self.stolen > 0)
+        return "\n".join([*sorted(self.declared), *waiting, *self.bodies, "\n".join(step)])
 
     def _head(self) -> list[str]:
         plan = self.plan
@@ -119,7 +121,9 @@ class _Step:
         if plan.spans:
             head += ["  %steps = alloca i64"]
         if plan.chains:
-            head += [f"  %handed = getelementptr i8, ptr %scratch, i64 {plan.packing_bytes}", "  %batch = alloca i64"]
+            head += [f"  %handed = getelementptr i8, ptr %scratch, i64 {plan.packing_bytes}", "  %parts = alloca i64"]
+        if self.stolen:
+            head += ["  %calls = load i64, ptr %sync", "  %turn = shl i64 %calls, 32", *self.before]
         if self.profiled:
             self.declared.add("declare i64 @llvm.readcyclecounter()")
             head += [f"  %pc = getelementptr i64, ptr %args, i64 {CLOCK}", "  %clock = load ptr, ptr %pc"]
@@ -144,11 +148,19 @@ class _Step:
             ]
             arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
             arguments += [f"i64 {extra}" for extra in (length, first_draw(kernel)) if extra is not None]
+            if kernel.steals(self.threads):
+                arguments += ["ptr %sync", f"i64 {self._stealing()}"]
             if kernel.tells(self.threads):
                 arguments += ["ptr %sync", f"ptr %shared{self.told % 2}"]
                 self.told += 1  # while the next such kernel tells, this one's may still be read
             call = f"  call void @{name}({', '.join(arguments)})"
             self._by_first_thread([call]) if is_serial(kernel) and self.threads > 1 else self.lines.append(call)
+
+    def _stealing(self) -> str:
+        """A number from which on a kernel's pieces are counted: above all of earlier ones."""
+        self.stolen += 1
+        self.before.append(f"  %from{self.stolen} = add i64 %turn, {self.stolen << 16}")
+        return f"%from{self.stolen}"
 
     def _name(self, lowered: Lowered) -> str:
         """The function of a kernel, which is written where it is new."""
@@ -214,27 +226,38 @@ class _Step:
     # -------------------------------------------------------------------------------------------------- chains
 
     def _chain(self, chain: Chain) -> None:
-        """This thread's batches, each through all kernels."""
-        at, count, kernels = chain.first, chain.count, range(chain.first, chain.stop)
+        """This thread's batches, and what others have not begun of theirs, each through all kernels."""
+        at, kernels = chain.first, range(chain.first, chain.stop)
         self._note_time(2 * at)
         for kernel in kernels:
             self._note_time(2 * kernel + 1, "i64 0")
+        ends = [f"  %share{at}{end} = mul i64 %of{at}{end}, {chain.count}" for end in "ab"]
         self.lines += [
-            f"  %all{at} = mul i64 %tid, {count}",
-            f"  %low{at} = udiv i64 %all{at}, {self.threads}",
-            f"  %other{at} = add i64 %all{at}, {count}",
-            f"  %high{at} = udiv i64 %other{at}, {self.threads}",
-            f"  store i64 %low{at}, ptr %batch",
-            f"  %some{at} = icmp ult i64 %low{at}, %high{at}",
-            f"  br i1 %some{at}, label %chain{at}, label %end{at}",
+            "  store i64 0, ptr %parts",
+            f"  br label %part{at}",
+            f"part{at}:",
+            f"  %further{at} = load i64, ptr %parts",
+            f"  %sum{at} = add i64 %tid, %further{at}",
+            f"  %of{at}a = urem i64 %sum{at}, {self.threads}",
+            f"  %of{at}b = add i64 %of{at}a, 1",
+            *ends,
+            f"  %low{at} = udiv i64 %share{at}a, {self.threads}",
+            f"  %high{at} = udiv i64 %share{at}b, {self.threads}",
+            f"  %count{at} = sub i64 %high{at}, %low{at}",
+            f"  br label %look{at}",
+            f"look{at}:",
+            f"  %taken{at} = call i64 @take(ptr %sync, i64 %of{at}a, i64 {self._stealing()}, i64 %count{at})",
+            f"  %b{at} = add i64 %low{at}, %taken{at}",
+            f"  %some{at} = icmp sge i64 %taken{at}, 0",
+            f"  br i1 %some{at}, label %chain{at}, label %next{at}",
             f"chain{at}:",
-            f"  %b{at} = load i64, ptr %batch",
         ]
         for kernel in kernels:
             start = self._time()
             self._kernel(kernel, f"%b{at}", chain)
             self._add_time(2 * kernel + 1, start)
-        self._again(at, f"%b{at}", "%batch", f"%high{at}", f"%chain{at}")
+        self.lines += [f"  br label %look{at}", f"next{at}:"]
+        self._again(at, f"%further{at}", "%parts", str(self.threads), f"%part{at}")
         self._lay_out_times(kernels)
 
     def _again(self, at: int, number: str, counter: str, limit: str, begin: str) -> None:

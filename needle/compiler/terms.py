@@ -52,7 +52,10 @@ class Terms(Packed):
             self.values, self.limits = known, {}
             return []
 
-        c.loop(integer(0), integer(self.height // many), 1, [], place)
+        low, high = integer(0), integer(self.height // many)
+        if self.cut is not None:
+            low, high = self._cut(low, high, *self.cut)
+        c.loop(low, high, 1, [], place)
 
     def _spans(self, axis: Axis, i: Reg, rows: int, column: Reg, vectors: int) -> list[tuple[Reg, Reg, bool]]:
         """The parts of an inner axis that a tile multiplies, and whether all their terms count."""

@@ -12,16 +12,17 @@ The statements after the product run on the accumulators before anything is stor
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
 
 from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
-from needle.compiler.emit import Machine
+from needle.compiler.emit import PIECES, Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
 from needle.compiler.parted import row_bytes, shared_bytes
-from needle.compiler.sides import LEFT, LINE, PANELS, VECTORS, WIDEST, sides, split, tile_rows
+from needle.compiler.sides import LEAST_ROWS, LEFT, LINE, PANELS, VECTORS, WIDEST, sides, split, tile_rows
 from needle.compiler.terms import At, Terms
 
 LOW = 8
@@ -37,6 +38,9 @@ LONGER = 1 << 22
 
 FAR_AWAY = 1 << 20
 """Bytes from which on what the statements read is asked for in advance: less is in the cache."""
+
+PIECE = 1 << 21
+"""Multiplications of a piece of a thread's part that others may take, about."""
 
 LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
@@ -96,6 +100,8 @@ class _Tile(Terms):
             self.code.line(f"%spill = alloca [32 x {kind}], align 64")
         else:
             self._hoist(self.statements, -1)
+        if self.steals:
+            self.code.line("%packed = alloca i64")
         if self.of_columns:
             self.code.line(
                 f"%totals = alloca [{PANELS * WIDEST} x {memory_type(self.product.dtype, self.lanes)}], align 64"
@@ -106,8 +112,9 @@ class _Tile(Terms):
         if level < len(self.batch):
             axis = self.batch[level]
             split = level == 0 and self.split == "batch"
-            low, high = self._part(axis.extent) if split else (integer(0), integer(axis.extent))
-            self.code.loop(low, high, 1, [], self._inside(axis, lambda _: self._batches(level + 1) or []), split)
+            inside = self._inside(axis, lambda _: self._batches(level + 1) or [])
+            loop = partial(self.code.loop, step=1, carried=[], body=inside, may_be_empty=split)
+            self._shared_out(axis.extent, split, True, loop)
             return
         self._columns()
 
@@ -187,23 +194,57 @@ class _Tile(Terms):
 
     def _column_group(self, start: int, vectors: int, count: int, rest: int, split: bool) -> None:
         width = vectors * self.lanes
-
-        low, high = self._part(count) if split else (integer(0), integer(count))
         together = min(PANELS, count) if self.left_packed else 1
 
-        def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
-            known = dict(self.values)
-            column = self.code.add(self.code.mul(i, width), integer(start * self.lanes))
-            if together > 1:
-                self.panels = self.code.smaller(self._since(high, i), integer(together))
-            self._rows(column, vectors, rest)
-            self.values, self.panels = known, integer(1)
-            return []
+        def panels(low: Reg, high: Reg, may_be_none: bool) -> None:
+            def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
+                known = dict(self.values)
+                column = self.code.add(self.code.mul(i, width), integer(start * self.lanes))
+                if together > 1:
+                    self.panels = self.code.smaller(self._since(high, i), integer(together))
+                self._rows(column, vectors, rest)
+                self.values, self.panels = known, integer(1)
+                return []
 
-        if split or count > 1:
-            self.code.loop(low, high, together, [], body, may_be_empty=split)
+            if may_be_none or count > 1:
+                self.code.loop(low, high, together, [], body, may_be_empty=may_be_none)
+            else:
+                body(integer(0), [])
+
+        if self.steals and not self.batch:
+            self._pieces(count, together, split, panels)
         else:
-            body(integer(0), [])
+            low, high = self._part(count) if split else (integer(0), integer(count))
+            panels(low, high, split)
+
+    def _pieces(self, count: int, together: int, split: bool, panels: Callable[[Reg, Reg, bool], None]) -> None:
+        """So many panels, in pieces: some panels, which are packed together or one after the other, and some rows."""
+        c, own = self.code, -(-count // self.threads) if split else count
+        wanted = min(max(multiplications(self.kernel) // self.threads // PIECE, 1), PIECES)
+        groups = -(-own // together)
+        of_columns = min(groups, PIECES)
+        each = -(-groups // of_columns) * together
+        of_rows = min(-(-wanted // of_columns), self._most_pieces())
+
+        def piece(number: Reg) -> None:
+            low, high = self._part(count) if split else (integer(0), integer(count))
+            if of_rows > 1:
+                self.cut = c.make(f"urem i64 {number.text}, {of_rows}", INT), of_rows
+                number = c.make(f"udiv i64 {number.text}, {of_rows}", INT)
+            low = c.add(low, c.mul(number, each))
+            panels(low, c.smaller(c.add(low, integer(each)), high), True)
+            self.cut = None
+
+        c.line("store i64 -1, ptr %packed")
+        self._steal(of_columns * of_rows, piece)
+
+    def _most_pieces(self) -> int:
+        """Into how many the rows of a thread may be cut."""
+        if self.block:
+            return 1
+        if self.inside:
+            return self.height // self.rows[-1].extent
+        return max(self._rows_of_thread() // (LEFT if self.left_packed else LEAST_ROWS), 1)
 
     def _each_panel(self, body: Callable[[], object]) -> None:
         """Do it for each panel of the right side that is packed now."""
@@ -259,10 +300,29 @@ class _Tile(Terms):
             return self.code.add(first_column, self.code.mul(self.panel, width))
 
         if self.packed:
-            self._each_panel(lambda: self._pack(here(), vectors, masks))
+            self._unless_packed(column, lambda: self._each_panel(lambda: self._pack(here(), vectors, masks)))
         if self.of_columns:
-            self._each_panel(lambda: self._in_turn(here(), vectors, masks))
+            self._with_first_rows(lambda: self._each_panel(lambda: self._in_turn(here(), vectors, masks)))
         self._each_place(lambda start: self._tiles_from(start, here, vectors, masks))
+
+    def _unless_packed(self, column: Reg, pack: Callable[[], None]) -> None:
+        """Pack the panels from a column on, if this is not what this thread has packed for rows before."""
+        if self.cut is None:
+            pack()
+            return
+        c = self.code
+
+        def new() -> None:
+            pack()
+            c.line(f"store i64 {column.text}, ptr %packed")
+
+        c.branch(c.compare("ne", c.make("load i64, ptr %packed", INT), column), new)
+
+    def _with_first_rows(self, body: Callable[[], None]) -> None:
+        if self.cut is None:
+            body()
+        else:
+            self.code.branch(self.code.compare("eq", self.cut[0], integer(0)), body)
 
     def _in_turn(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
         """The totals of a panel, by one of the threads that have it."""
@@ -272,7 +332,7 @@ class _Tile(Terms):
         c = self.code
         number = c.make(f"udiv i64 {column.text}, {vectors * self.lanes}", INT)
         whose = c.make(f"urem i64 {number.text}, {self.threads}", INT)
-        c.branch(c.compare("eq", whose, Reg("%tid", INT)), lambda: self._totals(column, vectors, masks))
+        c.branch(c.compare("eq", whose, self.thread), lambda: self._totals(column, vectors, masks))
 
     def _totals(self, column: Reg, vectors: int, masks: list[Reg | None]) -> None:
         """Sum the right side, and do what follows for each column."""
@@ -331,8 +391,12 @@ class _Tile(Terms):
             finish(integer(whole), masks[-1])
 
     def _tiles_from(self, start: Reg, here: Callable[[], Reg], vectors: int, masks: list[Reg | None]) -> None:
-        for rows, parts in self._row_parts(vectors):
+        found = self._row_parts(vectors)
+        most = max(found, key=lambda part: sum((high - low) // part[0] for low, high in part[1]))
+        for rows, parts in found:
             low, high = (self.code.add(start, self._choose([p[side] for p in parts])) for side in (0, 1))
+            if self.cut is not None and not self.inside:
+                low, high = self._cut_rows(low, high, rows, parts is most[1])
 
             def tiles(low: Reg, high: Reg, first: Reg | None, rows: int = rows) -> None:
                 def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
@@ -357,6 +421,18 @@ class _Tile(Terms):
                 return []
 
             self.code.loop(low, high, step, [], block, may_be_empty=True)
+
+    def _cut_rows(self, low: Reg, high: Reg, rows: int, most: bool) -> tuple[Reg, Reg]:
+        """The tiles of the current piece: some of those of the height that most have; of all others, all or none."""
+        assert self.cut is not None  # noqa: S101
+        c, (number, count) = self.code, self.cut
+        if not most:
+            last = c.compare("eq", number, integer(count - 1))
+            return c.select(last, low, high), high
+        size = c.make(f"sub i64 {high.text}, {low.text}", INT)
+        tiles = c.make(f"udiv i64 {size.text}, {rows}", INT)
+        first, stop = self._cut(integer(0), tiles, number, count)
+        return c.add(low, c.mul(first, rows)), c.add(low, c.mul(stop, rows))
 
     def _row_parts(self, vectors: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """For each tile height that occurs, the range of rows that each thread covers with it."""
@@ -388,7 +464,7 @@ class _Tile(Terms):
         result = integer(numbers[-1])
         for t, number in reversed(list(enumerate(numbers[:-1]))):
             if str(number) != result.text:
-                here = self.code.make(f"icmp eq i64 %tid, {t}", np.dtype(bool))
+                here = self.code.make(f"icmp eq i64 {self.thread.text}, {t}", np.dtype(bool))
                 result = self.code.make(f"select i1 {here.text}, i64 {number}, i64 {result.text}", INT)
         return result
 

@@ -83,19 +83,19 @@ class Turned(Loops):
         if level < len(self.others):
             axis = self.others[level]
             split = axis is self._split_axis()
-            low, high = self._part(axis.extent) if split else (integer(0), integer(axis.extent))
-            self.code.loop(low, high, 1, [], self._inside(axis, lambda _: self._other(level + 1) or []), split)
+            inside = self._inside(axis, lambda _: self._other(level + 1) or [])
+            self._shared_out(axis.extent, split, not level, lambda low, high: self.code.loop(low, high, 1, [], inside, split))
             return
         c, split = self.code, self._split_axis() not in self.others and self.threads > 1
         pieces = -(-self.along.extent // self.lanes)
-        low, high = self._part(pieces) if split else (integer(0), integer(pieces))
 
         def block(number: Reg, _: Sequence[Reg]) -> list[Reg]:
             first = c.mul(number, self.lanes)
             c.loop(integer(0), integer(self.last.extent), CHUNK, [], lambda start, _: self._block(first, start))
             return []
 
-        c.loop(low, high, 1, [], block, may_be_empty=split)
+        first = not self.others
+        self._shared_out(pieces, split, first, lambda low, high: c.loop(low, high, 1, [], block, may_be_empty=split))
 
     def _block(self, first: Reg, start: Reg) -> list[Reg]:
         """The squares, and then the statements on their lines."""

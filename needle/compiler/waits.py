@@ -97,6 +97,7 @@ def _shares(lowered: Lowered, machine: Machine, threads: int) -> list[int]:
     if is_serial(kernel):
         return [ALONE] * len(nodes)
     rows = None if threads == 1 or kernel.lengths or kernel.batches else _row_axes(kernel, machine, threads)
+    rows = None if kernel.steals(threads) else rows
     count = 0 if rows is None else prod(kernel.shape[axis] for axis in rows)
     if rows is None or not count:
         return [0] * len(nodes)

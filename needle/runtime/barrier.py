@@ -24,6 +24,9 @@ BARRIER, WAITERS, MOODS, MOOD = 16, 48, 64, 8
 """Where a team's block of words has the barrier's counter, the number of threads that block, and what each thread has
 to itself, so many words apart: how many waits will be short, and how many were in vain in a row."""
 
+TAKEN = MOODS + 2
+"""Where a team's block says, so many words apart, how many pieces of each thread's part are taken."""
+
 _PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 _YIELD = "call i32 @sched_yield()" if hasattr(os, "sched_yield") else ""
@@ -121,6 +124,39 @@ out:
   ret void
 }}
 """
+
+
+TAKE = f"""
+define internal i64 @take(ptr %sync, i64 %whose, i64 %first, i64 %count) nounwind noinline {{
+entry:
+  %own = mul i64 %whose, {MOOD}
+  %from = add i64 %own, {TAKEN}
+  %word = getelementptr i64, ptr %sync, i64 %from
+  %stop = add i64 %first, %count
+  %seen = load atomic i64, ptr %word monotonic, align 8
+  br label %look
+look:
+  %taken = phi i64 [ %seen, %entry ], [ %other, %claim ]
+  %begun = icmp ugt i64 %taken, %first
+  %piece = select i1 %begun, i64 %taken, i64 %first
+  %left = icmp ult i64 %piece, %stop
+  br i1 %left, label %claim, label %none
+claim:
+  %next = add i64 %piece, 1
+  %pair = cmpxchg ptr %word, i64 %taken, i64 %next monotonic monotonic, align 8
+  %other = extractvalue {{ i64, i1 }} %pair, 0
+  %mine = extractvalue {{ i64, i1 }} %pair, 1
+  br i1 %mine, label %got, label %look
+got:
+  %number = sub i64 %piece, %first
+  ret i64 %number
+none:
+  ret i64 -1
+}}
+"""
+"""LLVM text with @take(ptr %sync, i64 %whose, i64 %first, i64 %count): the next of the pieces 0 to count - 1 of a
+thread's part that nobody has taken, or -1. The word only grows: `first` tells a kernel from those before it, also in
+earlier calls, so that nothing is ever set back."""
 
 
 def barrier_text(threads: int) -> str:
