@@ -31,9 +31,9 @@ from needle.dtype import Array
 from needle.errors import NeedleError
 
 # `needle.compiler.chain` itself is the function
-axes_module, chain_module, roots_module, recompute_module, reroll_module, sides_module, turned_module = (
+axes_module, chain_module, roots_module, recompute_module, reroll_module, sides_module, tile_module, turned_module = (
     importlib.import_module(f"needle.compiler.{name}")
-    for name in ("axes", "chain", "roots", "recompute", "reroll", "sides", "turned")
+    for name in ("axes", "chain", "roots", "recompute", "reroll", "sides", "tile", "turned")
 )
 
 scan_module = importlib.import_module("needle.scan")
@@ -634,18 +634,27 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
 )
 """Sizes from which on the compiler does things, so small that random programs reach them."""
 
+STOLEN: tuple[tuple[Any, str, int], ...] = (
+    (axes_module, "STOLEN", 1),
+    (axes_module, "STOLEN_PRODUCT", 1),
+    (tile_module, "PIECE", 1),
+    (tile_module, "LEAST_ROWS", 1),
+)
+"""The same of what is shared out in pieces, as threads come."""
+
 
 @contextmanager
-def split_small_work(threads: int) -> Iterator[None]:
+def split_small_work(threads: int, stolen: bool = False) -> Iterator[None]:
     """Within this block even the smallest kernels are divided among threads, chained, and computed again."""
-    before = [getattr(module, name) for module, name, _ in SMALL]
-    for module, name, size in SMALL:
+    sizes = (*SMALL, *(STOLEN if stolen else ()))
+    before = [getattr(module, name) for module, name, _ in sizes]
+    for module, name, size in sizes:
         setattr(module, name, size)
     try:
         with built_by(lambda graph: build(graph, threads)):
             yield
     finally:
-        for (module, name, _), size in zip(SMALL, before, strict=True):
+        for (module, name, _), size in zip(sizes, before, strict=True):
             setattr(module, name, size)
 
 
@@ -695,7 +704,7 @@ WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "interpret": lambda: built_by(Interpreted),
     "native": nullcontext,
     "split": lambda: split_small_work(2),
-    "crowd": lambda: split_small_work(3),
+    "crowd": lambda: split_small_work(3, stolen=True),
 }
 
 

@@ -62,19 +62,29 @@ def races(program: Interpreted, given: list[Array], planned: Plan, machine: Mach
     def wait() -> None:
         waits[thread] += 1
 
-    kept = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(note), ctypes.CFUNCTYPE(None)(wait)
+    def take(whose: int, first: int, count: int) -> int:
+        """Thread t takes every threads-th piece of each part, beginning with another one in each kernel."""
+        began = (first >> 16) + thread + whose
+        at = taken.setdefault((thread, whose, first), began % threads)
+        taken[thread, whose, first] = at + threads
+        return at if at < count else -1
+
+    taken: dict[tuple[int, int, int], int] = {}
+    kinds = [[None, *[ctypes.c_int64] * 3], [None], [*[ctypes.c_int64] * 4]]
+    kept = [ctypes.CFUNCTYPE(*kind)(function) for kind, function in zip(kinds, (note, wait, take), strict=True)]
     text = watched(program, planned, machine, threads, *(ctypes.cast(f, ctypes.c_void_p).value or 0 for f in kept))
     engine = native.engine()
     library = native.Library(engine.link(engine.compile(text), ["step"]), ["step"], False)
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(library.addresses["step"])
+    sync = np.ones(1, np.int64)  # the number of the call
     for thread in range(threads):
-        run(words.ctypes.data, None, thread)
+        run(words.ctypes.data, sync.ctypes.data, thread)
     assert len(set(waits)) == 1, "all threads meet at the same barriers"
     clashes = [seen[1].any(0) & (seen.any(0).sum(0) > 1) for seen in touched.values()]
     return int(np.sum(clashes))
 
 
-def watched(program: Interpreted, planned: Plan, machine: Machine, threads: int, note: int, wait: int) -> str:
+def watched(program: Interpreted, planned: Plan, machine: Machine, threads: int, note: int, wait: int, take: int) -> str:
     """The code of the step, in which each access calls `note` before, and each barrier `wait` instead."""
     load, gather, store = Code.load, Code.gather, Code.store
 
@@ -103,11 +113,17 @@ def watched(program: Interpreted, planned: Plan, machine: Machine, threads: int,
         one(c, pointer, value.dtype, value.lanes, mask, 1)
         store(c, value, pointer, mask)
 
+    # Threads run one after the other: each takes of all parts what it might have taken, and nobody else then takes.
+    take = f"""define i64 @take(ptr %sync, i64 %whose, i64 %first, i64 %count) {{
+    %piece = call i64 inttoptr (i64 {take} to ptr)(i64 %whose, i64 %first, i64 %count)
+    ret i64 %piece
+    }}"""
     barrier = f"define void @barrier(ptr %sync, i64 %tid) {{\ncall void inttoptr (i64 {wait} to ptr)()\nret void\n}}"
     with pytest.MonkeyPatch.context() as patch:
         for name, method in (("load", noted_load), ("gather", noted_gather), ("store", noted_store)):
             patch.setattr(Code, name, method)
         patch.setattr(step, "barrier_text", lambda _: barrier)
+        patch.setattr(step, "TAKE", take)
         square.cache_clear()
         text, _ = step.write_text(program.kernels, planned, program.simple, threads, machine)
     square.cache_clear()
@@ -127,8 +143,9 @@ def found(function: Callable[..., Any], *arguments: ndl.Tensor, waiting: bool = 
                     count[0] += races(self, arrays, planned, machine, threads)
             return Evaluated.compute(self, arrays, numbers)
 
-    with split_small_work(2), built_by(Watched), np.errstate(all="ignore"):
-        compile_module.compile(function)(*arguments)
+    for stolen in (False, True):
+        with split_small_work(2, stolen), built_by(Watched), np.errstate(all="ignore"):
+            compile_module.compile(function)(*arguments)
     return count[0]
 
 
