@@ -37,6 +37,10 @@ more than lines that crowd."""
 PANELS = 8
 """Where the left side is packed, so many panels of the right one are packed before, which all use it."""
 
+STAYS, TOGETHER = 1 << 20, 1 << 19
+"""A left side above STAYS bytes leaves the cache from panel to panel. Of some rows it does not: they pass over several
+panels, which are packed together, of up to TOGETHER bytes."""
+
 BLOCK = 1024
 """A packed product over more than twice so many k is made in blocks of about so many: what is packed stays in the cache
 while all rows pass over it, and the sums so far wait in memory."""
@@ -133,6 +137,8 @@ class Packing:
     of_left: int
     of_sums: int
     """Of those that wait while blocks are multiplied."""
+    panels: int
+    """How many panels of the right side are packed before rows pass over them."""
 
 
 def _crowd(length: int, step: int, width: int, least: int) -> bool:
@@ -162,10 +168,11 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
     length = block * p.length // first if block else p.length
     vectors = -(-of.column.extent * size // 64)
     panel, panels = 64 * (vectors if vectors <= WIDEST else VECTORS), PANELS if left else 1  # bytes of a row, at most
+    if right and not (left or block or of.inside) and p.length * prod(a.extent for a in of.rows) * size > STAYS:
+        panels = min(max(TOGETHER // (length * panel), 1), PANELS)
     sums = prod(a.extent for a in of.rows) * panel * panels if block else 0
-    return Packing(
-        left, right, block, length, (length * panels + 64 // size) * panel, length * LEFT * size * left, sums
-    )
+    of_right = (length * panels + 64 // size) * panel
+    return Packing(left, right, block, length, of_right, length * LEFT * size * left, sums, panels)
 
 
 def tile_rows(machine: Machine, vectors: int) -> int:

@@ -194,7 +194,7 @@ class _Tile(Terms):
 
     def _column_group(self, start: int, vectors: int, count: int, rest: int, split: bool) -> None:
         width = vectors * self.lanes
-        together = min(PANELS, count) if self.left_packed else 1
+        together = min(self.packing.panels, count)
 
         def panels(low: Reg, high: Reg, may_be_none: bool) -> None:
             def body(i: Reg, _: Sequence[Reg]) -> list[Reg]:
@@ -244,7 +244,7 @@ class _Tile(Terms):
             return 1
         if self.inside:
             return self.height // self.rows[-1].extent
-        return max(self._rows_of_thread() // (LEFT if self.left_packed else LEAST_ROWS), 1)
+        return max(self._rows_of_thread() // (LEFT if self.packing.panels > 1 else LEAST_ROWS), 1)
 
     def _each_panel(self, body: Callable[[], object]) -> None:
         """Do it for each panel of the right side that is packed now."""
@@ -407,7 +407,7 @@ class _Tile(Terms):
 
                 self.code.loop(low, high, rows, [], body, may_be_empty=first is None)
 
-            if not self.left_packed:
+            if self.packing.panels == 1:
                 tiles(low, high, None)
                 continue
 
@@ -415,8 +415,10 @@ class _Tile(Terms):
             step = max(fit // rows, 1) * rows
 
             def block(low: Reg, _: Sequence[Reg], rows: int = rows, high: Reg = high, step: int = step) -> list[Reg]:
-                start, end = self._left_start(low), self.code.smaller(self.code.add(low, integer(step)), high)
-                self._pack_left(start, end)
+                end = self.code.smaller(self.code.add(low, integer(step)), high)
+                start = self._left_start(low) if self.left_packed else None
+                if start is not None:
+                    self._pack_left(start, end)
                 self._each_panel(lambda: tiles(low, end, start, rows))
                 return []
 
