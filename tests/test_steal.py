@@ -33,6 +33,10 @@ def attention(q: ndl.Tensor, k: ndl.Tensor, v: ndl.Tensor) -> ndl.Tensor:
     return ndl.softmax(q @ k.transpose((1, 2)), axis=-1) @ v
 
 
+def several(*arrays: ndl.Tensor) -> list[ndl.Tensor]:
+    return [x * 2 + 1 for x in arrays]
+
+
 def both(x: ndl.Tensor, y: ndl.Tensor) -> list[ndl.Tensor]:
     return [x.transpose() @ y, y.sum((0,))]
 
@@ -51,6 +55,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[ndl.Tensor]]] = {
     "rows of a softmax": (lambda x: ndl.softmax(x, axis=-1), [draw(301, 57)]),
     "columns of sums": (lambda x: x.sum((0,)), [draw(57, 1301)]),
     "transposed": (lambda x, y: x.transpose() * y, [draw(300, 257), draw(257, 300)]),
+    "a bundle": (several, [draw(300, 1001), draw(7), draw(5, 3), draw(90_001)]),
     "a chain": (attention, [draw(11, 70, 16), draw(11, 70, 16, seed=1), draw(11, 70, 16, seed=2)]),
 }
 
@@ -84,6 +89,7 @@ def test_whoever_takes_the_pieces(case: str) -> None:
         assert compiled.last is not None
         program = compiled.last.program
         kernels = [lowered.kernel for lowered in program.kernels]
+        assert case != "a bundle" or len(kernels) == 1
         assert all(kernel.steals(THREADS) or kernel.batches for kernel in kernels)
         waits = any(program.plan.barriers[1:])
         assert waits == (case == "convolution"), "which pads first, and threads one after the other cannot wait"

@@ -12,6 +12,7 @@ update of all of them is one kernel, compiled once, that runs over one row after
 from math import prod
 from typing import Any
 
+from needle.compiler.axes import is_stolen
 from needle.compiler.graph import Node
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, identity, reachable, starts
 from needle.compiler.loop import under
@@ -91,4 +92,5 @@ def _merged(members: list[Lowered]) -> Lowered:
     row.lengths = tuple([prod(m.kernel.shape) for m in members])
     row.shape = (sum(row.lengths),)
     row.slots, row.written = row.slots * len(members), row.written * len(members)
+    row.stolen = members[-1].repeat is None and is_stolen(row)
     return Lowered(row, memory, members[-1].group, members[-1].repeat)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from needle.compiler import vector_math
-from needle.compiler.axes import Axis, is_serial, loop_axes
+from needle.compiler.axes import STOLEN, Axis, is_serial, loop_axes
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
 from needle.compiler.keep import COSTS, line_elements
 from needle.compiler.kernel import (
@@ -41,8 +41,8 @@ from needle.ops.create import ROUNDS
 CHAIN = 256
 """A loop of more than twice so many steps makes its sums in blocks of so many, or more where it has very many."""
 
-PIECES = 32
-"""Into so many pieces a thread's part is cut, at most, where others may take some."""
+PIECES, ROOM = 32, 1 << 12
+"""Into so many pieces a thread's part is cut, about, where others may take some; and what is above any such number."""
 
 LONG = 24
 """Instructions of a loop body that leave no registers for a second vector beside the first."""
@@ -99,7 +99,7 @@ class Loops:
         self.threads = 1 if is_serial(kernel) or kernel.batches else threads
         self.steals = kernel.steals(self.threads)
         self.thread = Reg("%tid", INT)  # whose part is being done
-        self.pieces = 0  # of each thread, that have been handed out
+        self.pieces = 0  # above the numbers of all that have been handed out
         self.starts = starts(kernel)
         self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
         self.outer = [a for a in self.axes if not a.reduced]
@@ -180,7 +180,7 @@ class Loops:
         if not (self.steals and first):
             body(*self._part(pieces))
             return
-        count = min(max(pieces // self.threads, 1), PIECES)
+        count = integer(min(max(pieces // self.threads, 1), PIECES))
 
         def piece(number: Reg) -> None:
             low, high = self._part(pieces)
@@ -188,23 +188,23 @@ class Loops:
 
         self._steal(count, piece)
 
-    def _cut(self, low: Reg, high: Reg, number: Reg, count: int) -> tuple[Reg, Reg]:
+    def _cut(self, low: Reg, high: Reg, number: Reg, count: Reg) -> tuple[Reg, Reg]:
         """Of a range that is cut into `count` pieces, the one of a number."""
-        if count == 1:
+        if count.text == "1":
             return low, high
         c = self.code
         size = c.make(f"sub i64 {high.text}, {low.text}", INT)
         ends: list[Reg] = []
         for n in (number, c.add(number, integer(1))):
             product = c.make(f"mul nsw i64 {size.text}, {n.text}", INT)
-            ends.append(c.add(low, c.make(f"udiv i64 {product.text}, {count}", INT)))
+            ends.append(c.add(low, c.make(f"udiv i64 {product.text}, {count.text}", INT)))
         return ends[0], ends[1]
 
-    def _steal(self, count: int, body: Callable[[Reg], None]) -> None:
+    def _steal(self, count: Reg, body: Callable[[Reg], None]) -> None:
         """Do all pieces of this thread, numbered 0 to count - 1, and then what others have not begun of theirs."""
         c, known = self.code, dict(self.values)
         first = c.add(Reg("%taken", INT), integer(self.pieces))
-        self.pieces += count
+        self.pieces += ROOM
 
         def part(further: Reg, _: Sequence[Reg]) -> list[Reg]:
             look, take, after = c.label(), c.label(), c.label()
@@ -212,7 +212,7 @@ class Loops:
             self.thread = c.make(f"urem i64 {thread.text}, {self.threads}", INT)
             c.line(f"br label %{look}")
             c.start(look)
-            number = c.make(f"call i64 @take(ptr %sync, {self.thread}, {first}, i64 {count})", INT)
+            number = c.make(f"call i64 @take(ptr %sync, {self.thread}, {first}, {count})", INT)
             none = c.compare("lt", number, integer(0))
             c.line(f"br i1 {none.text}, label %{after}, label %{take}")
             c.start(take)
@@ -668,11 +668,26 @@ class Row(Loops):
         self._hoist(statements, -1)
         length, up = Reg("%length", INT), c.add(Reg("%length", INT), integer(lanes - 1))
         whole, pieces = (c.make(f"udiv i64 {n.text}, {lanes}", INT) for n in (length, up))
-        bounds: list[Reg] = []
-        for t in (Reg("%tid", INT), c.add(Reg("%tid", INT), integer(1))):
-            shared = c.make(f"mul nsw i64 {t.text}, {pieces.text}", INT)
-            bounds.append(c.make(f"udiv i64 {shared.text}, {self.threads}", INT))
-        low, high = bounds
+
+        def bounds() -> tuple[Reg, Reg]:
+            ends: list[Reg] = []
+            for t in (self.thread, c.add(self.thread, integer(1))):
+                shared = c.make(f"mul nsw i64 {t.text}, {pieces.text}", INT)
+                ends.append(c.make(f"udiv i64 {shared.text}, {self.threads}", INT))
+            return ends[0], ends[1]
+
+        def part(low: Reg, high: Reg) -> None:
+            self._vectors(axis, low, high, whole, length)
+
+        if not self.steals:
+            part(*bounds())
+            return
+        size = c.make(f"udiv i64 {pieces.text}, {self.threads * max(STOLEN // PIECES // self.lanes, 1)}", INT)
+        count = c.larger(c.smaller(size, integer(PIECES)), integer(1))
+        self._steal(count, lambda number: part(*self._cut(*bounds(), number, count)))
+
+    def _vectors(self, axis: Axis, low: Reg, high: Reg, whole: Reg, length: Reg) -> None:
+        c, lanes = self.code, self.lanes
         cut = c.make(f"icmp ugt i64 {high.text}, {whole.text}", BOOL)
         stop = c.make(f"select i1 {cut.text}, i64 {whole.text}, i64 {high.text}", INT)
 

@@ -359,7 +359,7 @@ class Kernel:
     parted: bool = False
     """Each thread takes a part of the reduced axes, or of a product's terms, and not of the others: see parted.py."""
     stolen: bool = False
-    """Threads that have done their part take pieces of what others have not begun, where it is no bundle or chain."""
+    """Threads that have done their part take pieces of what others have not begun, where it is not in a chain."""
 
     @property
     def width(self) -> int:
@@ -372,7 +372,7 @@ class Kernel:
 
     def steals(self, threads: int) -> bool:
         """Whether threads that have done their part take pieces of what others have not begun."""
-        return self.stolen and threads > 1 and not self.lengths and not self.batches
+        return self.stolen and threads > 1 and not self.batches
 
     def __str__(self) -> str:
         return _text(self)

@@ -41,7 +41,7 @@ class Packed(Loops):
         self.left_packed, self.packed, self.block = self.packing.left, self.packing.right, self.packing.block
         self.tells = kernel.tells(self.threads)
         self.part: tuple[Reg, Reg] | None = None  # of the first inner axis, where not all of it is multiplied at once
-        self.cut: tuple[Reg, int] | None = None  # the number of a piece of the rows, and how many there are
+        self.cut: tuple[Reg, Reg] | None = None  # the number of a piece of the rows, and how many there are
         self.panel, self.panels = integer(0), integer(1)  # of the right side, of those that are packed together
 
     def _limits(self, axis: Axis) -> tuple[Reg, Reg]:

@@ -229,14 +229,14 @@ class _Tile(Terms):
         def piece(number: Reg) -> None:
             low, high = self._part(count) if split else (integer(0), integer(count))
             if of_rows > 1:
-                self.cut = c.make(f"urem i64 {number.text}, {of_rows}", INT), of_rows
+                self.cut = c.make(f"urem i64 {number.text}, {of_rows}", INT), integer(of_rows)
                 number = c.make(f"udiv i64 {number.text}, {of_rows}", INT)
             low = c.add(low, c.mul(number, each))
             panels(low, c.smaller(c.add(low, integer(each)), high), True)
             self.cut = None
 
         c.line("store i64 -1, ptr %packed")
-        self._steal(of_columns * of_rows, piece)
+        self._steal(integer(of_columns * of_rows), piece)
 
     def _most_pieces(self) -> int:
         """Into how many the rows of a thread may be cut."""
@@ -429,8 +429,8 @@ class _Tile(Terms):
         assert self.cut is not None  # noqa: S101
         c, (number, count) = self.code, self.cut
         if not most:
-            last = c.compare("eq", number, integer(count - 1))
-            return c.select(last, low, high), high
+            first = c.compare("eq", number, integer(0))
+            return low, c.select(first, high, low)
         size = c.make(f"sub i64 {high.text}, {low.text}", INT)
         tiles = c.make(f"udiv i64 {size.text}, {rows}", INT)
         first, stop = self._cut(integer(0), tiles, number, count)
