@@ -84,7 +84,9 @@ def races(program: Interpreted, given: list[Array], planned: Plan, machine: Mach
     return int(np.sum(clashes))
 
 
-def watched(program: Interpreted, planned: Plan, machine: Machine, threads: int, note: int, wait: int, take: int) -> str:
+def watched(
+    program: Interpreted, planned: Plan, machine: Machine, threads: int, note: int, wait: int, take: int
+) -> str:
     """The code of the step, in which each access calls `note` before, and each barrier `wait` instead."""
     load, gather, store = Code.load, Code.gather, Code.store
 

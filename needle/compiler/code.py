@@ -2,7 +2,7 @@
 
 In: calls that name operations. Out: the text of one function. Invariant: a `Reg` knows its type; a scalar that meets a
 vector is broadcast; constants stay text until used.
-Next: vector_math.py, then emit.py.
+Next: vector_math.py, then share.py.
 """
 
 import functools

@@ -12,13 +12,14 @@ axis, each lane is an outer element of its own.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt, prod
 from typing import Any, cast
 
 import numpy as np
 
 from needle.compiler import vector_math
-from needle.compiler.axes import STOLEN, Axis, is_serial, loop_axes
+from needle.compiler.axes import STOLEN, Axis, loop_axes
 from needle.compiler.code import BOOL, INT, Code, Reg, integer, literal
 from needle.compiler.keep import COSTS, line_elements
 from needle.compiler.kernel import (
@@ -35,14 +36,12 @@ from needle.compiler.kernel import (
     scalars,
     starts,
 )
+from needle.compiler.share import PIECES, Share
 from needle.dtype import DType
 from needle.ops.create import ROUNDS
 
 CHAIN = 256
 """A loop of more than twice so many steps makes its sums in blocks of so many, or more where it has very many."""
-
-PIECES, ROOM = 32, 1 << 12
-"""Into so many pieces a thread's part is cut, about, where others may take some; and what is above any such number."""
 
 LONG = 24
 """Instructions of a loop body that leave no registers for a second vector beside the first."""
@@ -83,30 +82,19 @@ def kept_lines(kernel: Kernel, lanes: int) -> tuple[dict[int, int], int]:
     return lines, size
 
 
-class Loops:
+class Loops(Share):
     """The loops of one kernel being written. `values` holds what is known at the current place, by Scalar number."""
 
     def __init__(self, kernel: Kernel, name: str, machine: Machine, threads: int) -> None:
-        arguments = [f"ptr %s{i}" for i in range(kernel.width)]
-        extra = ["i64 %length"] if kernel.lengths else []
         self.draw = first_draw(kernel)
-        extra += [] if self.draw is None else ["i64 %draw"]
-        extra += ["ptr %sync", "ptr %shared"] if kernel.tells(threads) else []
-        extra += ["ptr %sync", "i64 %taken"] if kernel.steals(threads) else []
-        self.arguments = [*arguments, "ptr %numbers", "ptr %scratch", "i64 %tid", *extra]
-        self.code = Code(name, self.arguments)
-        self.kernel, self.machine = kernel, machine
-        self.threads = 1 if is_serial(kernel) or kernel.batches else threads
-        self.steals = kernel.steals(self.threads)
-        self.thread = Reg("%tid", INT)  # whose part is being done
-        self.pieces = 0  # above the numbers of all that have been handed out
+        super().__init__(kernel, name, threads, [] if self.draw is None else ["i64 %draw"])
+        self.machine = machine
         self.starts = starts(kernel)
         self.axes = [Axis(0, 0, False)] if kernel.lengths else loop_axes(kernel)
         self.outer = [a for a in self.axes if not a.reduced]
         self.inner = [a for a in self.axes if a.reduced]
         self.vector = max(self.axes, key=lambda a: a.source, default=None)
         self.lanes = machine.lanes(4) * self._unroll(machine.lanes(4))
-        self.values: dict[int, Reg] = {}
         self.reduced: dict[int, Reg] = {}
         self.sums: list[Reduce] = []  # of the current pass
         self.index: dict[int, Reg] = {}
@@ -153,7 +141,8 @@ class Loops:
             self._vector_loop(axis, split, [], lambda _: self._outer(level + 1) or [])
         else:
             inside = self._inside(axis, lambda _: self._outer(level + 1) or [])
-            self._shared_out(axis.extent, split, level == 0, lambda low, high: self.code.loop(low, high, 1, [], inside, split))
+            loop = partial(self.code.loop, step=1, carried=[], body=inside, may_be_empty=split)
+            self._shared_out(axis.extent, split, level == 0, loop)
 
     def _split_axis(self) -> Axis | None:
         """The axis that threads divide: the first with enough pieces for all, else the one with most."""
@@ -163,66 +152,6 @@ class Loops:
         pieces = [-(-a.extent // self.lanes) if a is self.vector else a.extent for a in free]
         enough = [a for a, n in zip(free, pieces, strict=True) if n >= 4 * self.threads]
         return enough[0] if enough else free[pieces.index(max(pieces))]
-
-    def _part(self, pieces: int) -> tuple[Reg, Reg]:
-        """The range of `pieces` that is one thread's."""
-        c, thread = self.code, self.thread
-        low = c.make(f"udiv i64 {c.mul(thread, pieces).text}, {self.threads}", INT)
-        after = c.mul(c.add(thread, integer(1)), pieces)
-        return low, c.make(f"udiv i64 {after.text}, {self.threads}", INT)
-
-    def _shared_out(self, pieces: int, split: bool, first: bool, body: Callable[[Reg, Reg], object]) -> None:
-        """Do it for all pieces, or where threads split them, for this thread's, and then for some of others' if no
-        loop is outside of this one, which is the `first`."""
-        if not split:
-            body(integer(0), integer(pieces))
-            return
-        if not (self.steals and first):
-            body(*self._part(pieces))
-            return
-        count = integer(min(max(pieces // self.threads, 1), PIECES))
-
-        def piece(number: Reg) -> None:
-            low, high = self._part(pieces)
-            body(*self._cut(low, high, number, count))
-
-        self._steal(count, piece)
-
-    def _cut(self, low: Reg, high: Reg, number: Reg, count: Reg) -> tuple[Reg, Reg]:
-        """Of a range that is cut into `count` pieces, the one of a number."""
-        if count.text == "1":
-            return low, high
-        c = self.code
-        size = c.make(f"sub i64 {high.text}, {low.text}", INT)
-        ends: list[Reg] = []
-        for n in (number, c.add(number, integer(1))):
-            product = c.make(f"mul nsw i64 {size.text}, {n.text}", INT)
-            ends.append(c.add(low, c.make(f"udiv i64 {product.text}, {count.text}", INT)))
-        return ends[0], ends[1]
-
-    def _steal(self, count: Reg, body: Callable[[Reg], None]) -> None:
-        """Do all pieces of this thread, numbered 0 to count - 1, and then what others have not begun of theirs."""
-        c, known = self.code, dict(self.values)
-        first = c.add(Reg("%taken", INT), integer(self.pieces))
-        self.pieces += ROOM
-
-        def part(further: Reg, _: Sequence[Reg]) -> list[Reg]:
-            look, take, after = c.label(), c.label(), c.label()
-            thread = c.make(f"add i64 %tid, {further.text}", INT)
-            self.thread = c.make(f"urem i64 {thread.text}, {self.threads}", INT)
-            c.line(f"br label %{look}")
-            c.start(look)
-            number = c.make(f"call i64 @take(ptr %sync, {self.thread}, {first}, {count})", INT)
-            none = c.compare("lt", number, integer(0))
-            c.line(f"br i1 {none.text}, label %{after}, label %{take}")
-            c.start(take)
-            body(number)
-            c.line(f"br label %{look}")
-            c.start(after)
-            return []
-
-        c.loop(integer(0), integer(self.threads), 1, [], part)
-        self.thread, self.values = Reg("%tid", INT), known
 
     def _inside(
         self, axis: Axis, body: Callable[[list[Reg]], Sequence[Reg]], scale: int = 1

@@ -462,7 +462,8 @@ def identity(kernel: Kernel) -> str:
         return Access(a.slot, a.strides, a.offset - first.get(a.slot, 0))
 
     p = kernel.product and replace(kernel.product, a=since(kernel.product.a), b=since(kernel.product.b))
-    lines = [str((shape, kernel.reduced, slots, p, kernel.scattered, is_few(kernel), kernel.batches, kernel.parted, kernel.stolen))]
+    shared = kernel.scattered, is_few(kernel), kernel.batches, kernel.parted, kernel.stolen
+    lines = [str((shape, kernel.reduced, slots, p, shared))]
 
     def visit(s: Scalar) -> int:
         if s.number not in numbers:

@@ -19,9 +19,10 @@ import numpy as np
 
 from needle.compiler.axes import Axis
 from needle.compiler.code import INT, Code, Reg, integer, memory_type
-from needle.compiler.emit import PIECES, Machine
+from needle.compiler.emit import Machine
 from needle.compiler.kernel import Access, Kernel, Scalar, Store, multiplications, scalars
 from needle.compiler.parted import row_bytes, shared_bytes
+from needle.compiler.share import PIECES
 from needle.compiler.sides import LEAST_ROWS, LEFT, LINE, PANELS, VECTORS, WIDEST, sides, split, tile_rows
 from needle.compiler.terms import At, Terms
 

@@ -9,6 +9,7 @@ of the axis along which the array lies as a vector has lanes, and CHUNK of the l
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -84,7 +85,8 @@ class Turned(Loops):
             axis = self.others[level]
             split = axis is self._split_axis()
             inside = self._inside(axis, lambda _: self._other(level + 1) or [])
-            self._shared_out(axis.extent, split, not level, lambda low, high: self.code.loop(low, high, 1, [], inside, split))
+            loop = partial(self.code.loop, step=1, carried=[], body=inside, may_be_empty=split)
+            self._shared_out(axis.extent, split, not level, loop)
             return
         c, split = self.code, self._split_axis() not in self.others and self.threads > 1
         pieces = -(-self.along.extent // self.lanes)

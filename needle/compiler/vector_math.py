@@ -5,7 +5,7 @@ sin and cos 1.6 ulp, at any angle; beyond 100,000 they take longer.
 Invariant: NaN and infinities go through as in NumPy; results of exp below 1.2e-38 are 0. The polynomials of log and
 tanh are those of Cephes (Moshier, 1992).
 float64 calls the C library, lane by lane: exact to its last bit, and rare in training.
-Next: emit.py.
+Next: share.py.
 """
 
 import numpy as np
