@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[ndl.Tensor]]] = {
     "columns": (lambda x, y: ndl.relu(x @ y), [draw(9, 300), draw(300, 1234)]),
     "batches": (lambda x, y: x @ y, [draw(7, 33, 20), draw(7, 20, 40)]),
     "long sums in blocks": (lambda x, y: x @ y.transpose(), [draw(200, 2500), draw(60, 2500)]),
+    "long sums in blocks, columns": (lambda x, y: x.transpose() @ y, [draw(2200, 256), draw(2200, 512)]),
     "left side packed": (lambda x, y: x.transpose() @ y, [draw(512, 640), draw(512, 512)]),
     "left side packed, rows": (lambda x, y: x.transpose() @ y, [draw(512, 640), draw(512, 96)]),
     "totals": (both, [draw(300, 129), draw(300, 70)]),

@@ -242,7 +242,7 @@ class _Tile(Terms):
     def _most_pieces(self) -> int:
         """Into how many the rows of a thread may be cut."""
         if self.block:
-            return 1
+            return 1  # for each, the right side would be packed anew
         if self.inside:
             return self.height // self.rows[-1].extent
         return max(self._rows_of_thread() // (LEFT if self.packing.panels > 1 else LEAST_ROWS), 1)
@@ -272,11 +272,6 @@ class _Tile(Terms):
             self._row_tiles(column, vectors, masks)
             return
         c, extent = self.code, self.inner[0].extent
-        zero = Reg("zeroinitializer", self.product.dtype, self.lanes)
-
-        def clear(i: Reg, _: Sequence[Reg]) -> list[Reg]:
-            c.store(zero, self._sums(i, vectors))
-            return []
 
         def part(low: Reg, _: Sequence[Reg]) -> list[Reg]:
             self.part = low, self.code.smaller(c.add(low, integer(self.block)), integer(extent))
@@ -284,7 +279,6 @@ class _Tile(Terms):
             self.part = None
             return []
 
-        self._each_panel(lambda: c.loop(integer(0), integer(self.height * vectors), 1, [], clear))
         c.loop(integer(0), integer(extent), self.block, [], part)
 
     def _sums(self, vector: Reg, vectors: int) -> str:
@@ -514,7 +508,9 @@ class _Tile(Terms):
         sums = self._sums(self.code.mul(i, vectors), vectors)
         places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(rows * vectors)]
         acc = along(self.inner, integer(0), integer(0), nothing)
-        before = [self.code.load(place, dtype, self.lanes) for place in places]
+        begins = self.code.compare("eq", self._limits(self.inner[0])[0], integer(0))
+        zero = Reg("zeroinitializer", dtype, self.lanes)
+        before = [self.code.select(begins, zero, self.code.load(place, dtype, self.lanes)) for place in places]
         acc = [self.code.binary("add", sofar, one) for sofar, one in zip(before, acc, strict=True)]
         for one, place in zip(acc, places, strict=True):
             self.code.store(one, place)
