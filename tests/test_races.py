@@ -27,6 +27,7 @@ from needle.compiler.square import square
 from needle.dtype import Array, DType
 from needle.models import MLPResNet
 from needle.runtime import native
+from needle.runtime.barrier import MOODS
 from random_programs import Instance, make, split_small_work
 
 Touched = dict[int, Array]
@@ -76,7 +77,7 @@ def races(program: Interpreted, given: list[Array], planned: Plan, machine: Mach
     engine = native.engine()
     library = native.Library(engine.link(engine.compile(text), ["step"]), ["step"], False)
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(library.addresses["step"])
-    sync = np.ones(1, np.int64)  # the number of the call
+    sync = np.zeros(MOODS, np.int64)
     for thread in range(threads):
         run(words.ctypes.data, sync.ctypes.data, thread)
     assert len(set(waits)) == 1, "all threads meet at the same barriers"

@@ -17,7 +17,7 @@ import pytest
 
 import needle as ndl
 from needle.dtype import Array
-from needle.runtime.barrier import MOOD, MOODS, TAKE
+from needle.runtime.barrier import BEFORE, MOOD, MOODS, NEEDED, TAKE
 from needle.runtime.native import load
 from needle.runtime.team import team
 from random_programs import split_small_work
@@ -68,10 +68,10 @@ class OneAfterTheOther:
         self.order, self.sync = order, np.zeros(MOODS + MOOD * (THREADS + 1), np.int64)
 
     def run(self, function: int, arguments: int, settle: Callable[[], None] | None = None) -> None:
-        self.sync[0] += 1
         step = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(function)
         for thread in self.order:
             step(arguments, self.sync.ctypes.data, thread)
+        self.sync[BEFORE] += self.sync[NEEDED]
         if settle is not None:
             settle()
 
@@ -130,6 +130,19 @@ def test_each_piece_is_taken_once() -> None:
         thread.join()
     expected = [(k, whose, n) for k in range(kernels) for whose in range(THREADS) for n in range(counts[whose])]
     assert sorted(sum(found, [])) == expected
+
+
+def test_chains_of_very_many_batches() -> None:
+    """The pieces of what follows are numbered above theirs."""
+    x = draw(140_000, 2, 2)
+    step = ndl.compile(lambda x, y: (attention(x, x, x), y * 2 + 1))
+    for value in range(3):
+        y = ndl.Tensor(np.full((1024, 1024), value, "float32"), requires_grad=False)
+        weighted, result = step(x, y)
+        np.testing.assert_array_equal(result.numpy(), 2 * value + 1)
+    assert step.last is not None
+    assert step.last.program.plan.chains
+    np.testing.assert_allclose(weighted.numpy(), attention(x, x, x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_small_kernels_are_not_shared_out_in_pieces() -> None:

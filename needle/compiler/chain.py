@@ -6,7 +6,8 @@ has nothing to do with it; kernels that write state, or that one thread does alo
 Next: plan.py.
 
 Attention is such a chain: of each head, the weights are made, used and forgotten before the next head's turn. Each
-thread takes heads of its own, so no barrier stands between; and it needs memory for the weights of one head only.
+thread takes one head after the other, through all kernels, so no barrier stands between; and it needs memory for the
+weights of one head only.
 """
 
 from dataclasses import dataclass

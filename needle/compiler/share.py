@@ -15,8 +15,9 @@ from needle.compiler.axes import is_serial
 from needle.compiler.code import INT, Code, Reg, integer
 from needle.compiler.kernel import Kernel
 
-PIECES, ROOM = 32, 1 << 12
-"""Into so many pieces a thread's part is cut, about, where others may take some; and what is above any such number."""
+PIECES, ROOM, SPAN = 32, 1 << 12, 1 << 16
+"""Into so many pieces a thread's part is cut, about, where others may take some; and what is above any such number, of
+one loop and of a kernel."""
 
 
 class Share:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import gcd, prod
 
-from needle.compiler.axes import Axis, all_strides, merged
+from needle.compiler.axes import LONGEST, Axis, all_strides, merged
 from needle.compiler.emit import Machine, kept_lines
 from needle.compiler.keep import LANES
 from needle.compiler.kernel import Access, Inside, Kernel
@@ -35,15 +35,15 @@ LEAST_LEFT, LEAST_RIGHT, LEAST_ROWS, APART = 128, 64, 64, 512
 more than lines that crowd."""
 
 PANELS = 8
-"""Where the left side is packed, so many panels of the right one are packed before, which all use it."""
+"""Where the left side is packed, so many panels of the right one are packed before, which all use it. Never more."""
 
 STAYS, TOGETHER = 1 << 20, 1 << 19
 """A left side above STAYS bytes leaves the cache from panel to panel. Of some rows it does not: they pass over several
 panels, which are packed together, of up to TOGETHER bytes."""
 
-BLOCK = 1024
+BLOCK = LONGEST // 2
 """A packed product over more than twice so many k is made in blocks of about so many: what is packed stays in the cache
-while all rows pass over it, and the sums so far wait in memory."""
+while all rows pass over it, and the sums so far wait in memory. Shorter ones threads may part by terms."""
 
 MUCH = 1 << 22
 """Bytes of a right side that threads share out rather than each pack all of it."""

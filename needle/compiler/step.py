@@ -16,9 +16,10 @@ from needle.compiler.lower import Lowered
 from needle.compiler.parted import emit_parted
 from needle.compiler.place import Place, Span, size_of
 from needle.compiler.plan import Plan
+from needle.compiler.share import SPAN
 from needle.compiler.tile import Emitter, emit_product
 from needle.compiler.turned import across, emit_turned
-from needle.runtime.barrier import TAKE, barrier_text
+from needle.runtime.barrier import BEFORE, NEEDED, TAKE, barrier_text
 
 ARENA, NUMBERS, SCRATCH, CLOCK, FIRST = 0, 1, 2, 3, 4
 """Words of the argument block; from FIRST on: inputs, outputs, updates."""
@@ -77,8 +78,8 @@ class _Step:
         self.declared: set[str] = set()
         self.lines: list[str] = []
         self.told = 0  # kernels that told their threads' sums
-        self.stolen = 0  # kernels and chains of which threads steal pieces
-        self.before: list[str] = []
+        self.stolen = 0  # above the numbers of all pieces of kernels and chains so far
+        self.before: list[str] = []  # where those of each begin
 
     def text(self) -> str:
         """Declarations, kernels, and the function that calls them."""
@@ -101,12 +102,15 @@ class _Step:
                 self._kernel(at, "%tid")
                 self._note_time(2 * at + 1)
             at = at + 1 if chain is None else chain.stop
+        if self.before:
+            needed = f"  %needed = getelementptr i64, ptr %sync, i64 {NEEDED}"
+            self._by_first_thread([needed, f"  store i64 {self.stolen}, ptr %needed"])
         before, after = _flush_denormals()
         self.declared |= {f"declare void @llvm.x86.sse.{name}mxcsr(ptr)" for name in ("st", "ld") if before}
         body = [*before, *self._head(), *self.lines, *after, "  ret void", "}"]
         # It only calls others: LLVM need not think about it for long.
         step = ["define void @step(ptr %args, ptr %sync, i64 %tid) nounwind noinline optnone {", "entry:", *body]
-        waiting = [barrier_text(self.threads)] * (self.threads > 1) + [TAKE] * (self.stolen > 0)
+        waiting = [barrier_text(self.threads)] * (self.threads > 1) + [TAKE] * bool(self.before)
         return "\n".join([*sorted(self.declared), *waiting, *self.bodies, "\n".join(step)])
 
     def _head(self) -> list[str]:
@@ -122,8 +126,8 @@ class _Step:
             head += ["  %steps = alloca i64"]
         if plan.chains:
             head += [f"  %handed = getelementptr i8, ptr %scratch, i64 {plan.packing_bytes}", "  %parts = alloca i64"]
-        if self.stolen:
-            head += ["  %calls = load i64, ptr %sync", "  %turn = shl i64 %calls, 32", *self.before]
+        if self.before:
+            head += [f"  %pb = getelementptr i64, ptr %sync, i64 {BEFORE}", "  %turn = load i64, ptr %pb", *self.before]
         if self.profiled:
             self.declared.add("declare i64 @llvm.readcyclecounter()")
             head += [f"  %pc = getelementptr i64, ptr %args, i64 {CLOCK}", "  %clock = load ptr, ptr %pc"]
@@ -149,18 +153,19 @@ class _Step:
             arguments = [*(f"ptr {p}" for p in pointers), "ptr %numbers", "ptr %scratch", f"i64 {number}"]
             arguments += [f"i64 {extra}" for extra in (length, first_draw(kernel)) if extra is not None]
             if kernel.steals(self.threads):
-                arguments += ["ptr %sync", f"i64 {self._stealing()}"]
+                arguments += ["ptr %sync", f"i64 {self._stealing(SPAN)}"]
             if kernel.tells(self.threads):
                 arguments += ["ptr %sync", f"ptr %shared{self.told % 2}"]
                 self.told += 1  # while the next such kernel tells, this one's may still be read
             call = f"  call void @{name}({', '.join(arguments)})"
             self._by_first_thread([call]) if is_serial(kernel) and self.threads > 1 else self.lines.append(call)
 
-    def _stealing(self) -> str:
-        """A number from which on a kernel's pieces are counted: above all of earlier ones."""
-        self.stolen += 1
-        self.before.append(f"  %from{self.stolen} = add i64 %turn, {self.stolen << 16}")
-        return f"%from{self.stolen}"
+    def _stealing(self, pieces: int) -> str:
+        """A number from which on a kernel's or chain's pieces are counted: above all of earlier ones."""
+        name = f"%from{len(self.before)}"
+        self.before.append(f"  {name} = add i64 %turn, {self.stolen}")
+        self.stolen += pieces
+        return name
 
     def _name(self, lowered: Lowered) -> str:
         """The function of a kernel, which is written where it is new."""
@@ -231,6 +236,7 @@ class _Step:
         self._note_time(2 * at)
         for kernel in kernels:
             self._note_time(2 * kernel + 1, "i64 0")
+        numbers = self._stealing(chain.count)
         ends = [f"  %share{at}{end} = mul i64 %of{at}{end}, {chain.count}" for end in "ab"]
         self.lines += [
             "  store i64 0, ptr %parts",
@@ -246,7 +252,7 @@ class _Step:
             f"  %count{at} = sub i64 %high{at}, %low{at}",
             f"  br label %look{at}",
             f"look{at}:",
-            f"  %taken{at} = call i64 @take(ptr %sync, i64 %of{at}a, i64 {self._stealing()}, i64 %count{at})",
+            f"  %taken{at} = call i64 @take(ptr %sync, i64 %of{at}a, i64 {numbers}, i64 %count{at})",
             f"  %b{at} = add i64 %low{at}, %taken{at}",
             f"  %some{at} = icmp sge i64 %taken{at}, 0",
             f"  br i1 %some{at}, label %chain{at}, label %next{at}",

@@ -2,8 +2,8 @@
 
 In: a Kernel with a Product. Out: one LLVM function. Invariants: any strides on the left, which is packed only where
 each k is in another page; the right side is read in vectors along j, and is copied (packed) into consecutive memory
-first where it is not consecutive or too large for the cache; each thread computes its own rows (or columns, where rows
-are few).
+first where it is not consecutive or too large for the cache; each thread has rows of its own (or columns, where rows
+are few), of which others may take pieces in a large product.
 Next: chain.py.
 
 C[i, j] = sum over k of A[i, k] * B[k, j]. A tile is `rows` x `vectors` accumulators, all in registers: for each k it

@@ -24,8 +24,9 @@ BARRIER, WAITERS, MOODS, MOOD = 16, 48, 64, 8
 """Where a team's block of words has the barrier's counter, the number of threads that block, and what each thread has
 to itself, so many words apart: how many waits will be short, and how many were in vain in a row."""
 
-TAKEN = MOODS + 2
-"""Where a team's block says, so many words apart, how many pieces of each thread's part are taken."""
+BEFORE, NEEDED, TAKEN = 56, 57, MOODS + 2
+"""Where a team's block has the number of pieces of all calls before this one, and of this one; and, MOOD words apart,
+how many of each thread's part are taken."""
 
 _PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
@@ -155,7 +156,7 @@ none:
 }}
 """
 """LLVM text with @take(ptr %sync, i64 %whose, i64 %first, i64 %count): the next of the pieces 0 to count - 1 of a
-thread's part that nobody has taken, or -1. The word only grows: `first` tells a kernel from those before it, also in
+thread's part that nobody has taken, or -1. The word only grows: `first` is above all pieces of kernels before, also in
 earlier calls, so that nothing is ever set back."""
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from needle.config import thread_count
 from needle.errors import NeedleError
 from needle.runtime import native
-from needle.runtime.barrier import MOOD, MOODS, WAITING, pause
+from needle.runtime.barrier import BEFORE, MOOD, MOODS, NEEDED, WAITING, pause
 
 SPINS = 3000
 """How long an idle worker looks for work before it sleeps: about 0.1 ms."""
@@ -53,6 +53,13 @@ entry:
   %goal = mul i64 %calls, %workers
   %dp = getelementptr i64, ptr %sync, i64 {DONE}
   call void @await(ptr %sync, i64 0, ptr %dp, i64 %goal)
+  %bp = getelementptr i64, ptr %sync, i64 {BEFORE}
+  %np = getelementptr i64, ptr %sync, i64 {NEEDED}
+  %before = load i64, ptr %bp
+  %needed = load i64, ptr %np
+  %sum = add i64 %before, %needed
+  store i64 %sum, ptr %bp
+  store i64 0, ptr %np
   ret void
 }}
 define i64 @work(ptr %sync, i64 %tid, i64 %seen, i64 %slept) nounwind {{
