@@ -37,6 +37,9 @@ so much slower, if its code is shorter then: it is compiled for longer than it r
 LONGER = 1 << 22
 """A product of so many multiplications is worth two codes, of usual width, where one would be as wide as it is."""
 
+NEAR = 1 << 15
+"""Bytes of a panel of the right side that stay in the first cache while rows pass over it."""
+
 FAR_AWAY = 1 << 20
 """Bytes from which on what the statements read is asked for in advance: less is in the cache."""
 
@@ -47,9 +50,11 @@ LONG_EPILOGUE = 1
 """More operations than this are a function of their own, with a loop over the tile's rows: see `_epilogue_function`."""
 
 
-def _cost(rows: int, vectors: int) -> float:
-    """Cycles for each row and k: two vectors are multiplied in one, or one is loaded, or two elements of rows."""
-    return max(rows * vectors / 2, vectors + rows / 2) / rows
+def _cost(rows: int, vectors: int, length: int) -> float:
+    """Cycles for each row and k: two vectors are multiplied in one, or one is loaded, or two elements of rows. What is
+    too much for the first cache is loaded in twice the time."""
+    each = 2 if length * vectors * LINE > NEAR else 1
+    return max(rows * vectors / 2, each * vectors + rows / 2) / rows
 
 
 def even(total: int, most: int) -> list[int]:
@@ -454,7 +459,8 @@ class _Tile(Terms):
         if multiplications(self.kernel) >= SHORT:
             return most
         heights = (n for n in range(most, 0, -1) if rows % n == 0 and n * vectors >= LEAST)
-        return next((n for n in heights if _cost(n, vectors) <= SLOWER * _cost(most, vectors)), most)
+        length = 0 if self.inside else self.packing.length  # few rows have one place: two codes take as long there
+        return next((n for n in heights if _cost(n, vectors, length) <= SLOWER * _cost(most, vectors, length)), most)
 
     def _choose(self, numbers: list[int]) -> Reg:
         """The number of this thread."""
