@@ -22,7 +22,7 @@ multiplied in blocks, which threads do not share."""
 
 
 STOLEN, STOLEN_PRODUCT = 1 << 18, 1 << 24
-"""So many elements, or multiplications, are worth to be shared out in pieces, as threads come."""
+"""So many elements, or multiplications, are worth sharing out in pieces, as threads come."""
 
 
 @dataclass

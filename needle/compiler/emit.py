@@ -598,22 +598,15 @@ class Row(Loops):
         length, up = Reg("%length", INT), c.add(Reg("%length", INT), integer(lanes - 1))
         whole, pieces = (c.make(f"udiv i64 {n.text}, {lanes}", INT) for n in (length, up))
 
-        def bounds() -> tuple[Reg, Reg]:
-            ends: list[Reg] = []
-            for t in (self.thread, c.add(self.thread, integer(1))):
-                shared = c.make(f"mul nsw i64 {t.text}, {pieces.text}", INT)
-                ends.append(c.make(f"udiv i64 {shared.text}, {self.threads}", INT))
-            return ends[0], ends[1]
-
         def part(low: Reg, high: Reg) -> None:
             self._vectors(axis, low, high, whole, length)
 
         if not self.steals:
-            part(*bounds())
+            part(*self._part(pieces))
             return
         size = c.make(f"udiv i64 {pieces.text}, {self.threads * max(STOLEN // PIECES // self.lanes, 1)}", INT)
         count = c.larger(c.smaller(size, integer(PIECES)), integer(1))
-        self._steal(count, lambda number: part(*self._cut(*bounds(), number, count)))
+        self._steal(count, lambda number: part(*self._cut(*self._part(pieces), number, count)))
 
     def _vectors(self, axis: Axis, low: Reg, high: Reg, whole: Reg, length: Reg) -> None:
         c, lanes = self.code, self.lanes

@@ -78,7 +78,7 @@ class Parted(Loops):
         """Write the whole function."""
         if not all(a.extent for a in self.axes):
             return
-        self.first, self.stop = self._part(self.row.extent)
+        self.first, self.stop = self._part(integer(self.row.extent))
         for number, step in enumerate(self.kernel.passes):
             self._hoist(step.full, -1)
             self._vector_loop(self.column, False, [], lambda _, number=number: self._columns(number))

@@ -34,15 +34,12 @@ class Share:
         self.threads = 1 if is_serial(kernel) or kernel.batches else threads
         self.steals = kernel.steals(self.threads)
         self.thread = Reg("%tid", INT)  # whose part is being done
-        self.pieces = 0  # above the numbers of all that have been handed out
+        self.numbered = 0  # above the numbers of all that have been handed out
         self.values: dict[int, Reg] = {}
 
-    def _part(self, pieces: int) -> tuple[Reg, Reg]:
+    def _part(self, pieces: Reg) -> tuple[Reg, Reg]:
         """The range of `pieces` that is one thread's."""
-        c, thread = self.code, self.thread
-        low = c.make(f"udiv i64 {c.mul(thread, pieces).text}, {self.threads}", INT)
-        after = c.mul(c.add(thread, integer(1)), pieces)
-        return low, c.make(f"udiv i64 {after.text}, {self.threads}", INT)
+        return self._cut(integer(0), pieces, self.thread, integer(self.threads))
 
     def _shared_out(self, pieces: int, split: bool, first: bool, body: Callable[[Reg, Reg], object]) -> None:
         """Do it for all pieces, or where threads split them, for this thread's, and then for some of others' if no
@@ -51,12 +48,12 @@ class Share:
             body(integer(0), integer(pieces))
             return
         if not (self.steals and first):
-            body(*self._part(pieces))
+            body(*self._part(integer(pieces)))
             return
         count = integer(min(max(pieces // self.threads, 1), PIECES))
 
         def piece(number: Reg) -> None:
-            low, high = self._part(pieces)
+            low, high = self._part(integer(pieces))
             body(*self._cut(low, high, number, count))
 
         self._steal(count, piece)
@@ -66,7 +63,7 @@ class Share:
         if count.text == "1":
             return low, high
         c = self.code
-        size = c.make(f"sub i64 {high.text}, {low.text}", INT)
+        size = high if low.text == "0" else c.make(f"sub i64 {high.text}, {low.text}", INT)
         ends: list[Reg] = []
         for n in (number, c.add(number, integer(1))):
             product = c.make(f"mul nsw i64 {size.text}, {n.text}", INT)
@@ -76,8 +73,8 @@ class Share:
     def _steal(self, count: Reg, body: Callable[[Reg], None]) -> None:
         """Do all pieces of this thread, numbered 0 to count - 1, and then what others have not begun of theirs."""
         c, known = self.code, dict(self.values)
-        first = c.add(Reg("%taken", INT), integer(self.pieces))
-        self.pieces += ROOM
+        first = c.add(Reg("%taken", INT), integer(self.numbered))
+        self.numbered += ROOM
 
         def part(further: Reg, _: Sequence[Reg]) -> list[Reg]:
             look, take, after = c.label(), c.label(), c.label()

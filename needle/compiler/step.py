@@ -78,7 +78,7 @@ class _Step:
         self.declared: set[str] = set()
         self.lines: list[str] = []
         self.told = 0  # kernels that told their threads' sums
-        self.stolen = 0  # above the numbers of all pieces of kernels and chains so far
+        self.numbered = 0  # above the numbers of all pieces of kernels and chains so far
         self.before: list[str] = []  # where those of each begin
 
     def text(self) -> str:
@@ -104,7 +104,7 @@ class _Step:
             at = at + 1 if chain is None else chain.stop
         if self.before:
             needed = f"  %needed = getelementptr i64, ptr %sync, i64 {NEEDED}"
-            self._by_first_thread([needed, f"  store i64 {self.stolen}, ptr %needed"])
+            self._by_first_thread([needed, f"  store i64 {self.numbered}, ptr %needed"])
         before, after = _flush_denormals()
         self.declared |= {f"declare void @llvm.x86.sse.{name}mxcsr(ptr)" for name in ("st", "ld") if before}
         body = [*before, *self._head(), *self.lines, *after, "  ret void", "}"]
@@ -163,8 +163,8 @@ class _Step:
     def _stealing(self, pieces: int) -> str:
         """A number from which on a kernel's or chain's pieces are counted: above all of earlier ones."""
         name = f"%from{len(self.before)}"
-        self.before.append(f"  {name} = add i64 %turn, {self.stolen}")
-        self.stolen += pieces
+        self.before.append(f"  {name} = add i64 %turn, {self.numbered}")
+        self.numbered += pieces
         return name
 
     def _name(self, lowered: Lowered) -> str:

@@ -97,7 +97,7 @@ class _Tile(Terms):
         if not all(a.extent for a in self.axes):
             return
         if self.tells:
-            self.part = self._part(self.inner[0].extent)
+            self.part = self._part(integer(self.inner[0].extent))
             self._columns()
             self._add_up()
             return
@@ -160,7 +160,7 @@ class _Tile(Terms):
                 finish(i, integer(whole * self.lanes), c.mask(rest, self.lanes))
             return []
 
-        low, high = self._part(self.height)
+        low, high = self._part(integer(self.height))
         c.loop(low, high, 1, [], row, may_be_empty=True)
 
     # ------------------------------------------------------------------------------------------------- columns
@@ -220,7 +220,7 @@ class _Tile(Terms):
         if self.steals and not self.batch:
             self._pieces(count, together, split, panels)
         else:
-            low, high = self._part(count) if split else (integer(0), integer(count))
+            low, high = self._part(integer(count)) if split else (integer(0), integer(count))
             panels(low, high, split)
 
     def _pieces(self, count: int, together: int, split: bool, panels: Callable[[Reg, Reg, bool], None]) -> None:
@@ -233,7 +233,7 @@ class _Tile(Terms):
         of_rows = min(-(-wanted // of_columns), self._most_pieces())
 
         def piece(number: Reg) -> None:
-            low, high = self._part(count) if split else (integer(0), integer(count))
+            low, high = self._part(integer(count)) if split else (integer(0), integer(count))
             if of_rows > 1:
                 self.cut = c.make(f"urem i64 {number.text}, {of_rows}", INT), integer(of_rows)
                 number = c.make(f"udiv i64 {number.text}, {of_rows}", INT)
