@@ -12,7 +12,8 @@ import pytest
 
 import needle as ndl
 from needle.compiler.kernel import multiplications
-from needle.compiler.sides import BLOCK, LEAST_LEFT, LEFT, PACK_BYTES, PANELS, TURN, packing, sides
+from needle.compiler.sides import BLOCK, BLOCK_OF_BOTH, LEAST_LEFT, LEFT, PACK_BYTES, PANELS, TURN, packing, sides
+from needle.compiler.tile import FAR, FAR_AWAY
 from needle.ops import TriangularMatMul
 from random_programs import fences
 
@@ -29,6 +30,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "less than is packed at a time": (LEFT + LEFT // 2, 2 * LEAST_LEFT + 9, 37),
     "a sum that is made in blocks": (31, 2 * BLOCK + 300, PACK_BYTES // 4 // 2 // BLOCK + 7),
     "the same, of a side that crowds": (TURN // 4, 2 * BLOCK + 5, 70),
+    "blocks of two sides that crowd": (TURN // 4, 2 * BLOCK_OF_BOTH + 5, TURN // 8),
+    "rows and results that memory is asked for": (FAR_AWAY // 4 // 300 + 9, 300 * FAR // FAR_AWAY + 9, 300),
     "several panels of sides that crowd": (TURN // 8, LEAST_LEFT + 9, 64 * PANELS + 200),
 }
 """Name -> (m, k, n) of (m, k) @ (k, n)."""
@@ -179,17 +182,17 @@ def test_sides_that_crowd_are_packed(rows: int, length: int, columns: int, packe
 def test_a_block_of_a_sum_may_lie_among_the_zeros() -> None:
     """At an end of a line, all of a block's taps read zeros, while memory is asked for what is added to the sums."""
     source = np.random.default_rng(0)
-    shapes = (16, 30, 64), (33, 64, 512), (16, 30, 512)
+    shapes = (16, 30, 64), (65, 64, 512), (16, 30, 512)
     arrays = [source.standard_normal(shape).astype("float32") for shape in shapes]
-    step = ndl.compile(lambda x, weight, more: ndl.conv(x, weight, 1, 16) + more)
+    step = ndl.compile(lambda x, weight, more: ndl.conv(x, weight, 1, 32) + more)
     found = step(*(ndl.Tensor(a, requires_grad=False) for a in arrays)).numpy()
     (kernel,) = [low.kernel for low in step.last.program.kernels if low.kernel.product]
     of = sides(kernel)
     assert (len(of.inside), packing(kernel, of).block > 0) == (1, True)
     x, weight, more = arrays
-    padded = np.pad(x, ((0, 0), (16, 16), (0, 0)))
-    wanted = sum((padded[:, k : k + 30] @ weight[k] for k in range(33)), more.astype("float64"))
-    assert_close(found, wanted, 33 * 64)
+    padded = np.pad(x, ((0, 0), (32, 32), (0, 0)))
+    wanted = sum((padded[:, k : k + 30] @ weight[k] for k in range(65)), more.astype("float64"))
+    assert_close(found, wanted, 65 * 64)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -110,8 +110,8 @@ class Packed(Loops):
             for at in range(0, size, 64):
                 self._prefetch(self.code.address(line, integer(AHEAD * step + at), np.dtype("int8")))
 
-    def _prefetch(self, place: str) -> None:
-        what = (("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1"))
+    def _prefetch(self, place: str, written: bool = False) -> None:
+        what = (("ptr", place), ("i32", str(int(written))), ("i32", "3"), ("i32", "1"))
         self.code.line(self.code.call("llvm.prefetch.p0", "void", *what))
 
     def _packed_right(self, vectors: int) -> str:

@@ -41,11 +41,12 @@ STAYS, TOGETHER = 1 << 20, 1 << 19
 """A left side above STAYS bytes leaves the cache from panel to panel. Of some rows it does not: they pass over several
 panels, which are packed together, of up to TOGETHER bytes."""
 
-BLOCK = LONGEST // 2
-"""A packed product over more than twice so many k is made in blocks of about so many: what is packed stays in the cache
-while all rows pass over it, and the sums so far wait in memory. Shorter ones threads may part by terms."""
+BLOCK, BLOCK_OF_BOTH = LONGEST, 384
+"""A packed product over more than twice so many k is made in blocks of about so many: what is packed, which is more
+where both sides are, stays in the cache while all rows pass over it, and the sums so far wait in memory. Shorter ones
+threads may part by terms."""
 
-MUCH = 1 << 22
+MUCH = 1 << 20
 """Bytes of a right side that threads share out rather than each pack all of it."""
 
 FEW_ROWS = 128
@@ -143,8 +144,9 @@ class Packing:
 
 def _crowd(length: int, step: int, width: int, least: int) -> bool:
     """Whether so many k, each `width` bytes, a step apart, push each other out of the cache before they are used
-    again: steps of a power of two lead to the same few places of it."""
-    return step >= APART and length >= least and min(length, BLOCK) > CROWD * (TURN // max(gcd(step, TURN), width))
+    again: steps of a power of two lead to the same few places of it, those of an odd number of lines to all."""
+    together = max(gcd(step, TURN), width)
+    return step >= APART and length >= least and together > LINE and length > CROWD * (TURN // together)
 
 
 def packing(kernel: Kernel, of: Sides) -> Packing:
@@ -161,9 +163,9 @@ def packing(kernel: Kernel, of: Sides) -> Packing:
         right = p.b.strides[of.column.source] != 1 or p.length * of.column.extent * size > PACK_BYTES
         many = prod(a.extent for a in of.rows) >= LEAST_ROWS
         right = right or (many and _crowd(p.length, steps[1], VECTORS * LINE, LEAST_RIGHT))
-    first = of.inner[0].extent
-    step = max(BLOCK * first // max(p.length, 1), 1)
-    long = p.length >= 2 * BLOCK + (not left) and p.bound is None
+    first, most = of.inner[0].extent, BLOCK_OF_BOTH if left else BLOCK
+    step = max(most * first // max(p.length, 1), 1)
+    long = p.length >= 2 * most + (not left) and p.bound is None
     block = step if right and long and step < first else 0
     length = block * p.length // first if block else p.length
     vectors = -(-of.column.extent * size // 64)
@@ -193,12 +195,11 @@ def split(kernel: Kernel, of: Sides, machine: Machine, threads: int) -> str:
         return "batch"
     height, found = prod(a.extent for a in of.rows), packing(kernel, of)
     rows = of.rows[-1].extent if of.inside else height
-    columns, one = -(-of.column.extent // machine.lanes(p.dtype.itemsize)), p.length * p.dtype.itemsize
-    wide = of.column.extent >= height
-    long = found.block and -(-columns // VECTORS) % threads == 0 and wide
-    both = found.left and columns >= 2 * VECTORS * threads and wide
-    packs = found.right and height * one <= PACK_BYTES and of.column.extent * one >= MUCH
-    if long or both or packs:  # so less is packed in all: each thread has columns of its own
+    columns = -(-of.column.extent // machine.lanes(p.dtype.itemsize))
+    long = found.block and -(-columns // VECTORS) % threads == 0
+    much = found.left or (found.right and p.length * of.column.extent * p.dtype.itemsize >= MUCH)
+    much = much and columns >= 2 * VECTORS * threads
+    if of.column.extent >= height and (long or much):  # so less is packed in all
         return "column"
     return "row" if rows >= threads * tile_rows(machine, VECTORS) or columns < threads else "column"
 

@@ -25,6 +25,7 @@ from needle.compiler.parted import row_bytes, shared_bytes
 from needle.compiler.share import PIECES
 from needle.compiler.sides import LEAST_ROWS, LEFT, LINE, PANELS, VECTORS, WIDEST, sides, split, tile_rows
 from needle.compiler.terms import At, Terms
+from needle.dtype import DType
 
 LOW = 8
 """Rows of a tile of a triangle, at most, which is two vectors wide: its code is written for all terms and for
@@ -40,8 +41,9 @@ LONGER = 1 << 22
 NEAR = 1 << 15
 """Bytes of a panel of the right side that stay in the first cache while rows pass over it."""
 
-FAR_AWAY = 1 << 20
-"""Bytes from which on what the statements read is asked for in advance: less is in the cache."""
+FAR, FAR_AWAY = 1 << 18, 1 << 20
+"""Bytes of a left side, and of what the statements read and write, from which on memory is asked for them in advance:
+less is in the cache."""
 
 PIECE = 1 << 21
 """Multiplications of a piece of a thread's part that others may take, about."""
@@ -491,6 +493,8 @@ class _Tile(Terms):
                     on_a = self.code.mul(packed if first is not None else k, steps_a[source])
                     on_b = self.code.mul(packed if self.packed else k, steps_b[source])
                     some = None if whole else (i, column, k)
+                    if following is not None:
+                        self._prefetch(self.code.address(following, self.code.mul(k, rows), self._of_a))
                     return along(axes[1:], self.code.add(at_a, on_a), self.code.add(at_b, on_b), acc, some)
 
                 if ask is not None and axes is self.inner:
@@ -499,7 +503,7 @@ class _Tile(Terms):
                     acc = self.code.loop(low, high, 1, acc, body, may_be_empty=self._may_be_none(axes[0]))
             return acc
 
-        ask = self._asker(i, column, vectors)
+        ask, following = self._asker(i, column, vectors), self._following(i, rows, first)
         widths = [self.lanes] * (vectors - 1) + [self._lanes_of_last(masks)]
         nothing = [Reg("zeroinitializer", dtype, width) for width in widths] * rows
         if not self.block:
@@ -532,8 +536,8 @@ class _Tile(Terms):
         rows: int,
         ask: Callable[[Reg], None],
     ) -> list[Reg]:
-        """A loop over k in so many parts as there are rows. Before each, the memory is asked for what the statements
-        will read in that row: all at once would fill the queue in which the product's own loads wait."""
+        """A loop over k in so many parts as there are rows. Before each, memory is asked for what that row will need in
+        the end: all at once would fill the queue in which the product's own loads wait."""
         c = self.code
         size = c.make(f"udiv i64 {c.add(self._since(high, low), integer(rows - 1)).text}, {rows}", INT)
 
@@ -544,27 +548,45 @@ class _Tile(Terms):
 
         return c.loop(integer(0), integer(rows), 1, acc, piece)
 
+    def _following(self, i: Reg, rows: int, first: Reg | None) -> str | None:
+        """Where the rows after a tile's begin, if memory is asked for them in advance, at the pace at which the tile's
+        own are used: that is where all rows are one piece of memory."""
+        strides, length = self.product.a.strides, self.inner[0].extent
+        plain = first is None and not self.block and len(self.inner) == len(self.rows) == 1
+        one_piece = plain and (strides[self.rows[0].source], strides[self.k]) == (length, 1)
+        if not one_piece or self.height * length * self._of_a.itemsize < FAR:
+            return None
+        return self._left_rows(self.code.add(i, integer(rows)), 1, None)[0][0][0]
+
     def _asker(self, i: Reg, column: Reg, vectors: int) -> Callable[[Reg], None] | None:
-        """What asks for what the statements read in a row of a tile, from memory that no product has passed through."""
+        """What asks for the sums so far of a row of a tile, and for what the statements read and write in it, from
+        memory that no product has passed through."""
         loads: list[Access] = [s.param for s in scalars(self.kernel) if s.kind == "load"]
-        rows = [a.source for a in self.rows]
-        asked = [a for a in loads if a.strides[self.column.source] == 1 and any(a.strides[r] for r in rows)]
-        size = prod(self.kernel.shape) * sum(self.kernel.slots[a.slot].itemsize for a in asked)
-        if size < FAR_AWAY or not self.long or self.product.bound is not None or self.tells:
+        every = [*((a, False) for a in loads), *((s.access, True) for s in self.statements)]
+        column_of, rows = self.column.source, [a.source for a in self.rows]
+        asked = [(a, w) for a, w in every if a.strides[column_of] == 1 and any(a.strides[r] for r in rows)]
+        size = prod(self.kernel.shape) * sum(self.kernel.slots[a.slot].itemsize for a, _ in asked)
+        asked = asked if size >= FAR_AWAY else []
+        if not (asked or self.block) or self.product.bound is not None or self.tells:
             return None
         c = self.code
 
         def ask(r: Reg) -> None:
-            for access in asked:
+            if self.block:
+                self._ask_for(self._sums(c.mul(c.add(i, r), vectors), vectors), vectors, self.product.dtype, True)
+            for access, written in asked:
                 index = {**self._batch_index(), **self._row_index(c.add(i, r)), self.column.source: column}
                 line = self._base(access.slot, access.strides, access.offset, index)
                 if self.part is not None:  # the sums may not be complete yet
                     last = c.compare("eq", self.part[1], integer(self.inner[0].extent))
                     line = c.make(f"select i1 {last.text}, ptr {line}, ptr %scratch", INT).text
-                for v in range(vectors):
-                    self._prefetch(c.address(line, integer(v * self.lanes), self.kernel.slots[access.slot]))
+                self._ask_for(line, vectors, self.kernel.slots[access.slot], written)
 
         return ask
+
+    def _ask_for(self, line: str, vectors: int, dtype: DType, written: bool) -> None:
+        for v in range(vectors):
+            self._prefetch(self.code.address(line, integer(v * self.lanes), dtype), written)
 
     def _multiply(
         self,
