@@ -27,10 +27,6 @@ from needle.compiler.sides import LEAST_ROWS, LEFT, LINE, PANELS, VECTORS, WIDES
 from needle.compiler.terms import At, Terms
 from needle.dtype import DType
 
-LOW = 8
-"""Rows of a tile of a triangle, at most, which is two vectors wide: its code is written for all terms and for
-some, and the smaller it is, the fewer terms on the diagonal are multiplied for nothing."""
-
 SHORT, LEAST, SLOWER = 1 << 28, 8, 1.1
 """A product of fewer multiplications may have smaller tiles than fit into the registers, of LEAST vectors or more, and
 so much slower, if its code is shorter then: it is compiled for longer than it runs."""
@@ -188,8 +184,10 @@ class _Tile(Terms):
 
     def _width_for(self, total: int) -> int:
         """The most vectors of a tile, of a product of so many."""
-        if self.product.bound is not None or self.machine.registers < 32:
+        if self.machine.registers < 32:
             return 2
+        if self.product.bound is not None:  # its code is long, as it is written for all terms and for some
+            return VECTORS
         if total <= WIDEST and (total <= VECTORS or multiplications(self.kernel) < LONGER):
             return WIDEST
         rows = self._rows_of_thread()
@@ -456,8 +454,6 @@ class _Tile(Terms):
     def _height_for(self, rows: int, vectors: int) -> int:
         """The most rows of a tile: if that costs little, so many that all tiles have equally many, with one code."""
         most = tile_rows(self.machine, vectors)
-        if self.product.bound is not None:
-            return min(most, LOW)
         if multiplications(self.kernel) >= SHORT:
             return most
         heights = (n for n in range(most, 0, -1) if rows % n == 0 and n * vectors >= LEAST)
