@@ -5,6 +5,7 @@ Invariant: whatever is in the folder, or keeps it from being written, a compiled
 Next: test_runtime.py.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 import needle as ndl
 from needle.cli import main
@@ -179,3 +182,46 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not list(folder.iterdir())
     assert main(["cache"]) == 0
     assert "0 files, 0.0 of at most 256 MiB" in capsys.readouterr().out
+
+
+def test_a_long_text_is_cut_into_modules_of_about_the_same_size() -> None:
+    """Each function is defined once, what is not of the text is declared in all, and who calls whom does not matter."""
+    text = "declare i64 @abs(i64)\n" + "".join(
+        f"define {'internal ' * (i > 0)}i64 @f{i}(i64 %x) nounwind {{\n"
+        f"  %y = call i64 @{f'f{i + 1}' if i < 9 else 'abs'}(i64 %x)\n" + "  ; far\n" * (100 * i) + "  ret i64 %y\n}\n"
+        for i in range(10)
+    )
+    parts = native.modules(text, 3)
+    for i in range(10):
+        assert sorted(f"@f{i}(i64 %x) nounwind {{" in part for part in parts) == [False, False, True]
+    assert all("declare i64 @abs(i64)\n" in part for part in parts)
+    assert max(map(len, parts)) < 1.3 * min(map(len, parts))
+    objects = [native.engine().compile(part) for part in parts]
+    library = native.engine().link(b"".join(objects), ["f0"])
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(library["f0"])(-5) == 5
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_modules_are_compiled_by_so_many_threads(monkeypatch: pytest.MonkeyPatch, threads: str) -> None:
+    cut, counts = native.modules, list[int]()
+
+    def modules(text: str, count: int) -> list[str]:
+        counts.append(count)
+        return cut(text, count)
+
+    def program(x: ndl.Tensor) -> tuple[ndl.Tensor, ndl.Tensor]:
+        return (x @ x.transpose()).sum(0), ndl.softmax(x)
+
+    monkeypatch.setenv("NEEDLE_THREADS", threads)
+    monkeypatch.setattr(native, "PART", 1)
+    monkeypatch.setattr(native, "modules", modules)
+    x = ndl.Tensor(np.arange(12.0).reshape(3, 4), requires_grad=False)
+    for found, wanted in zip(ndl.compile(program)(x), program(x), strict=True):
+        assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-6)
+    assert set(counts) == ({3} if threads == "3" else set())
+
+
+def test_a_text_that_is_wrong_is_an_error_in_any_thread() -> None:
+    wrong = "".join(f"define i64 @f{i}() {{\n  ret i64 %x\n}}\n" + "; far\n" * native.PART for i in range(2))
+    with pytest.raises(RuntimeError, match="%x"):
+        native.load(wrong, ["f0"])

@@ -49,11 +49,6 @@ threads may part by terms."""
 MUCH = 1 << 20
 """Bytes of a right side that threads share out rather than each pack all of it."""
 
-FEW_ROWS = 128
-"""Below so many rows, packing the right side anew for each member of a batch costs too much. Above, those of one member
-stay in the cache while all columns pass over them, which those of the whole batch would not."""
-
-
 MANY, MOST, MOST_PACKED = 16, 0.9, 0.75
 """Zeros around pictures are left out of a product where a place has MANY pictures, and no more than MOST terms stay; or
 MOST_PACKED of them, where the left side would otherwise be packed."""
@@ -64,7 +59,7 @@ class Sides:
     """The axes of a product, neighbours merged where every access allows it. None is empty but `batch`.
 
     Rows may be several axes: a tile's rows are then counted through all of them. A batch axis that the right side does
-    not have is one of rows, where these are few. Of several column axes all but the last count as batch.
+    not have is one of rows, but in triangles and chains. Of several column axes all but the last count as batch.
 
     Where zeros are left out, the axes of places come first among the rows, so that all rows of a tile have the same
     place, and leave out the same terms: `inside` says which.
@@ -93,9 +88,8 @@ def sides(kernel: Kernel) -> Sides:
         return sorted(part, key=lambda a: -abs(p.a.strides[a.source]))
 
     *outer, column = some(axes[p.batch + p.rows : rank], every)
-    few = prod(a.extent for a in axes[p.batch : p.batch + p.rows]) < FEW_ROWS and p.bound is None
-    few = few and not kernel.batches
-    shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or not few]
+    apart = p.bound is not None or kernel.batches > 0
+    shared = [a for a in axes[: p.batch] if p.b.strides[a.source] or apart]
     rows = by_step([a for a in axes[: p.batch + p.rows] if a not in shared])
     inner = by_step(axes[rank:])
     chained = [a for a in shared if a.source < kernel.batches]

@@ -475,7 +475,7 @@ class _Tile(Terms):
         self, i: Reg, rows: int, column: Reg, vectors: int, masks: list[Reg | None], first: Reg | None
     ) -> None:
         """Rows i and following; `first` is the row with which the packed part of the left side begins."""
-        dtype, (left, steps_a) = self.product.dtype, self._left_rows(i, rows, first)
+        left, steps_a = self._left_rows(i, rows, first)
         right, steps_b, load_masks = self._right_lines(column, vectors, masks)
 
         def along(axes: list[Axis], at_a: Reg, at_b: Reg, acc: list[Reg], some: At = None) -> list[Reg]:
@@ -501,27 +501,29 @@ class _Tile(Terms):
 
         ask, following = self._asker(i, column, vectors), self._following(i, rows, first)
         widths = [self.lanes] * (vectors - 1) + [self._lanes_of_last(masks)]
-        nothing = [Reg("zeroinitializer", dtype, width) for width in widths] * rows
-        if not self.block:
-            acc = nothing
-            acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
-            acc = [self.code.widened(one, self.lanes) for one in acc]
-            if self.tells:
-                self._tell(acc, i, column, vectors)
-            else:
-                self._epilogue(self._triangle(acc, i, column, vectors), i, rows, column, vectors, masks)
+        acc = [Reg("zeroinitializer", self.product.dtype, width) for width in widths] * rows
+        acc = along(self.inner, integer(0), integer(0), acc) if self.product.length else acc
+        if self.block:
+            acc = self._with_sums_so_far(acc, self.code.mul(i, vectors), vectors)
+            last = self.code.compare("eq", self._limits(self.inner[0])[1], integer(self.inner[0].extent))
+            self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
             return
-        sums = self._sums(self.code.mul(i, vectors), vectors)
-        places = [self.code.address(sums, integer(n * self.lanes), self.product.dtype) for n in range(rows * vectors)]
-        acc = along(self.inner, integer(0), integer(0), nothing)
-        begins = self.code.compare("eq", self._limits(self.inner[0])[0], integer(0))
-        zero = Reg("zeroinitializer", dtype, self.lanes)
-        before = [self.code.select(begins, zero, self.code.load(place, dtype, self.lanes)) for place in places]
-        acc = [self.code.binary("add", sofar, one) for sofar, one in zip(before, acc, strict=True)]
-        for one, place in zip(acc, places, strict=True):
-            self.code.store(one, place)
-        last = self.code.compare("eq", self._limits(self.inner[0])[1], integer(self.inner[0].extent))
-        self.code.branch(last, lambda: self._epilogue(acc, i, rows, column, vectors, masks))
+        acc = [self.code.widened(one, self.lanes) for one in acc]
+        if self.tells:
+            self._tell(acc, i, column, vectors)
+        else:
+            self._epilogue(self._triangle(acc, i, column, vectors), i, rows, column, vectors, masks)
+
+    def _with_sums_so_far(self, acc: list[Reg], vector: Reg, vectors: int) -> list[Reg]:
+        """What has been added up of a tile, in this block and all before, which is kept for the next one."""
+        c, dtype, sums = self.code, self.product.dtype, self._sums(vector, vectors)
+        begins = c.compare("eq", self._limits(self.inner[0])[0], integer(0))
+        zero, after = Reg("zeroinitializer", dtype, self.lanes), list[Reg]()
+        for n, one in enumerate(acc):
+            place = c.address(sums, integer(n * self.lanes), dtype)
+            after.append(c.binary("add", c.select(begins, zero, c.load(place, dtype, self.lanes)), one))
+            c.store(after[-1], place)
+        return after
 
     def _along(
         self,
