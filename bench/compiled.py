@@ -73,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--end-to-end", action="store_true", help="also train on MNIST for ten epochs")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds of each side and round (default 2)")
     parser.add_argument("--check", action="store_true", help="with --side: print what the steps compute, not times")
+    parser.add_argument("--turns", action="store_true", help="with --side: print a time for each line that comes in")
     parser.add_argument("--network", choices=NETWORKS, help="with --only first_call or memory: this one alone")
     options = parser.parse_args()
     if unknown := set((options.only or "mlp").split(",")) - set(PARTS):

@@ -2,8 +2,8 @@
 
 In: a script of this folder that, called with `--side NAME`, measures one side and prints one JSON object.
 Out: medians over rounds, ratios within each round, and the facts about the machine without which no number means much.
-Invariant: every side runs once per round, with the same number of threads, and the order of the sides rotates, so that
-a slow minute of a shared machine falls on all of them alike.
+Invariant: every side runs once per round, or in turns of a moment, with the same number of threads, and the order of
+the sides rotates, so that a slow minute of a shared machine falls on all of them alike.
 Next: train_step.py, the comparison that matters most.
 """
 
@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+READY = "ready"
 NO_TORCH = "torch is not installed: make bench installs it"
 NO_JAX = "jax is not installed: .venv/bin/pip install jax"
 NO_COMPILER = "torch.compile needs a C++ compiler: install g++, or name one in CXX"
@@ -96,11 +98,15 @@ def machine() -> Result:
 
 def run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
     """Run a command from the checkout with THREADS threads; return what it printed, or raise with its complaint."""
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(THREADS)) | (environment or {})
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=surroundings(environment), capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout
+
+
+def surroundings(environment: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment of a side: THREADS threads."""
+    return os.environ | dict.fromkeys(THREAD_VARIABLES, str(THREADS)) | (environment or {})
 
 
 def run_side(script: str, side: str, arguments: Sequence[str], environment: dict[str, str] | None = None) -> Result:
@@ -117,6 +123,59 @@ def in_turn(sides: Sequence[str], rounds: int, measure: Callable[[str, int], Res
         for side in (*sides[shift:], *sides[:shift]):
             print(f"round {number + 1}/{rounds}: {side}", file=sys.stderr)
             found[side].append(measure(side, number))
+    return found
+
+
+class Side:
+    """A side in a process of its own, which measures whenever it is its turn."""
+
+    def __init__(self, script: str, side: str, arguments: Sequence[str]) -> None:
+        self.command = [sys.executable, script, "--side", side, *arguments]
+        self.complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.complaint}
+        self.process = subprocess.Popen(self.command, cwd=ROOT, env=surroundings(), text=True, **pipes)
+
+    def answer(self) -> str:
+        """The next line that it prints."""
+        line = self.process.stdout.readline()
+        if not line:
+            self.complaint.seek(0)
+            status, said = self.process.wait(), self.complaint.read()[-2000:]
+            raise BenchError(f"{' '.join(self.command)} ended with status {status}:\n{said}")
+        return line.strip()
+
+    def turn(self) -> float:
+        """Let it measure."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.communicate()
+        self.complaint.close()
+
+
+def taking_turns(script: str, sides: Sequence[str], arguments: Sequence[str], seconds: float) -> dict[str, list[float]]:
+    """What each side measured in each of its turns. All are started and ready; then each measures for a moment, one
+    after the other, until all have had `seconds`: what a shared machine does for a second falls on all of them."""
+    started: dict[str, Side] = {}
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    try:
+        for side in sides:
+            print(f"start: {side}", file=sys.stderr)
+            started[side] = Side(script, side, arguments)
+            if (said := started[side].answer()) != READY:
+                raise BenchError(f"{side} was to say {READY!r}, and said {said!r}")
+        end = time.perf_counter() + seconds * len(sides)
+        while not found[sides[0]] or time.perf_counter() < end:
+            shift = len(found[sides[0]]) % len(sides)
+            for side in (*sides[shift:], *sides[:shift]):
+                found[side].append(started[side].turn())
+    finally:
+        for one in started.values():
+            one.close()
     return found
 
 

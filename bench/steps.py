@@ -7,8 +7,6 @@ Next: products.py.
 """
 
 import argparse
-import functools
-import itertools
 import statistics
 import sys
 import time
@@ -24,6 +22,7 @@ from workloads import DROPOUT, WORKLOADS, Probe, Step, Workload
 SIDES = ("needle", "torch", "torch_compile", "jax")
 LIMITS = "limits"
 TOLERANCE = 1e-3
+TURN = 0.1  # seconds
 CHECKED_STEPS = 5
 
 
@@ -55,20 +54,31 @@ def computed(side: str, name: str) -> list[float]:
     return [step() for _ in range(CHECKED_STEPS)] + probe()
 
 
+def median_ms(step: Step, seconds: float) -> float:
+    """Of the calls in so many seconds, and of one at least."""
+    end = time.perf_counter() + seconds
+    found = [timed(step)]
+    while time.perf_counter() < end:
+        found.append(timed(step))
+    return statistics.median(found)
+
+
 def measure(options: argparse.Namespace) -> harness.Result:
-    """One side in this process: its median time, or with `--check` what it computes in each workload."""
+    """One side in this process: its median time, or with `--check` what it computes in each workload. With `--turns` it
+    prints the time of a turn whenever it is told to."""
     if options.side == LIMITS:
         return limits.measure()
     if options.check:
         return {name: computed(options.side, name) for name in options.only.split(",")}
     step, _ = build(options.side, options.only)
-    end = time.perf_counter() + 0.2 * options.seconds
     timed(step)
-    while time.perf_counter() < end:
-        timed(step)
-    end = time.perf_counter() + options.seconds
-    found = list(itertools.takewhile(lambda _: time.perf_counter() < end, (timed(step) for _ in itertools.count())))
-    return {"ms": statistics.median(found or [timed(step)]), "steps": len(found)}
+    median_ms(step, 0.2 * options.seconds)
+    if options.turns:
+        print(harness.READY, flush=True)
+        for _ in sys.stdin:
+            timed(step)  # the caches hold what the others used
+            print(median_ms(step, TURN), flush=True)
+    return {"ms": median_ms(step, options.seconds)}
 
 
 def disagreement(names: list[str], sides: list[str]) -> dict[str, dict[str, float]]:
@@ -99,7 +109,7 @@ def distance(work: Workload, ms: dict[str, list[float]], found: dict[str, list[h
 
 
 def claims(name: str, ms: dict[str, list[float]], apart: dict[str, float], share: float) -> list[harness.Result]:
-    """What the numbers of a workload say about its claims."""
+    """What the times of all turns say about a workload's claims."""
     work, found = WORKLOADS[name], list[harness.Result]()
     peers = [side for side in work.peers if side in ms]
     if apart:
@@ -114,21 +124,28 @@ def claims(name: str, ms: dict[str, list[float]], apart: dict[str, float], share
 
 
 def compare(name: str, options: argparse.Namespace) -> harness.Result:
-    """All sides in turn."""
+    """All sides in turns."""
     sides = chosen(SIDES, options)
     apart = disagreement([name], sides)[name]
-    arguments = ["--only", name, "--seconds", str(options.seconds)]
-    run = functools.partial(harness.run_side, harness.COMPILED, arguments=arguments)
-    found = harness.in_turn([*sides, LIMITS], options.rounds, lambda side, _: run(side))
-    ms = harness.rows({side: found[side] for side in sides}, "ms")
-    limit = distance(WORKLOADS[name], ms, {LIMITS: found[LIMITS]})
+    arguments = ["--only", name, "--seconds", str(options.seconds), "--turns"]
+    rounds, of_limits = list[dict[str, list[float]]](), list[harness.Result]()
+    for number in range(options.rounds):
+        print(f"round {number + 1}/{options.rounds}", file=sys.stderr)
+        rounds.append(harness.taking_turns(harness.COMPILED, sides, arguments, options.seconds))
+        of_limits.append(harness.run_side(harness.COMPILED, LIMITS, ["--only", name]))
+    ms = {side: [statistics.median(turns[side]) for turns in rounds] for side in sides}
+    peers = [side for side in sides if side != "needle"]
+    ratios = {side: [statistics.median(harness.ratios(turns, "needle", side)) for turns in rounds] for side in peers}
+    limit = distance(WORKLOADS[name], ms, {LIMITS: of_limits})
+    every = {side: [value for turns in rounds for value in turns[side]] for side in sides}
     return {
         "workload": WORKLOADS[name].title,
         "ms": harness.medians(ms),
         "ms_per_round": {side: [round(value, 4) for value in row] for side, row in ms.items()},
-        "ratio_per_round": {f"needle/{side}": harness.ratios(ms, "needle", side) for side in sides if side != "needle"},
+        "ratio_per_round": {f"needle/{side}": [round(value, 3) for value in row] for side, row in ratios.items()},
+        "turns": len(every["needle"]),
         "physical_limit": limit,
         "differs_from_needle_by": apart,
         "dropout": DROPOUT if name.startswith("mlp") else None,
-        "claims": claims(name, ms, apart, limit["share_of_limit"]["needle"]),
+        "claims": claims(name, every, apart, limit["share_of_limit"]["needle"]),
     }

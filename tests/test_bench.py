@@ -45,6 +45,26 @@ def test_a_side_that_fails_says_why():
         harness.run([sys.executable, "-c", "import sys; print('what went wrong', file=sys.stderr); sys.exit(3)"])
 
 
+def test_sides_take_turns_until_each_had_its_time(tmp_path):
+    """Each turn is answered by the side whose turn it is; one that fails says why; none is left running."""
+    script = tmp_path / "side.py"
+    script.write_text(
+        "import sys, time\n"
+        "name = sys.argv[sys.argv.index('--side') + 1]\n"
+        "print('ready', flush=True)\n"
+        "for number, _ in enumerate(sys.stdin):\n"
+        "    time.sleep(0.02)\n"
+        "    assert name != 'bad' or number < 2, 'too tired'\n"
+        "    print(len(name) + number / 100, flush=True)\n"
+    )
+    found = harness.taking_turns(str(script), ["a", "bcd"], [], 0.2)
+    assert 3 <= len(found["a"]) == len(found["bcd"]) <= 11
+    assert found["a"] == [1 + number / 100 for number in range(len(found["a"]))]
+    assert found["bcd"] == [3 + number / 100 for number in range(len(found["a"]))]
+    with pytest.raises(harness.BenchError, match=r"status 1(.|\n)*too tired"):
+        harness.taking_turns(str(script), ["a", "bad"], [], 5)
+
+
 def test_all_sides_get_the_same_number_of_threads():
     program = f"import os; print([os.environ[name] for name in {harness.THREAD_VARIABLES!r}])"
     assert harness.run([sys.executable, "-c", program]).strip() == str(["2"] * len(harness.THREAD_VARIABLES))
