@@ -182,17 +182,28 @@ def test_sides_that_crowd_are_packed(rows: int, length: int, columns: int, packe
 def test_a_block_of_a_sum_may_lie_among_the_zeros() -> None:
     """At an end of a line, all of a block's taps read zeros, while memory is asked for what is added to the sums."""
     source = np.random.default_rng(0)
-    shapes = (16, 30, 64), (65, 64, 512), (16, 30, 512)
+    shapes = (16, 30, 64), (33, 64, 512), (16, 30, 512)
     arrays = [source.standard_normal(shape).astype("float32") for shape in shapes]
-    step = ndl.compile(lambda x, weight, more: ndl.conv(x, weight, 1, 32) + more)
+    step = ndl.compile(lambda x, weight, more: ndl.conv(x, weight, 1, 16) + more)
     found = step(*(ndl.Tensor(a, requires_grad=False) for a in arrays)).numpy()
     (kernel,) = [low.kernel for low in step.last.program.kernels if low.kernel.product]
     of = sides(kernel)
     assert (len(of.inside), packing(kernel, of).block > 0) == (1, True)
     x, weight, more = arrays
-    padded = np.pad(x, ((0, 0), (32, 32), (0, 0)))
-    wanted = sum((padded[:, k : k + 30] @ weight[k] for k in range(65)), more.astype("float64"))
-    assert_close(found, wanted, 65 * 64)
+    padded = np.pad(x, ((0, 0), (16, 16), (0, 0)))
+    wanted = sum((padded[:, k : k + 30] @ weight[k] for k in range(33)), more.astype("float64"))
+    assert_close(found, wanted, 33 * 64)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("length", [2 * BLOCK_OF_BOTH - 1, 2 * BLOCK, 4 * BLOCK, 100_000])
+def test_long_sums_of_equal_numbers_keep_their_digits(length: int, layout: str) -> None:
+    """Each addition rounds the same way: only blocks help."""
+    a, b = operands(64, length, 40, layout, "float32")
+    a.fill(0.1)
+    b.fill(1)
+    found = ndl.compile(lambda a, b: product(a, b, layout))(ndl.Tensor(a), ndl.Tensor(b)).numpy()
+    np.testing.assert_allclose(found, float(a.flat[0]) * length, rtol=1.2e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
