@@ -39,7 +39,8 @@ def needle_run(epochs: int, ndl: Any, data: list[Any]) -> list[float]:
     model = import_module("needle.models").MLPResNet(784)
     optimizer = ndl.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     fit = import_module("needle.train").fit
-    history = fit(model, optimizer, ndl.nn.SoftmaxLoss(), *data, epochs=epochs, compiled=True)
+    train, test = data
+    history = fit(model, train, optimizer, ndl.nn.SoftmaxLoss(), epochs=epochs, test_loader=test)
     return [round(1 - epoch.test_error, 4) for epoch in history]
 
 

@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 
+import end_to_end
 import generate
 import harness
+import needle as ndl
 import networks
 import products
 import steps
@@ -89,6 +91,16 @@ def test_import_time_reports_its_claim():
 
 
 # ------------------------------------------------------------------------------------------------- compiled functions
+
+
+def test_both_sides_of_a_whole_run_train():
+    source = np.random.default_rng(0)
+    labels = source.integers(0, 10, 400)
+    images = np.eye(784, dtype="float32")[labels] + 0.1 * source.random((400, 784), dtype="float32")
+    data = [ndl.data.DataLoader(ndl.data.NDArrayDataset(images, labels), batch_size=20) for _ in range(2)]
+    for right in (end_to_end.needle_run(4, ndl, data), end_to_end.torch_run(4, data)):
+        assert len(right) == 4
+        assert right[-1] > 0.9
 
 
 def test_the_best_peer_of_each_round_counts():
