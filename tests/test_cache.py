@@ -225,3 +225,10 @@ def test_a_text_that_is_wrong_is_an_error_in_any_thread() -> None:
     wrong = "".join(f"define i64 @f{i}() {{\n  ret i64 %x\n}}\n" + "; far\n" * native.PART for i in range(2))
     with pytest.raises(RuntimeError, match="%x"):
         native.load(wrong, ["f0"])
+
+
+def test_a_program_that_ends_still_compiles(folder: Path) -> None:
+    late = "import atexit\nfrom needle.runtime import native\nnative.PART = 1\n@atexit.register\ndef late():\n"
+    assert (
+        output(start(late + "    " + PROGRAM.strip().replace("\n", "\n    "), NEEDLE_THREADS="2")) == f"{RESULT} False"
+    )

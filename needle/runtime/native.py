@@ -74,9 +74,9 @@ class _Engine:
     def _object(self, text: str) -> bytes:
         module = self.llvm.parse_assembly(text, context=self.llvm.create_context())
         module.verify()
-        lib = self.llvm.ffi.lib
+        lib, machine = self.llvm.ffi.lib, self._machine()  # named: what ends within the call would swallow a Ctrl-C
         with self.llvm.ffi.OutputString() as error:
-            buffer = self._emit(self._machine(), module, 1, error)
+            buffer = self._emit(machine, module, 1, error)
             if not buffer:
                 raise RuntimeError(f"LLVM: {error}")
         try:
@@ -86,7 +86,8 @@ class _Engine:
 
     def compile(self, text: str) -> bytes:
         """Object files, each behind its length, of as many modules as there are threads to make them."""
-        count = min(thread_count(), len(text) // PART)
+        ending = not threading.main_thread().is_alive()  # Python starts no pool any more
+        count = 1 if ending else min(thread_count(), len(text) // PART)
         if count <= 1:
             return _packed([self._object(text)])
         with ThreadPoolExecutor(count) as pool:
