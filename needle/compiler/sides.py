@@ -42,9 +42,9 @@ STAYS, TOGETHER = 1 << 20, 1 << 19
 panels, which are packed together, of up to TOGETHER bytes."""
 
 BLOCK, BLOCK_OF_BOTH = LONGEST // 2, 384
-"""A packed product over more than twice so many k is made in blocks of about so many: what is packed, which is more
-where both sides are, stays in the cache while all rows pass over it, and the sums so far wait in memory. Longer blocks
-are 3 % faster, but long float32 sums lose digits. Shorter sums threads may part by terms."""
+"""A product of a packed right side, or of two packed sides, over twice so many k is made in blocks of about so many:
+what is packed stays in the cache while all rows pass over it, and the sums so far wait in memory. Longer blocks are 3 %
+faster, but long float32 sums lose digits. Sums of up to LONGEST k threads may part by terms instead."""
 
 MUCH = 1 << 20
 """Bytes of a right side that threads share out rather than each pack all of it."""
