@@ -199,7 +199,7 @@ def test_a_block_of_a_sum_may_lie_among_the_zeros() -> None:
 @pytest.mark.parametrize("length", [2 * BLOCK_OF_BOTH - 1, 2 * BLOCK, 4 * BLOCK, 100_000])
 def test_long_sums_of_equal_numbers_keep_their_digits(length: int, layout: str) -> None:
     """Each addition rounds the same way: only blocks help."""
-    a, b = operands(64, length, 40, layout, "float32")
+    a, b = operands(256, length, 40, layout, "float32")
     a.fill(0.1)
     b.fill(1)
     found = ndl.compile(lambda a, b: product(a, b, layout))(ndl.Tensor(a), ndl.Tensor(b)).numpy()

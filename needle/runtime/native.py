@@ -89,14 +89,14 @@ class _Engine:
         ending = not threading.main_thread().is_alive()  # Python starts no pool any more
         count = 1 if ending else min(thread_count(), len(text) // PART)
         if count <= 1:
-            return _packed([self._object(text)])
+            return _joined([self._object(text)])
         with ThreadPoolExecutor(count) as pool:
-            return _packed(list(pool.map(self._object, modules(text, count))))
+            return _joined(list(pool.map(self._object, modules(text, count))))
 
     def link(self, image: bytes, names: list[str]) -> Any:
         """Load object files into this process."""
         builder = self.llvm.JITLibraryBuilder().add_current_process()
-        for one in _unpacked(image):
+        for one in _separated(image):
             builder.add_object_img(one)
         for name in names:
             builder.export_symbol(name)
@@ -125,11 +125,11 @@ def modules(text: str, count: int) -> list[str]:
     ]
 
 
-def _packed(objects: list[bytes]) -> bytes:
+def _joined(objects: list[bytes]) -> bytes:
     return b"".join(len(one).to_bytes(8, "little") + one for one in objects)
 
 
-def _unpacked(image: bytes) -> list[bytes]:
+def _separated(image: bytes) -> list[bytes]:
     found: list[bytes] = []
     while image:
         stop = 8 + int.from_bytes(image[:8], "little")
